@@ -1,0 +1,3 @@
+"""Hands lorabuild's tasks to doit."""
+
+from lorabuild.graph import DOIT_CONFIG, task_lorabuild  # noqa: F401

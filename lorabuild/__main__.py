@@ -1,0 +1,5 @@
+"""`python -m lorabuild` is the command `lorabuild`."""
+
+from lorabuild.cli import main
+
+main()

@@ -1,0 +1,316 @@
+"""Decide whether a job is fresh, and make it so: restore what was built once, build what was not, publish the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import InputChanged, JobError, UserError
+from lorabuild.inputs import Resolved, Resolver, components, key_of
+from lorabuild.pool import Pool
+from lorabuild.progress import Face
+from lorabuild.publish import Publication, Publisher, publications
+from lorabuild.reasons import differences
+from lorabuild.runlog import RunLog
+from lorabuild.stage import Job, Stage
+from lorabuild.state import State
+from lorabuild.store import Output, Record, Store, empty_folder
+
+RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a look at a job found. Nothing in `missing` and nothing in `unpublished`: fresh."""
+
+    job: Job
+    key: str
+    inputs: Mapping[str, Resolved]
+    components: Mapping[str, Any]
+    outputs: Mapping[str, Output]
+    missing: Sequence[str]  # why it must be built, if it must
+    unpublished: Sequence[tuple[Publication, str]]  # files to write, with the reason of each
+
+
+@dataclass
+class Engine:
+    """One run over one repository. `fresh` and `realise` ask the same question, so they cannot disagree."""
+
+    root: Path
+    stages: Mapping[str, Stage]
+    jobs: Mapping[str, Job]
+    projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
+    store: Store
+    state: State
+    publisher: Publisher
+    pool: Pool
+    log: RunLog
+    face: Face
+    anew: frozenset[str] = frozenset()
+    assessed: dict[str, Assessment] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    failures: dict[str, str] = field(default_factory=dict)
+    _built: set[str] = field(default_factory=set)
+    _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    # the two questions that doit asks
+
+    def fresh(self, name: str) -> bool:
+        """Is the job built, whole and published? An error is not raised here: `realise` meets it again and tells."""
+        if name in self.anew:
+            return False
+        try:
+            found = self.assess(name)
+        except UserError:
+            return False
+        if found.missing or found.unpublished:
+            return False
+        self._remember(found)
+        self.counts["fresh"] += 1
+        return True
+
+    def realise(self, name: str) -> None:
+        """Build, restore or publish the job, and log what was done. Raises UserError in one line."""
+        start = time.monotonic()
+        try:
+            event, why, notes = self._realise(name)
+        except UserError as error:
+            self._failed(name, "; ".join(map(str, error.problems)), time.monotonic() - start)
+            raise
+        seconds = time.monotonic() - start
+        self.counts[event] += 1
+        self.log.write(name, event, seconds, why, **notes)
+        self.face.finished(name, event, seconds, why)
+
+    # assessment
+
+    def assess(self, name: str) -> Assessment:
+        """Look at a job whose inputs are built: its key, what the store holds of it, what stands in build/."""
+        job = self.jobs[name]
+        stage = self.stages[job.stage]
+        inputs = Resolver(self.state, self._artifact, self._component).resolve(job)
+        key = key_of(stage.name, stage.version, job.params, inputs)
+        outputs, missing = self._stored(job, key)
+        found = Assessment(job, key, inputs, components(stage.version, job.params, inputs), outputs, missing, [])
+        self.assessed[name] = found
+        if not missing:
+            found = Assessment(**{**found.__dict__, "unpublished": self._unpublished(found)})
+            self.assessed[name] = found
+        return found
+
+    def _stored(self, job: Job, key: str) -> tuple[dict[str, Output], list[str]]:
+        """The outputs that the store holds whole, and why others are missing. A damaged blob is dropped."""
+        outputs, missing = {}, []
+        for record_key in [key, *(f"{key}/{role}" for role in job.snapshots)]:
+            record = self.store.record(record_key)
+            if record is None:
+                missing.append("never built" if record_key == key else f"{record_key.partition('/')[2]}: never built")
+                continue
+            for role, output in record.outputs.items():
+                if self._whole(output):
+                    outputs[role] = output
+                else:
+                    missing.append(f"{role}: blob damaged or gone")
+        return outputs, missing
+
+    def _whole(self, output: Output) -> bool:
+        path = self.store.blob(output.digest)
+        try:
+            if self.state.digest(path) == output.digest:
+                return True
+        except OSError:
+            return False
+        self.store.drop(output.digest)
+        return False
+
+    def _unpublished(self, found: Assessment) -> list[tuple[Publication, str]]:
+        stale = []
+        for publication in self._publications(found):
+            if why := self.publisher.stale(publication):
+                stale.append((publication, why))
+        return stale
+
+    def _publications(self, found: Assessment) -> list[Publication]:
+        return self._shown(found, found.outputs)
+
+    def _shown(self, found: Assessment, outputs: Mapping[str, Output]) -> list[Publication]:
+        project = self.projects.get(found.job.target.partition("@")[0], {})
+        return publications(self.root, found.job, outputs, self._lineage(found.job.name), project)
+
+    def _lineage(self, name: str) -> dict[str, Assessment]:
+        """The job and its ancestors by name: what an artifact's header tells of. All were assessed before it."""
+        lineage = {name: self.assessed[name]}
+        for item in self.jobs[name].inputs.values():
+            if (parent := getattr(item, "job", None)) is not None:
+                lineage |= self._lineage(parent)
+        return lineage
+
+    def _artifact(self, job: str, role: str) -> tuple[str, Path]:
+        output = self._outputs_of(job).get(role)
+        if output is None:
+            raise JobError(f"{job} has no output {role}")
+        return output.digest, self.store.blob(output.digest)
+
+    def _component(self, base: str, name: str) -> tuple[str, Path]:
+        listing = self._outputs_of(f"base:{base}")["components.json"]
+        digests = json.loads(self.store.blob(listing.digest).read_bytes())
+        return digests[name], base_folder(self.root, base)
+
+    def _outputs_of(self, name: str) -> Mapping[str, Output]:
+        if name not in self.assessed:
+            self.assess(name)
+        found = self.assessed[name]
+        if found.missing:
+            raise JobError(f"{name} is not built")
+        return found.outputs
+
+    # realisation
+
+    def _realise(self, name: str) -> tuple[str, list[str], dict[str, Any]]:
+        for _ in range(RETRIES):
+            found = self.assess(name)
+            with self._lock_of(found.key):
+                found = self.assess(name)  # another job with this key may have built it while we waited
+                why, notes = self._why(found), {}
+                must_build = found.missing or (name in self.anew and found.key not in self._built)
+                if must_build:
+                    try:
+                        notes = self._build(found)
+                    except InputChanged as change:
+                        changed = change
+                        continue
+                    found = self.assess(name)
+                    if found.missing:
+                        raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
+            headers_only = bool(found.unpublished) and all(why == "header" for _, why in found.unpublished)
+            for publication, _ in found.unpublished:
+                self.publisher.publish(publication)
+            self.publisher.retract(name, self._publications(found))
+            self.assess(name)
+            self._remember(found)
+            event = "built" if must_build else "published" if headers_only else "restored"
+            return event, why, notes
+        raise JobError(f"{changed.path} changes again and again while it is read")
+
+    def _build(self, found: Assessment) -> dict[str, Any]:
+        """Run the job in a worker and put what it made into the store; the record comes last."""
+        job, key = found.job, found.key
+        stage = self.stages[job.stage]
+        folder = self.root / ".lorabuild" / "scratch" / key
+        if job.name in self.anew:
+            empty_folder(folder)
+        start = time.monotonic()
+        outputs: dict[str, Output] = {}
+        made_with: dict[str, str] = {}
+
+        def saved(role: str, output: Output) -> None:
+            blob = self.store.blob(output.digest)
+            self.state.remember(blob, output.digest, ours=True)
+            if role not in job.snapshots:
+                outputs[role] = output
+                return
+            if job.name in self.anew or self.store.record(f"{key}/{role}") is None:
+                self.store.put_record(f"{key}/{role}", record({role: output}))
+            self._publish_early(found, role, output)
+
+        def record(outputs: Mapping[str, Output], pieces: Sequence[str] = ()) -> Record:
+            digests = {role: one.digest for role, one in found.inputs.items()}
+            seconds = round(time.monotonic() - start, 3)
+            return Record(stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with)
+
+        self.face.started(job.name, self._why(found))
+        result = self.pool.run(
+            self._spec(found, folder),
+            saved=saved,
+            progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
+            warn=lambda text: self.face.warn(f"{job.name}: {text}"),
+        )
+        made_with.update(result["made_with"])
+        if found.missing or job.name in self.anew:
+            whole = self.store.record(key)
+            keep = whole is not None and job.name not in self.anew and all(map(self._whole, whole.outputs.values()))
+            if not keep:  # an existing record is kept: other bytes under its key would only disturb who holds them
+                self.store.put_record(key, record(outputs, result["pieces"]))
+        self._built.add(key)
+        shutil.rmtree(folder, ignore_errors=True)
+        return result["notes"]
+
+    def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
+        """All that a worker is told: plain data."""
+        job = found.job
+        run = self.stages[job.stage].run
+        return {
+            "name": job.name,
+            "run": f"{run.__module__}:{run.__name__}",
+            "params": job.params,
+            "options": {**job.options, "have_steps": [role for role in job.snapshots if role in found.outputs]},
+            "outputs": list(job.outputs),
+            "snapshots": list(job.snapshots),
+            "inputs": {
+                role: {
+                    "digest": one.digest,
+                    "path": str(one.path) if one.path else None,
+                    "images": [{k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images],
+                }
+                for role, one in found.inputs.items()
+            },
+            "store": str(self.store.root),
+            "folder": str(folder),
+            "anew": job.name in self.anew,
+        }
+
+    def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
+        """A snapshot stands in build/ while its training goes on."""
+        for publication in self._shown(found, {role: output}):
+            if self.publisher.stale(publication):
+                self.publisher.publish(publication)
+
+    def _why(self, found: Assessment) -> list[str]:
+        """The causes: a changed value if there is one, else what is missing or not as it was left."""
+        last = self.state.last(found.job.name)
+        if found.job.name in self.anew:
+            return ["asked for anew"]
+        if last is not None and last[0] != found.key and (lines := differences(json.loads(last[1]), found.components)):
+            return lines
+        if found.missing:
+            return list(dict.fromkeys(found.missing)) if last else ["never built"]
+        return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]
+
+    def _remember(self, found: Assessment) -> None:
+        last = self.state.last(found.job.name)
+        if last is None or last[0] != found.key:
+            self.state.set_last(found.job.name, found.key, json.dumps(found.components))
+
+    def _failed(self, name: str, message: str, seconds: float) -> None:
+        self.counts["failed"] += 1
+        self.failures[name] = message
+        self.log.write(name, "failed", seconds, [message])
+        self.face.failed(name, message)
+
+    def _lock_of(self, key: str) -> threading.Lock:
+        with self._mutex:
+            return self._keys[key]
+
+    # what the other verbs need
+
+    def forget(self, name: str) -> bool:
+        """Drop the record of the job's present key, so that it is built again. True if there was one."""
+        return self.store.drop_record(self.assess(name).key)
+
+    def seconds_by_record(self, names: Sequence[str]) -> float:
+        """How long these jobs took when they were built: an estimate for building them anew."""
+        records = (self.store.record(self.state.last(name)[0]) for name in names if self.state.last(name))
+        return sum(record.seconds for record in records if record)
+
+
+def base_folder(root: Path, base: str) -> Path:
+    """Where the files of a base stand as a diffusers folder."""
+    return root / ".lorabuild" / "base" / base

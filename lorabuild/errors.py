@@ -1,0 +1,63 @@
+"""What a user can do wrong, said in one line: where, what, and a near miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One finding: `file:line: message`. `file` is relative to the repository; `line` counts from 1, 0 if unknown."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.message}" if where else self.message
+
+
+class UserError(Exception):
+    """A mistake of the user's: printed as lines, never as a traceback; `exit_code` ends the command."""
+
+    exit_code = 1
+
+    def __init__(self, *problems: Problem | str):
+        self.problems = [p if isinstance(p, Problem) else Problem("", 0, p) for p in problems]
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ConfigError(UserError):
+    """A TOML file is wrong. Holds all problems of all files at once."""
+
+    exit_code = 3
+
+
+class UsageError(UserError):
+    """The command line is wrong: an unknown target, a missing argument."""
+
+    exit_code = 2
+
+
+class JobError(UserError):
+    """A job cannot be done with the inputs that it has: a truncated image, nothing left after a chop."""
+
+    exit_code = 1
+
+
+class InputChanged(Exception):
+    """A user's file is not what it was when the job's key was made: the job is keyed and run once more."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        super().__init__(f"{path} changed while it was being read")
+
+
+def near_miss(word: str, candidates: Iterable[str]) -> str:
+    """` (did you mean "x"?)` where a candidate is close to `word`, else an empty string."""
+    close = get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""

@@ -1,0 +1,265 @@
+"""Hand our jobs to doit, which orders and selects them; the only module that imports doit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from doit.cmd_base import ModuleTaskLoader
+from doit.cmd_clean import Clean as DoitClean
+from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_list import List as DoitList
+from doit.cmd_run import Run as DoitRun
+from doit.cmdparse import CmdParseError
+from doit.dependency import Dependency, JSONCodec, MD5Checker
+from doit.doit_cmd import DoitMain
+from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
+from doit.reporter import ZeroReporter
+
+from lorabuild.engine import Engine
+from lorabuild.errors import UsageError, UserError, near_miss
+from lorabuild.progress import summary
+from lorabuild.session import dependencies, opened, targets
+from lorabuild.stages import STAGES
+
+
+class Memory:
+    """doit's database, in memory: staleness is ours, and nothing of doit's is left in the repository."""
+
+    def __init__(self, name: str, codec: Any):
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def set(self, task: str, key: str, value: Any) -> None:
+        self.rows.setdefault(task, {})[key] = value
+
+    def get(self, task: str, key: str) -> Any:
+        return self.rows.get(task, {}).get(key)
+
+    def in_(self, task: str) -> bool:
+        return task in self.rows
+
+    def remove(self, task: str) -> None:
+        self.rows.pop(task, None)
+
+    def remove_all(self) -> None:
+        self.rows.clear()
+
+    def dump(self) -> None:
+        pass
+
+
+class Reporter(ZeroReporter):
+    """The engine's face has told all there is to tell of jobs; what is left here are faults of our own."""
+
+    desc = "only what the build itself does not report"
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        if not isinstance(fail, TaskFailed | UnmetDependency):
+            sys.stderr.write(f"{task.name}: a fault in lorabuild, please report it\n{fail.get_msg()}\n")
+
+
+DOIT_CONFIG = {"reporter": Reporter, "verbosity": 2, "par_type": "thread"}
+
+
+# tasks
+
+_open = ExitStack()  # what the running command holds
+_engine: Engine | None = None
+_building = False
+
+
+def engine() -> Engine:
+    """The engine of the running command, opened when doit first asks for tasks."""
+    global _engine
+    if _engine is None:
+        _engine = _open.enter_context(opened(Path.cwd(), _building))
+    return _engine
+
+
+def task_lorabuild() -> Iterator[dict[str, Any]]:
+    """Every job as a task `stage:target`, every stage and every project as a group."""
+    current = engine()
+    for stage in STAGES.values():
+        yield {"basename": stage.name, "name": None, "doc": _summary(stage.run)}
+    for name, job in current.jobs.items():
+        yield {
+            "basename": job.stage,
+            "name": job.target,
+            "uptodate": [_Fresh(name)],
+            "actions": [(_realise, [name])],
+            "task_dep": dependencies(job),
+            "clean": [(_clean, [name])],
+            "io": {"capture": False},
+        }
+    for project in current.projects:
+        yield {"basename": project, "actions": None, "task_dep": targets(current.jobs)[project], "doc": f"all of {project}"}
+
+
+class _Fresh:
+    """doit calls it when all that the job needs is done. A class: doit takes a plain function's arguments as options."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, task: Any, values: Any) -> bool:
+        return engine().fresh(self.name)
+
+
+def _realise(name: str) -> Any:
+    try:
+        engine().realise(name)
+    except UserError as error:
+        return TaskFailed(str(error), report=False)
+    return True
+
+
+def _clean(name: str, dryrun: bool) -> None:
+    """Remove what the job published into build/; the store keeps it, so that a build restores it."""
+    current = engine()
+    for path in current.state.published_by(name):
+        if path.is_relative_to(current.root / "build") and path.exists():
+            print(f"{'would remove' if dryrun else 'removed'} {path.relative_to(current.root)}")
+            if not dryrun:
+                path.unlink()
+
+
+def _summary(function: Any) -> str:
+    return (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+# commands
+
+
+class _Command:
+    """What our commands share: errors in one line, exit codes, doit's database in memory."""
+
+    writes = False
+
+    def parse_execute(self, args: list[str]) -> int:
+        global _building, _engine
+        _building = self.writes
+        try:
+            return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
+        except UserError as error:
+            _complain(map(str, error.problems))
+            return error.exit_code
+        except (CmdParseError, InvalidCommand) as error:
+            _complain([str(error)])
+            return UsageError.exit_code
+        except KeyboardInterrupt:
+            _complain(["interrupted: what was finished is kept, a training goes on from its last state"])
+            return 130
+        finally:
+            _engine = None
+            _open.close()
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        self.dep_manager = Dependency(Memory, "", checker_cls=MD5Checker, codec_cls=JSONCodec)
+        return super().execute(params, args)  # type: ignore[misc]
+
+    @staticmethod
+    def jobs_of(names: Sequence[str]) -> list[str]:
+        """The jobs that `names` stand for; all if there are none. Raises UsageError with a near miss."""
+        known = targets(engine().jobs)
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{name}: no such target{near_miss(name, known)}; `doit list --all` shows them")
+        return list(dict.fromkeys(job for name in names for job in known[name])) or list(engine().jobs)
+
+
+class Run(_Command, DoitRun):
+    """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`."""
+
+    writes = True
+
+    def _execute(  # type: ignore[override]  # doit passes what the signature names
+        self,
+        outfile: Any,
+        verbosity: int | None = None,
+        always: bool = False,
+        continue_: bool = False,
+        num_process: int = 0,
+        single: bool = False,
+        pdb: bool = False,
+        pos_args: Sequence[str] = (),
+    ) -> int:
+        current = engine()
+        wanted = self.jobs_of(pos_args)
+        if not current.projects:
+            print("no projects/**/lora.toml here: nothing to build")
+        if always:
+            current.anew = frozenset(wanted)
+            self._announce(current, wanted)
+        start = time.monotonic()
+        code = super()._execute(
+            outfile, verbosity, False, continue_, Reporter, num_process, "thread", single=single, pdb=pdb
+        )
+        current.face.close()
+        print(summary(current.counts, time.monotonic() - start))
+        for name, message in sorted(current.failures.items()) if len(current.failures) > 1 else ():
+            print(f"failed: {name}: {message}")
+        return 1 if code else 0
+
+    @staticmethod
+    def _announce(current: Engine, wanted: Sequence[str]) -> None:
+        seconds = current.seconds_by_record(wanted)
+        print(f"building {len(wanted)} jobs anew: about {seconds:.0f} s by their last builds")
+
+
+class Clean(_Command, DoitClean):
+    """`doit clean [TARGET]`: removes named files in build/, never the store."""
+
+    writes = True
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        return super().execute(params, args)
+
+    def _execute(self, dryrun: bool, cleandep: bool, cleanall: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
+        for name in self.jobs_of(pos_args):
+            _clean(name, dryrun)
+
+
+class Forget(_Command, DoitForget):
+    """`doit forget TARGET`: drops the record of what was built, so that it is built again."""
+
+    writes = True
+
+    def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
+        if not pos_args and not forget_all:
+            raise UsageError("forget: name a target, or --all: what is forgotten is built again, trainings too")
+        for name in self.jobs_of(pos_args):
+            try:
+                forgotten = engine().forget(name)
+            except UserError:
+                forgotten = False  # its inputs are not there: nothing can stand under its present key
+            if forgotten:
+                print(f"forgot {name}")
+
+
+class List(_Command, DoitList):
+    """`doit list [--all]`: the stages and projects, or every job."""
+
+
+COMMANDS = {"run": Run, "clean": Clean, "forget": Forget, "list": List}
+
+
+def main(args: Sequence[str], root: Path) -> int:
+    """What `lorabuild` does with a verb: the same as `doit`, from any folder of the repository."""
+    import os
+
+    os.chdir(root)
+    loader = ModuleTaskLoader({"task_lorabuild": task_lorabuild, "DOIT_CONFIG": DOIT_CONFIG})
+    here = {"COMMAND": {name: f"lorabuild.graph:{command.__name__}" for name, command in COMMANDS.items()}}
+    return DoitMain(loader, config_filenames=(), extra_config=here).run(list(args))
+
+
+def _complain(lines: Any) -> None:
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
+
+
+__all__ = ["COMMANDS", "DOIT_CONFIG", "Clean", "Forget", "List", "Run", "main", "task_lorabuild"]

@@ -1,0 +1,36 @@
+"""Digests: xxh3-128 in hex, over bytes, files and plain values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+CHUNK_BYTES = 1 << 20  # 1 MiB reads: the fastest size measured
+
+
+def digest_bytes(data: bytes) -> str:
+    """xxh3-128 of `data`, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_file(path: Path) -> str:
+    """xxh3-128 of the file's bytes, read in chunks. Raises OSError."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON spelling of a plain value: sorted keys, no spaces, UTF-8. NaN and infinities raise ValueError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def digest_json(value: Any) -> str:
+    """xxh3-128 of the canonical JSON of a plain value."""
+    return digest_bytes(canonical_json(value))

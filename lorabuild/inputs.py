@@ -1,0 +1,105 @@
+"""Find a job's inputs and their digests: a key is made of these, and of nothing that is not content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import JobError
+from lorabuild.hashing import digest_json
+from lorabuild.images import caption_path, list_images
+from lorabuild.stage import Artifact, Component, Images, Input, Job
+from lorabuild.state import State
+from lorabuild.workspace import ImageFile
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One input: its digest, where a worker finds it, and for `why` what it was by name."""
+
+    digest: str
+    path: Path | None = None
+    images: list[ImageFile] = field(default_factory=list)
+
+    @property
+    def by_name(self) -> str | dict[str, str]:
+        """For `why`: the digest, or for image folders the digest of each file by its shown name."""
+        if not self.images:
+            return self.digest
+        names = {image.shown: image.digest for image in self.images}
+        names |= {str(Path(i.shown).with_suffix(i.caption.suffix)): i.caption_digest for i in self.images if i.caption}
+        return names
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Looks inputs up: artifacts and components through what the jobs before have left, images by their stat."""
+
+    state: State
+    artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
+    component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+
+    def resolve(self, job: Job) -> dict[str, Resolved]:
+        """All inputs of `job` by role. Raises JobError for a missing image folder or an unreadable file."""
+        return {role: self._one(item) for role, item in job.inputs.items()}
+
+    def _one(self, item: Input) -> Resolved:
+        match item:
+            case Artifact(job, role):
+                digest, path = self.artifact(job, role)
+                return Resolved(digest, path)
+            case Component(base, name):
+                digest, folder = self.component(base, name)
+                return Resolved(digest, folder)
+            case Images():
+                return self._images(item)
+
+    def _images(self, item: Images) -> Resolved:
+        found = [image for number in range(len(item.subsets)) for image in self._subset(item, number)]
+        rows: list[Any] = [[image.digest, image.caption_digest, image.repeats] for image in found]
+        if not item.captions:  # the pictures alone: how often and with what words does not count
+            rows = [list(row) for row in {(image.digest,) for image in found}]
+        return Resolved(digest_json(sorted(rows, key=repr)), images=found)
+
+    def _subset(self, item: Images, number: int) -> list[ImageFile]:
+        subset = item.subsets[number]
+        try:
+            paths = list_images(subset.folder)
+        except FileNotFoundError:
+            raise JobError(f"{subset.shown}: no such folder (image_dir of a dataset.subset)") from None
+        except NotADirectoryError:
+            raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
+        except OSError as error:
+            raise JobError(f"{subset.shown}: {error.strerror}") from None
+        images = []
+        for path in paths:
+            shown = f"{subset.shown}/{path.name}"
+            image = ImageFile(path, self._digest(path, shown), shown, number, subset.repeats)
+            caption = caption_path(path, subset.caption_extension) if item.captions else None
+            if caption is not None and caption.exists():
+                digest = self._digest(caption, f"{subset.shown}/{caption.name}")
+                image = ImageFile(path, image.digest, shown, number, subset.repeats, caption, digest)
+            images.append(image)
+        return images
+
+    def _digest(self, path: Path, shown: str) -> str:
+        try:
+            return self.state.digest(path)
+        except OSError as error:
+            raise JobError(f"{shown}: {error.strerror}") from None
+
+
+def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:
+    """What a key is made of, in a form that `why` can compare and print."""
+    return {
+        "version": version,
+        "params": params,
+        "inputs": {role: one.by_name for role, one in inputs.items()},
+    }
+
+
+def key_of(stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> str:
+    """xxh3-128 of stage name, stage version, params and input digests."""
+    return digest_json([stage, version, params, {role: one.digest for role, one in inputs.items()}])

@@ -1,0 +1,206 @@
+"""Make the header of a published LoRA: kohya's ss_*, ModelSpec and our own record of how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.names import BLOCKS
+
+if TYPE_CHECKING:
+    from lorabuild.header import Header
+    from lorabuild.state import State
+
+VERSION = 1  # raise when equal inputs should give another header: every artifact is published again, nothing is built
+
+ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+
+
+def metadata(
+    about: Mapping[str, Any], body: Header, sha256: str, dataset: Mapping | None, facts: Mapping | None
+) -> dict[str, str]:
+    """The `__metadata__` of an artifact: a pure function of what made it. No clock times, ids or paths; all are strings.
+
+    `about` is publish's description, `sha256` the hex digest of the bytes after the header, `dataset` the parsed
+    dataset.json, `facts` train's facts.json (None for a snapshot). Keys: kohya-ss sd-scripts, ModelSpec 1.0.1.
+    """
+    tables = _tables(about["made_by"])
+    found = {
+        **_identity(about, sha256),
+        **_modelspec(about, sha256, tables),
+        **_training(tables.get("recipe", {}), about, dataset),
+        **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
+        **_network(tables, body),
+        **_ours(about, tables, facts),
+    }
+    return {key: _text(value) for key, value in sorted(found.items()) if value is not None}
+
+
+def body_sha256(blob: Path, data_start: int, digest: str, state: State) -> str:
+    """sha256, in hex, of the bytes after the header; computed once a body."""
+    if known := state.get(f"sha256:{digest}"):
+        return known
+    hasher = hashlib.sha256()
+    with open(blob, "rb") as file:
+        file.seek(data_start)
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    state.put(f"sha256:{digest}", hasher.hexdigest())
+    return hasher.hexdigest()
+
+
+def _tables(made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifest's tables as the ancestors of an artifact resolved them; train's recipe counts, not resize's part."""
+    tables: dict[str, dict[str, Any]] = {}
+    for stage in ("chop", "resize", "spectrum", "latents", "dataset", "train"):
+        for table, values in made_by.get(stage, {}).get("params", {}).items():
+            tables.setdefault(table, {}).update(values if isinstance(values, Mapping) else {"value": values})
+    return tables
+
+
+def _identity(about: Mapping, sha256: str) -> dict[str, Any]:
+    return {
+        "ss_output_name": about["name"],
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": False,
+        "ss_sd_model_name": about["project"].get("base"),
+        "sshs_model_hash": sha256,
+    }
+
+
+def _modelspec(about: Mapping, sha256: str, tables: Mapping) -> dict[str, Any]:
+    project = about["project"]
+    tags = project.get("tags")
+    resolution = tables.get("dataset", {}).get("resolution")
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": IMPLEMENTATION,
+        "modelspec.title": project.get("title") or about["name"],
+        "modelspec.hash_sha256": f"0x{sha256}",
+        "modelspec.author": project.get("author"),
+        "modelspec.description": project.get("description"),
+        "modelspec.license": project.get("license"),
+        "modelspec.tags": ", ".join(tags) if isinstance(tags, list) else tags,
+        "modelspec.trigger_phrase": project.get("trigger"),
+        "modelspec.prediction_type": "v" if _prediction_type(about) == "v_prediction" else "epsilon",
+        "modelspec.resolution": "{}x{}".format(*resolution) if resolution else None,
+    }
+
+
+def _prediction_type(about: Mapping) -> str:
+    return about["made_by"].get("train", {}).get("params", {}).get("base", {}).get("prediction_type", "epsilon")
+
+
+def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[str, Any]:
+    """Settings under the names that UIs show; a setting that a recipe lacks is left out."""
+    if not recipe:
+        return {}
+    step = about["role"].partition("/")[2]
+    steps = int(step) if step else recipe.get("max_train_steps")
+    batches = _batches_an_epoch(dataset, recipe) if dataset else 0
+    micro_batches = (steps or 0) * recipe.get("gradient_accumulation_steps", 1)
+    optimizer_args = ", ".join(f"{key}={value}" for key, value in sorted((recipe.get("optimizer_args") or {}).items()))
+    shown = {
+        "ss_steps": steps,
+        "ss_epoch": micro_batches // batches if batches else None,
+        "ss_num_batches_per_epoch": batches or None,
+        "ss_optimizer": f"{recipe.get('optimizer_type')}({optimizer_args})",
+        "ss_batch_size_per_device": recipe.get("train_batch_size"),
+        "ss_total_batch_size": recipe.get("train_batch_size"),
+    }
+    same_name = (
+        "seed learning_rate unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
+        "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
+    )
+    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}
+
+
+def _batches_an_epoch(dataset: Mapping, recipe: Mapping) -> int:
+    """Batches never mix buckets, so each bucket may end in a short one."""
+    sizes: Counter = Counter()
+    for image in dataset["images"]:
+        sizes[tuple(image["bucket"])] += image["repeats"]
+    batch = recipe.get("train_batch_size", 1)
+    return sum(-(-count // batch) for count in sizes.values())
+
+
+def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str, Any]:
+    if dataset is None:
+        return {}
+    images = dataset["images"]
+    tags = Counter(tag.strip().lower() for image in images for tag in image["caption"].split(",") if tag.strip())
+    by_repeats = Counter(image["repeats"] for image in images)
+    buckets = Counter(tuple(image["bucket"]) for image in images for _ in range(image["repeats"]))
+    same_name = (
+        "enable_bucket min_bucket_reso max_bucket_reso bucket_no_upscale flip_aug shuffle_caption keep_tokens "
+        "max_token_length"
+    )
+    return {
+        "ss_tag_frequency": {name: dict(sorted(tags.items(), key=lambda item: (-item[1], item[0])))},
+        "ss_dataset_dirs": {
+            f"{repeats}_{name}": {"n_repeats": repeats, "img_count": count} for repeats, count in sorted(by_repeats.items())
+        },
+        "ss_bucket_info": {
+            "buckets": {
+                str(number): {"resolution": list(bucket), "count": count}
+                for number, (bucket, count) in enumerate(sorted(buckets.items()))
+            },
+            "mean_img_ar_error": _mean_aspect_error(images),
+        },
+        "ss_num_train_images": sum(buckets.values()),
+        "ss_num_reg_images": 0,
+        "ss_reg_dataset_dirs": {},
+        "ss_resolution": "({}, {})".format(*settings["resolution"]) if "resolution" in settings else None,
+    } | {f"ss_{key}": settings.get(key) for key in same_name.split()}
+
+
+def _mean_aspect_error(images: list[Mapping]) -> float:
+    """Mean of |bucket w/h - image w/h|, over images without their repeats."""
+    errors = [abs(i["bucket"][0] / i["bucket"][1] - i["size"][0] / i["size"][1]) for i in images]
+    return round(sum(errors) / len(errors), 6) if errors else 0.0
+
+
+def _network(tables: Mapping, body: Header) -> dict[str, Any]:
+    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes. The one alpha of the file stays."""
+    recipe = tables.get("recipe", {})
+    resized = "resize" in tables
+    return {
+        "ss_network_module": recipe.get("network_module"),
+        "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
+        "ss_network_alpha": recipe.get("network_alpha"),
+        "ss_network_args": recipe.get("network_args"),
+        "block_vector_string": _block_vector(tables.get("chop", {})),
+        "lorabuild.tensors": len(body.tensors),
+    }
+
+
+def _block_vector(chop: Mapping) -> str | None:
+    """resize_lora's 21 numbers: 1, then INP01..INP08, MID00..MID02, OUT00..OUT08."""
+    if not chop:
+        return None
+    weights = chop["keep"]
+    blocks = [block for block in BLOCKS if not block.startswith("TE") and block != "INP00"]
+    return ",".join(["1", *(f"{weights[block]:g}" for block in blocks)])
+
+
+def _ours(about: Mapping, tables: Mapping, facts: Mapping | None) -> dict[str, Any]:
+    """What it takes to make the file again: resolved settings, digests of inputs, versions of stages."""
+    made_by = about["made_by"]
+    return {f"lorabuild.{table}": values for table, values in tables.items()} | {
+        "lorabuild.inputs": {stage: made["inputs"] for stage, made in made_by.items()},
+        "lorabuild.stages": {stage: made["version"] for stage, made in made_by.items()},
+        "lorabuild.loss": {key: facts[key] for key in ("loss_before", "loss_after")} if facts else None,
+    }
+
+
+def _text(value: Any) -> str:
+    """Strings as they are, the rest as kohya writes it: True, 0.0003, or JSON for tables and lists."""
+    if isinstance(value, Mapping | list):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,1 @@
+"""Everything that knows tensors: torch lives here, and nothing here knows projects."""

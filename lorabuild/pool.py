@@ -1,0 +1,136 @@
+"""Keep worker processes warm and run jobs in them, at most one a slot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import InputChanged, JobError
+from lorabuild.store import Output
+
+Saved = Callable[[str, Output], None]
+Progress = Callable[[int, int, str], None]
+Warn = Callable[[str], None]
+
+
+class Pool:
+    """Worker processes in groups of their own. A worker that is idle takes the next job; the base stays in its memory."""
+
+    def __init__(self, slots: int, logs: Path):
+        self._slots = threading.Semaphore(slots)
+        self._threads = max(1, _cores() // slots)
+        self._logs = logs
+        self._mutex = threading.Lock()
+        self._idle: list[subprocess.Popen[str]] = []
+        self._all: list[subprocess.Popen[str]] = []
+        self._closed = False
+
+    def run(self, spec: Mapping[str, Any], saved: Saved, progress: Progress, warn: Warn) -> dict[str, Any]:
+        """Run one job and return what the worker reports at its end: {"pieces", "notes", "made_with"}.
+
+        Raises JobError (one line; the job's log has the rest) and InputChanged.
+        """
+        log = self._logs / f"{spec['name'].replace(':', '-')}.log"
+        with self._slots:
+            worker = self._take()
+            try:
+                return self._converse(worker, {**spec, "log": str(log)}, log, saved, progress, warn)
+            except BaseException:
+                if worker.poll() is None and worker not in self._idle:
+                    _kill(worker)
+                raise
+
+    def close(self) -> None:
+        """End all workers: the idle ones see their input end, a busy one is killed; its scratch keeps its state."""
+        with self._mutex:
+            self._closed = True
+            workers, self._idle = self._all, []
+        for worker in workers:
+            _kill(worker)
+
+    def _converse(
+        self, worker: subprocess.Popen[str], spec: Mapping, log: Path, saved: Saved, progress: Progress, warn: Warn
+    ) -> dict[str, Any]:
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            worker.stdin.write(json.dumps(spec) + "\n")
+            worker.stdin.flush()
+        except BrokenPipeError:
+            raise JobError(f"the worker ended before the job began (log: {log})") from None
+        for line in worker.stdout:
+            event = json.loads(line)
+            match event["event"]:
+                case "progress":
+                    progress(event["done"], event["total"], event["text"])
+                case "warn":
+                    warn(event["text"])
+                case "saved":
+                    saved(event["role"], Output(event["digest"], event["size"]))
+                case "done":
+                    self._put_back(worker)
+                    return event
+                case "changed":
+                    self._put_back(worker)
+                    raise InputChanged(Path(event["path"]))
+                case "failed":
+                    self._put_back(worker)
+                    raise JobError(*event["lines"])
+                case "crashed":
+                    self._put_back(worker)
+                    raise JobError(f"{event['message']} (log: {log})")
+        code = worker.wait()
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        raise JobError(f"the worker ended in the middle of the job: {cause} (log: {log})")
+
+    def _take(self) -> subprocess.Popen[str]:
+        with self._mutex:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.poll() is None:
+                    return worker
+            if self._closed:
+                raise JobError("interrupted")
+            worker = self._start()
+            self._all.append(worker)
+            return worker
+
+    def _put_back(self, worker: subprocess.Popen[str]) -> None:
+        with self._mutex:
+            self._idle.append(worker)
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        number = str(self._threads)
+        threads = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "OPENBLAS_NUM_THREADS": number}
+        with open(self._logs / "worker.log", "a") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", "lorabuild.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=os.environ | threads | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # Ctrl-C at the terminal is the driver's; it decides what becomes of workers
+            )
+
+
+def _kill(worker: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    except AttributeError:  # no process groups here (Windows)
+        worker.kill()
+    worker.wait()
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

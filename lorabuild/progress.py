@@ -1,0 +1,129 @@
+"""Show what a build does: a live bar on a terminal, plain lines otherwise; the engine only reports."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+QUIET_SECONDS = 10.0  # between two progress lines of one job where there is no terminal
+
+
+class Face(Protocol):
+    """What the engine tells. Implementations print; none decides anything."""
+
+    def started(self, job: str, why: Sequence[str]) -> None: ...
+    def progress(self, job: str, done: int, total: int, text: str) -> None: ...
+    def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None: ...
+    def failed(self, job: str, message: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class PlainFace:
+    """One line an event, each written whole: fit for logs, pipes and several jobs at once."""
+
+    def __init__(self, out: TextIO | None = None):
+        self._out = out or sys.stdout
+        self._lock = threading.Lock()
+        self._shown: dict[str, float] = {}
+
+    def started(self, job: str, why: Sequence[str]) -> None:
+        self._shown[job] = time.monotonic()
+        self._print(f"{job} …  ({short(why)})")
+
+    def progress(self, job: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if now - self._shown.get(job, now) >= QUIET_SECONDS:
+            self._shown[job] = now
+            self._print(f"{job}  {done}/{total}  {text}".rstrip())
+
+    def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None:
+        reason = f"  ({short(why)})" if event != "built" else ""
+        self._print(f"{job} {event} in {seconds:.1f} s{reason}")
+
+    def failed(self, job: str, message: str) -> None:
+        self._print(f"{job} FAILED: {message}")
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, line: str) -> None:
+        with self._lock:
+            self._out.write(line + "\n")
+            self._out.flush()
+
+
+class TerminalFace(PlainFace):
+    """Bars with time left for what runs, above them the same lines as ever."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__()
+        self._console = Console()
+        self._bars = Progress(
+            TextColumn("{task.fields[job]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._bars.start()
+        self._tasks: dict[str, Any] = {}
+
+    def started(self, job: str, why: Sequence[str]) -> None:
+        super().started(job, why)
+        self._tasks[job] = self._bars.add_task(job, total=None, job=job, text="")
+
+    def progress(self, job: str, done: int, total: int, text: str) -> None:
+        if job in self._tasks:
+            self._bars.update(self._tasks[job], completed=done, total=total, text=text)
+
+    def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None:
+        self._end(job)
+        super().finished(job, event, seconds, why)
+
+    def failed(self, job: str, message: str) -> None:
+        self._end(job)
+        super().failed(job, message)
+
+    def close(self) -> None:
+        self._bars.stop()
+
+    def _end(self, job: str) -> None:
+        if job in self._tasks:
+            self._bars.remove_task(self._tasks.pop(job))
+
+    def _print(self, line: str) -> None:
+        with self._lock:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def face() -> Face:
+    """The face for where the output goes."""
+    return TerminalFace() if sys.stdout.isatty() else PlainFace()
+
+
+def summary(counts: Mapping[str, int], seconds: float) -> str:
+    """`5 built, 2 restored, 9 fresh in 61.2 s`; only `nothing to do` when all is fresh."""
+    parts = [f"{counts[event]} {event}" for event in ("built", "restored", "published", "failed") if counts.get(event)]
+    if not parts:
+        return f"nothing to do: {counts.get('fresh', 0)} jobs are fresh"
+    if counts.get("fresh"):
+        parts.append(f"{counts['fresh']} fresh")
+    return f"{', '.join(parts)} in {seconds:.1f} s"
+
+
+def short(why: Sequence[str]) -> str:
+    """The first reasons, on one line."""
+    head = "; ".join(why[:3])
+    return f"{head}; and {len(why) - 3} more" if len(why) > 3 else head

@@ -1,0 +1,154 @@
+"""Put what the store holds into build/, under its name and with its header; only here does an artifact get a name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.hashing import digest_json
+from lorabuild.header import header_bytes, read_header
+from lorabuild.metadata import VERSION, body_sha256, metadata
+from lorabuild.state import State
+from lorabuild.store import Output, Store, staged
+
+if TYPE_CHECKING:
+    from lorabuild.engine import Assessment
+    from lorabuild.stage import Job
+
+# stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
+NAMES = {
+    "dataset": {"dataset.json": "dataset.json"},
+    "train": {"weights": "{stem}.safetensors", "step/": "{stem}-step{step:08d}.safetensors", "log": "train.jsonl"},
+    "resize": {"weights": "{stem}-resized.safetensors"},
+    "chop": {"weights": "{stem}-chopped.safetensors"},
+}
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A file that should stand at `path`: the blob as it is, or (`about`) its tensors under a header made from `about`."""
+
+    path: Path
+    job: str
+    output: Output
+    about: Mapping[str, Any] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints, equal bytes: digest of the body, and of all that the header is made of."""
+        return f"{self.output.digest}:{digest_json([VERSION, self.about]) if self.about else ''}"
+
+
+def publications(
+    root: Path, job: Job, outputs: Mapping[str, Output], lineage: Mapping[str, Assessment], project: Mapping[str, Any]
+) -> list[Publication]:
+    """What `job` shows to the user of its outputs. `project` is the manifest's [project] table."""
+    if job.stage == "base":
+        folder = root / ".lorabuild" / "base" / job.target
+        return [Publication(folder / role, job.name, output) for role, output in outputs.items()]
+    name, _, variant = job.target.partition("@")
+    stem = f"{name}-{variant}" if variant else name
+    found = []
+    for role, output in outputs.items():
+        family, _, step = role.rpartition("/")
+        pattern = NAMES.get(job.stage, {}).get(f"{family}/" if family else role)
+        if pattern is None:
+            continue
+        path = root / "build" / name / pattern.format(stem=stem, step=int(step) if family else 0)
+        about = None
+        if path.suffix == ".safetensors":
+            about = _about(path.stem, name, role, project, lineage)
+        found.append(Publication(path, job.name, output, about))
+    return found
+
+
+def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[str, Assessment]) -> dict[str, Any]:
+    """All that an artifact's header is made of: its name, [project], its own key components and its ancestors'."""
+    made_by = {
+        found.job.stage: {
+            "version": found.components["version"],
+            "params": found.components["params"],
+            "inputs": {role: one.digest for role, one in found.inputs.items()},
+        }
+        for found in lineage.values()
+        if found.job.stage != "base"
+    }
+    by_stage = {found.job.stage: found for found in lineage.values()}
+    facts = by_stage["train"].outputs.get("facts.json") if "train" in by_stage and not _from_snapshot(role, made_by) else None
+    data = by_stage["dataset"].outputs.get("dataset.json") if "dataset" in by_stage else None
+    return {
+        "name": stem,
+        "project_name": name,
+        "role": role,
+        "project": dict(project),
+        "made_by": made_by,
+        "dataset": data.digest if data else None,
+        "facts": facts.digest if facts else None,
+    }
+
+
+def _from_snapshot(role: str, made_by: Mapping[str, Any]) -> bool:
+    """A snapshot, or what was resized from one, does not know how the training ended."""
+    return "/" in role or made_by.get("resize", {}).get("params", {}).get("resize", {}).get("step", "last") != "last"
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Writes files into build/ and knows whether they still stand as written."""
+
+    store: Store
+    state: State
+
+    def stale(self, publication: Publication) -> str:
+        """Why the file must be written: "missing", "changed on disk", "other content", "header"; empty if it stands."""
+        row = self.state.published(publication.path)
+        try:
+            digest = self.state.digest(publication.path)
+        except OSError:
+            return "missing"
+        if row is None or digest != row[1]:
+            return "changed on disk"
+        if row[0] == publication.fingerprint:
+            return ""
+        return "header" if row[0].partition(":")[0] == publication.output.digest else "other content"
+
+    def publish(self, publication: Publication) -> None:
+        """Write the file beside its place, then rename: whoever reads it sees the old one or the new one, whole."""
+        blob = self.store.blob(publication.output.digest)
+        with staged(publication.path) as part:
+            if publication.about is None:
+                shutil.copyfile(blob, part)
+            else:
+                self._with_header(blob, part, publication)
+        digest = self.state.digest(publication.path)
+        self.state.set_published(publication.path, publication.job, publication.fingerprint, digest)
+
+    def _with_header(self, blob: Path, part: Path, publication: Publication) -> None:
+        about, body = publication.about, read_header(blob)
+        assert about is not None
+        sha256 = body_sha256(blob, body.data_start, publication.output.digest, self.state)
+        header = metadata(about, body, sha256, self._json(about["dataset"]), self._json(about["facts"]))
+        with open(part, "wb") as target, open(blob, "rb") as source:
+            target.write(header_bytes([(name, one.dtype, one.shape) for name, one in body.tensors.items()], header))
+            source.seek(body.data_start)
+            shutil.copyfileobj(source, target, 1 << 20)
+
+    def _json(self, digest: str | None) -> Any:
+        return json.loads(self.store.blob(digest).read_bytes()) if digest else None
+
+    def retract(self, job: str, wanted: list[Publication]) -> None:
+        """Remove files that `job` published once and no longer wants, unless somebody has changed them since."""
+        keep = {publication.path for publication in wanted}
+        for path, digest in self.state.published_by(job).items():
+            if path in keep:
+                continue
+            try:
+                if self.state.digest(path) == digest:
+                    path.unlink()
+            except OSError:
+                pass  # gone already
+            self.state.drop_published(path)

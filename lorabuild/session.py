@@ -1,0 +1,75 @@
+"""Open a repository for one command: manifests, jobs, state, store, and for a build also lock, run log and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lorabuild.engine import Engine
+from lorabuild.lock import build_lock
+from lorabuild.manifest import Repository, load
+from lorabuild.pool import Pool
+from lorabuild.progress import face
+from lorabuild.publish import Publisher
+from lorabuild.runlog import RunLog
+from lorabuild.stage import Artifact, Component, Job
+from lorabuild.stages import STAGES
+from lorabuild.state import State
+from lorabuild.store import Store
+
+
+@contextmanager
+def opened(root: Path, building: bool) -> Iterator[Engine]:
+    """The engine of one command. `building`: hold the lock and keep a run log. Raises ConfigError for wrong TOML."""
+    hidden = root / ".lorabuild"
+    with ExitStack() as stack:
+        shown = face()
+        stack.callback(shown.close)
+        if building:
+            stack.enter_context(build_lock(hidden, shown.warn))
+        state = State(hidden / "state.sqlite")
+        stack.callback(state.close)
+        repository = load(root, memo=state)
+        store = Store(hidden / "store")
+        pool = Pool(max(1, repository.slots["cpu"]), hidden / "logs")
+        stack.callback(pool.close)
+        yield Engine(
+            root=root,
+            stages=STAGES,
+            jobs=jobs_of(repository),
+            projects={name: project.settings["project"] for name, project in repository.projects.items()},
+            store=store,
+            state=state,
+            publisher=Publisher(store, state),
+            pool=pool,
+            log=RunLog(hidden / "runs", building),
+            face=shown,
+        )
+
+
+def jobs_of(repository: Repository) -> dict[str, Job]:
+    """Every job of every project, by name, in the order of the stages."""
+    return {job.name: job for stage in STAGES.values() for job in stage.jobs(repository)}
+
+
+def dependencies(job: Job) -> list[str]:
+    """The jobs whose results `job` needs, in no particular order and each once."""
+    needed = []
+    for item in job.inputs.values():
+        if isinstance(item, Artifact):
+            needed.append(item.job)
+        elif isinstance(item, Component):
+            needed.append(f"base:{item.base}")
+    return list(dict.fromkeys(needed))
+
+
+def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
+    """What a user can name: each job, each stage with its jobs, each project with its own."""
+    found: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        found[name] = [name]
+        found.setdefault(job.stage, []).append(name)
+        if job.stage not in ("base", "norms"):
+            found.setdefault(job.target.partition("@")[0], []).append(name)
+    return found

@@ -1,0 +1,86 @@
+"""The one abstraction: a stage declares jobs and runs them; a job is plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorabuild.manifest import Repository
+    from lorabuild.workspace import Progress, Workspace
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Output `role` of the job named `job`."""
+
+    job: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a base: vae, unet, te1, te2, tokenizer1 or tokenizer2. Its content is what counts, not its file."""
+
+    base: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Subset:
+    """An image folder. `folder` is absolute; `shown` is what messages call it."""
+
+    folder: Path
+    shown: str
+    repeats: int = 1
+    caption_extension: str = ".txt"
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of some folders, with their captions if `captions`. Names and order of files do not count."""
+
+    subsets: tuple[Subset, ...]
+    captions: bool
+
+
+Input = Artifact | Component | Images
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage x one project (or base) x one variant: one task.
+
+    `params` holds every setting that shapes the result, by table and key, and nothing else: it is hashed.
+    `options` (execution, saved set, pictures, logging) reaches `run` and is never hashed: on a CPU it may not change a
+    byte of an output at an equal thread count. `outputs` are roles and stand in one record. `snapshots` are roles too,
+    with a record each, kept as soon as they exist: which of them are wanted is not part of the key.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+    outputs: Sequence[str]
+    snapshots: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def target(self) -> str:
+        """What it is made for: a project, `project@variant`, or a base."""
+        return self.name.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the build. Raise `version` by hand when equal inputs should give another result."""
+
+    name: str
+    version: int
+    jobs: Callable[[Repository], Iterable[Job]]
+    run: Callable[[Job, Workspace, Progress], None]

@@ -1,0 +1,135 @@
+"""Remember between runs, in one SQLite file: digests of files by their stat, what was published, what each job was made of."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+from lorabuild.hashing import digest_file
+
+# A file whose time stamp is this close to the moment of looking may change again within the same tick of the clock
+# and look the same: git calls such an entry racily clean. 20 ms covers ext4, xfs, btrfs and APFS;
+GRAIN_NS = 20_000_000
+COARSE_GRAIN_NS = 2_000_000_000  # FAT and some network file systems keep whole (even) seconds.
+
+SCHEMA = """
+create table if not exists file (path text primary key, size int, mtime_ns int, ctime_ns int, ino int, digest text);
+create table if not exists published (path text primary key, job text, fingerprint text, digest text);
+create table if not exists job (name text primary key, key text, components text);
+create table if not exists memo (key text primary key, value text, used real);
+"""
+
+
+class State:
+    """All of it is a cache: losing the file costs time, never a result. Safe to use from several threads."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError:  # damaged: derived data, made anew
+            for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+                name.unlink(missing_ok=True)
+            self._db = _open(path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # digests of files
+
+    def digest(self, path: Path) -> str:
+        """xxh3-128 of the file; read only if its stat is not the remembered one. Raises OSError."""
+        signature = _signature(path)
+        if (known := self._known(path, signature)) is not None:
+            return known
+        while True:
+            digest = digest_file(path)
+            after = _signature(path)
+            if after == signature:
+                break
+            signature = after  # written while we read: once more
+        self.remember(path, digest, signature)
+        return digest
+
+    def remember(self, path: Path, digest: str, signature: tuple[int, ...] | None = None, ours: bool = False) -> None:
+        """Keep the digest of a file for the next run. `ours`: nobody else writes it, so that its age does not matter."""
+        signature = signature or _signature(path)
+        if ours or not _racy(signature):
+            with self._lock:
+                self._db.execute("replace into file values (?,?,?,?,?,?)", (str(path), *signature, digest))
+
+    def _known(self, path: Path, signature: tuple[int, ...]) -> str | None:
+        with self._lock:
+            row = self._db.execute(
+                "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (str(path),)
+            ).fetchone()
+        return row[4] if row and row[:4] == signature else None
+
+    # what stands in build/
+
+    def published(self, path: Path) -> tuple[str, str] | None:
+        """(fingerprint of what was published at `path`, digest of the file written)."""
+        with self._lock:
+            row = self._db.execute("select fingerprint, digest from published where path = ?", (str(path),)).fetchone()
+        return row
+
+    def published_by(self, job: str) -> dict[Path, str]:
+        """The files that `job` has published, with their digests."""
+        with self._lock:
+            rows = self._db.execute("select path, digest from published where job = ?", (job,)).fetchall()
+        return {Path(path): digest for path, digest in rows}
+
+    def set_published(self, path: Path, job: str, fingerprint: str, digest: str) -> None:
+        with self._lock:
+            self._db.execute("replace into published values (?,?,?,?)", (str(path), job, fingerprint, digest))
+
+    def drop_published(self, path: Path) -> None:
+        with self._lock:
+            self._db.execute("delete from published where path = ?", (str(path),))
+
+    # what jobs were made of
+
+    def last(self, job: str) -> tuple[str, str] | None:
+        """(key, JSON of the key's components) of the job's last success."""
+        with self._lock:
+            return self._db.execute("select key, components from job where name = ?", (job,)).fetchone()
+
+    def set_last(self, job: str, key: str, components: str) -> None:
+        with self._lock:
+            self._db.execute("replace into job values (?,?,?)", (job, key, components))
+
+    # parsed manifests
+
+    def get(self, key: str) -> str | None:
+        with self._lock:
+            row = self._db.execute("select value from memo where key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, key: str, value: str) -> None:
+        with self._lock:
+            self._db.execute("replace into memo values (?,?,?)", (key, value, time.time()))
+            self._db.execute("delete from memo where used < ?", (time.time() - 90 * 86400,))
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = normal")
+    db.executescript(SCHEMA)
+    return db
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _racy(signature: tuple[int, ...]) -> bool:
+    mtime_ns = signature[1]
+    grain = COARSE_GRAIN_NS if mtime_ns % 1_000_000_000 == 0 else GRAIN_NS
+    return time.time_ns() - mtime_ns < grain

@@ -1,0 +1,149 @@
+"""Keep what was built: blobs by digest, records by key; a record is written last, so it never names a missing blob."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabuild.hashing import digest_file
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file in the store: xxh3-128 of its bytes, and their number."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was built under one key, out of what, and how."""
+
+    stage: str
+    version: int
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, Output]
+    pieces: tuple[str, ...] = ()
+    seconds: float = 0.0
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of blobs (`blob/ab/<digest>`, read-only), records (`record/ab/<key>.json`) and pieces."""
+
+    root: Path
+
+    @property
+    def pieces(self) -> Path:
+        return self.root / "piece"
+
+    def blob(self, digest: str) -> Path:
+        """Where the blob of this digest lies or would lie."""
+        return self.root / "blob" / digest[:2] / digest
+
+    def put(self, path: Path) -> Output:
+        """Move a finished file into the store. It must lie on the store's file system. Raises OSError (disk full)."""
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        output = Output(digest_file(path), path.stat().st_size)
+        target = self.blob(output.digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o444)
+        os.replace(path, target)
+        sync_folder(target.parent)
+        return output
+
+    def drop(self, digest: str) -> None:
+        """Forget a damaged blob."""
+        self.blob(digest).unlink(missing_ok=True)
+
+    def record_path(self, key: str) -> Path:
+        """`<key>`, or `<key>/step/10` for a snapshot's record."""
+        return self.root / "record" / key[:2] / f"{key.replace('/', '.')}.json"
+
+    def record(self, key: str) -> Record | None:
+        """The record of `key`; None if there is none, or none that can be read."""
+        try:
+            data = json.loads(self.record_path(key).read_bytes())
+            outputs = {role: Output(**output) for role, output in data.pop("outputs").items()}
+            return Record(outputs=outputs, pieces=tuple(data.pop("pieces")), **data)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def put_record(self, key: str, record: Record) -> None:
+        """Write the record; every blob that it names must be in the store."""
+        write_atomic(self.record_path(key), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
+
+    def drop_record(self, key: str) -> bool:
+        """Forget what was built under `key` (and its snapshots). True if there was something."""
+        path = self.record_path(key)
+        found = [path, *path.parent.glob(f"{path.stem}.*.json")] if path.parent.is_dir() else []
+        found = [one for one in found if one.exists()]
+        for one in found:
+            one.unlink(missing_ok=True)
+        return bool(found)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: temporary file, fsync, rename. A kill at any moment leaves the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staged(path) as part:
+        part.write_bytes(data)
+
+
+class staged:  # noqa: N801 - reads as a verb: `with staged(path) as part`
+    """`with staged(path) as part:` write `part`; it replaces `path` at the end, or vanishes if the block fails."""
+
+    def __init__(self, path: Path, mode: int | None = None):
+        self.path, self.mode = path, mode
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent)
+        os.close(handle)
+        self.part = Path(name)
+        return self.part
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            self.part.unlink(missing_ok=True)
+            return
+        with open(self.part, "rb") as file:
+            os.fsync(file.fileno())
+        self.part.chmod(self.mode if self.mode is not None else 0o666 & ~_umask())
+        os.replace(self.part, self.path)
+        sync_folder(self.path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut, where the system can (not on Windows)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def empty_folder(folder: Path) -> Path:
+    """`folder`, there and empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _umask() -> int:
+    value = os.umask(0o022)
+    os.umask(value)
+    return value

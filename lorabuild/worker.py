@@ -1,0 +1,164 @@
+"""Run jobs, one after another, in a process of their own: `python -m lorabuild.worker`, jobs in and events out as JSON lines."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from filelock import FileLock
+
+from lorabuild import __version__
+from lorabuild.errors import InputChanged, UserError
+from lorabuild.stage import Job
+from lorabuild.store import Store, empty_folder
+from lorabuild.workspace import ImageFile, Workspace, staged_roles
+
+
+def main() -> None:
+    """Serve until the input ends. When the driver dies, its end of the pipe closes, and so does this process."""
+    jobs, events = _channels()
+    for spec in iter(jobs.get, None):
+        with _output_to(Path(spec["log"])):
+            report = _run(spec, events)
+        _send(events, report)
+
+
+def _run(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+    """Run one job; the last event says how it ended."""
+    try:
+        return _run_locked(spec, events)
+    except InputChanged as change:
+        return {"event": "changed", "path": str(change.path)}
+    except UserError as error:
+        return {"event": "failed", "lines": [str(problem) for problem in error.problems]}
+    except OSError as error:  # disk full, unreadable, I/O error: the machine's fault, told in one line
+        traceback.print_exc()
+        where = f": {error.filename}" if error.filename else ""
+        return {"event": "failed", "lines": [f"{error.strerror or error}{where}"]}
+    except Exception as error:
+        traceback.print_exc()
+        return {"event": "crashed", "message": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+
+
+def _run_locked(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+    folder = Path(spec["folder"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # an orphan of a killed run may still be at it for a moment
+        store = Store(Path(spec["store"]))
+        workspace = _workspace(spec, folder, store, events)
+        job = Job(spec["name"], spec["params"], {}, spec["outputs"], spec["snapshots"], spec["options"])
+        module, _, function = spec["run"].partition(":")
+        run = getattr(importlib.import_module(module), function)
+
+        def progress(done: int, total: int, text: str) -> None:
+            _send(events, {"event": "progress", "done": done, "total": total, "text": text})
+
+        run(job, workspace, progress)
+        for role in staged_roles(workspace.staging):
+            workspace.saved(role)
+    return {
+        "event": "done",
+        "pieces": sorted(set(workspace.used_pieces)),
+        "notes": workspace.notes,
+        "made_with": _made_with(),
+    }
+
+
+def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, events: TextIO) -> Workspace:
+    inputs = spec["inputs"]
+
+    def saved(role: str, path: Path) -> None:
+        output = store.put(path)
+        _send(events, {"event": "saved", "role": role, "digest": output.digest, "size": output.size})
+
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Workspace(
+        staging=empty_folder(folder / "staging"),
+        scratch=scratch,
+        pieces=store.pieces,
+        paths={role: Path(one["path"]) for role, one in inputs.items() if one["path"]},
+        digests={role: one["digest"] for role, one in inputs.items()},
+        images={role: [_image(image) for image in one["images"]] for role, one in inputs.items()},
+        on_saved=saved,
+        warn=lambda text: _send(events, {"event": "warn", "text": text}),
+        anew=spec["anew"],
+    )
+
+
+def _image(fields: Mapping[str, Any]) -> ImageFile:
+    caption = Path(fields["caption"]) if fields["caption"] else None
+    return ImageFile(**{**fields, "path": Path(fields["path"]), "caption": caption})
+
+
+def _made_with() -> dict[str, str]:
+    """Versions and device: they stand in the record and are never in a key."""
+    found = {"lorabuild": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "diffusers", "transformers", "lycoris"):
+        if module := sys.modules.get(name):
+            found[name] = str(getattr(module, "__version__", "unknown"))
+    if "torch" in sys.modules:
+        import torch
+
+        found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def _channels() -> tuple[queue.Queue[Any], TextIO]:
+    """Jobs from the driver and events to it, on saved descriptors: libraries print to 1 and 2 as they like."""
+    source, events = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), 0)
+    os.dup2(2, 1)
+    jobs: queue.Queue[Any] = queue.Queue()
+
+    def read() -> None:
+        for line in source:
+            jobs.put(json.loads(line))
+        os._exit(0)  # the driver is gone, perhaps in the middle of a job: its state is on disk
+
+    threading.Thread(target=read, daemon=True).start()
+    return jobs, events
+
+
+class _output_to:  # noqa: N801 - reads as a phrase: `with _output_to(log)`
+    """Send descriptors 1 and 2 to a job's log for a while."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.before = os.dup(2)
+        with open(self.path, "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(self.before, 1)
+        os.dup2(self.before, 2)
+        os.close(self.before)
+
+
+def _send(events: TextIO, event: Mapping[str, Any]) -> None:
+    try:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
