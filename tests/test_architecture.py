@@ -1,0 +1,104 @@
+"""The shape of the house: imports point down, a no-op stays light, every stage and every key has its place."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
+
+# Lowest first. A module imports from its own layer and from those before it.
+LAYERS = {
+    "ground": "errors hashing header names buckets captions images streams order tensors manifest",
+    "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",
+    "stages": "stages",
+    "graph": "pool worker engine session graph",
+    "faces": "cli __main__",
+}
+RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "lycoris", "safetensors", "PIL", "pydantic", "rich", "tree_sitter"}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def part_of(module: Path | str) -> str:
+    """`nn/noise.py` or `lorabuild.nn.noise` -> `nn`."""
+    parts = module.split(".")[1:] if isinstance(module, str) else module.with_suffix("").parts
+    return parts[0] if parts else ""
+
+
+def imports(tree: ast.AST, top_level: bool = False) -> set[str]:
+    """What a module imports, leaving out what only a type checker sees."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "lorabuild":
+                found |= {f"lorabuild.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()}
+            found.add(node.module or "")
+        elif not (top_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            found |= imports(node, top_level)
+    return found
+
+
+def parsed(module: Path) -> ast.AST:
+    return ast.parse((PACKAGE / module).read_text())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_point_down(module: Path):
+    part = part_of(module)
+    if part == "__init__":
+        return
+    assert part in RANK, f"{module} has no layer: give it one in LAYERS"
+    for name in imports(parsed(module)):
+        if name.startswith("lorabuild.") and part_of(name) != part:
+            target = part_of(name)
+            assert RANK[target] <= RANK[part], f"{module} ({part}) imports {name}: that is upwards"
+            assert not (part == "nn" and RANK[target] == RANK["nn"]), f"{module} imports {name}: nn knows tensors only"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_nn_imports_tensor_libraries_at_the_top(module: Path):
+    if part_of(module) == "nn" or module.name == "schema.py":
+        return
+    heavy = {name.partition(".")[0] for name in imports(parsed(module), top_level=True)} & HEAVY
+    assert not heavy, f"{module}: {heavy} belong into the function that needs them"
+
+
+def test_only_graph_imports_doit():
+    users = {str(module) for module in MODULES for name in imports(parsed(module)) if name.partition(".")[0] == "doit"}
+    assert users == {"graph.py"}
+
+
+def test_importing_all_that_a_no_op_needs_is_light():
+    code = f"import sys, lorabuild.graph; print({HEAVY!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_stage_file_is_in_stages():
+    from lorabuild.stages import STAGES
+
+    files = {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
+    assert files == set(STAGES)
+    assert all(name == stage.name for name, stage in STAGES.items())
+
+
+def test_init_files_hold_no_logic():
+    for path in PACKAGE.rglob("__init__.py"):
+        kinds = {type(node) for node in ast.parse(path.read_text()).body}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If}, path
+
+
+def test_every_module_says_what_it_is_in_one_sentence():
+    for module in MODULES:
+        doc = ast.get_docstring(parsed(module))
+        assert doc, f"{module} has no docstring"
+        assert len(doc.split("\n\n")[0].splitlines()) <= 2, f"{module}: the first sentence is too long"
