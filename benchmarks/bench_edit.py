@@ -43,7 +43,9 @@ def measure(manifest: Path, original: str, folder: Path, rounds: int) -> dict[st
         edits: dict[str, Callable[[], object]] = {
             "bare doit": lambda: None,
             "nothing to do": lambda: manifest.write_text(original),
-            "keep": lambda n=number: manifest.write_text(put(original, "keep", f"{keeps[n % 2][:-1]}, 'INP0{n % 8 + 1}']")),
+            "keep": lambda n=number: manifest.write_text(
+                put(original, "keep", f"{keeps[n % 2][:-1]}, 'INP0{n % 8 + 1}']")
+            ),
             "keep set back": lambda: manifest.write_text(original),
             "thr": lambda n=number: manifest.write_text(put(original, "thr", f"{-1.9 - n / 1000}")),
             "thr set back": lambda: manifest.write_text(original),

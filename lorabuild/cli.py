@@ -40,7 +40,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: none of the folders holds lorabuild.toml, dodo.py or projects/\n")
+        sys.stderr.write(
+            "no repository here or above: none of the folders holds lorabuild.toml, dodo.py or projects/\n"
+        )
         return 2
     from lorabuild.graph import main as run
 

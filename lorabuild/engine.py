@@ -190,7 +190,7 @@ class Engine:
                     found = self.assess(name)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
-            headers_only = bool(found.unpublished) and all(why == "header" for _, why in found.unpublished)
+            headers_only = self._same_key(found) and all(why == "header" for _, why in found.unpublished)
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
             self.publisher.retract(name, self._publications(found))
@@ -241,6 +241,7 @@ class Engine:
                 self.store.put_record(key, record(outputs, result["pieces"]))
         self._built.add(key)
         shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         return result["notes"]
 
     def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
@@ -258,7 +259,9 @@ class Engine:
                 role: {
                     "digest": one.digest,
                     "path": str(one.path) if one.path else None,
-                    "images": [{k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images],
+                    "images": [
+                        {k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images
+                    ],
                 }
                 for role, one in found.inputs.items()
             },
@@ -284,9 +287,12 @@ class Engine:
             return list(dict.fromkeys(found.missing)) if last else ["never built"]
         return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]
 
-    def _remember(self, found: Assessment) -> None:
+    def _same_key(self, found: Assessment) -> bool:
         last = self.state.last(found.job.name)
-        if last is None or last[0] != found.key:
+        return last is not None and last[0] == found.key
+
+    def _remember(self, found: Assessment) -> None:
+        if not self._same_key(found):
             self.state.set_last(found.job.name, found.key, json.dumps(found.components))
 
     def _failed(self, name: str, message: str, seconds: float) -> None:

@@ -96,7 +96,12 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
             "io": {"capture": False},
         }
     for project in current.projects:
-        yield {"basename": project, "actions": None, "task_dep": targets(current.jobs)[project], "doc": f"all of {project}"}
+        yield {
+            "basename": project,
+            "actions": None,
+            "task_dep": targets(current.jobs)[project],
+            "doc": f"all of {project}",
+        }
 
 
 class _Fresh:

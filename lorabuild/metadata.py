@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.names import BLOCKS
 
 if TYPE_CHECKING:
-    from lorabuild.header import Header
     from lorabuild.state import State
 
 VERSION = 1  # raise when equal inputs should give another header: every artifact is published again, nothing is built
@@ -21,9 +20,7 @@ ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
 
-def metadata(
-    about: Mapping[str, Any], body: Header, sha256: str, dataset: Mapping | None, facts: Mapping | None
-) -> dict[str, str]:
+def metadata(about: Mapping[str, Any], sha256: str, dataset: Mapping | None, facts: Mapping | None) -> dict[str, str]:
     """The `__metadata__` of an artifact: a pure function of what made it. No clock times, ids or paths; all are strings.
 
     `about` is publish's description, `sha256` the hex digest of the bytes after the header, `dataset` the parsed
@@ -35,7 +32,7 @@ def metadata(
         **_modelspec(about, sha256, tables),
         **_training(tables.get("recipe", {}), about, dataset),
         **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
-        **_network(tables, body),
+        **_network(tables),
         **_ours(about, tables, facts),
     }
     return {key: _text(value) for key, value in sorted(found.items()) if value is not None}
@@ -144,7 +141,8 @@ def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str,
     return {
         "ss_tag_frequency": {name: dict(sorted(tags.items(), key=lambda item: (-item[1], item[0])))},
         "ss_dataset_dirs": {
-            f"{repeats}_{name}": {"n_repeats": repeats, "img_count": count} for repeats, count in sorted(by_repeats.items())
+            f"{repeats}_{name}": {"n_repeats": repeats, "img_count": count}
+            for repeats, count in sorted(by_repeats.items())
         },
         "ss_bucket_info": {
             "buckets": {
@@ -166,7 +164,7 @@ def _mean_aspect_error(images: list[Mapping]) -> float:
     return round(sum(errors) / len(errors), 6) if errors else 0.0
 
 
-def _network(tables: Mapping, body: Header) -> dict[str, Any]:
+def _network(tables: Mapping) -> dict[str, Any]:
     """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes. The one alpha of the file stays."""
     recipe = tables.get("recipe", {})
     resized = "resize" in tables
@@ -176,7 +174,6 @@ def _network(tables: Mapping, body: Header) -> dict[str, Any]:
         "ss_network_alpha": recipe.get("network_alpha"),
         "ss_network_args": recipe.get("network_args"),
         "block_vector_string": _block_vector(tables.get("chop", {})),
-        "lorabuild.tensors": len(body.tensors),
     }
 
 

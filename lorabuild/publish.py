@@ -78,7 +78,11 @@ def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[s
         if found.job.stage != "base"
     }
     by_stage = {found.job.stage: found for found in lineage.values()}
-    facts = by_stage["train"].outputs.get("facts.json") if "train" in by_stage and not _from_snapshot(role, made_by) else None
+    facts = (
+        by_stage["train"].outputs.get("facts.json")
+        if "train" in by_stage and not _from_snapshot(role, made_by)
+        else None
+    )
     data = by_stage["dataset"].outputs.get("dataset.json") if "dataset" in by_stage else None
     return {
         "name": stem,
@@ -131,7 +135,7 @@ class Publisher:
         about, body = publication.about, read_header(blob)
         assert about is not None
         sha256 = body_sha256(blob, body.data_start, publication.output.digest, self.state)
-        header = metadata(about, body, sha256, self._json(about["dataset"]), self._json(about["facts"]))
+        header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]))
         with open(part, "wb") as target, open(blob, "rb") as source:
             target.write(header_bytes([(name, one.dtype, one.shape) for name, one in body.tensors.items()], header))
             source.seek(body.data_start)

@@ -29,7 +29,9 @@ def _values(name: str, old: Any, new: Any) -> list[str]:
         return [f"{name}: {_plain(old)} -> {_plain(new)}"]
     if "." not in name:
         return [line for key in sorted({*old, *new}) for line in _values(f"{name}.{key}", old.get(key), new.get(key))]
-    parts = [f"{k} {_plain(old.get(k))} -> {_plain(new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    parts = [
+        f"{k} {_plain(old.get(k))} -> {_plain(new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
+    ]
     return [f"{name}: {', '.join(parts)}"]
 
 

@@ -100,7 +100,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-class staged:  # noqa: N801 - reads as a verb: `with staged(path) as part`
+class staged:  # reads as a verb: `with staged(path) as part`
     """`with staged(path) as part:` write `part`; it replaces `path` at the end, or vanishes if the block fails."""
 
     def __init__(self, path: Path, mode: int | None = None):

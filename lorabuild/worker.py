@@ -46,7 +46,10 @@ def _run(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
         return {"event": "failed", "lines": [f"{error.strerror or error}{where}"]}
     except Exception as error:
         traceback.print_exc()
-        return {"event": "crashed", "message": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        return {
+            "event": "crashed",
+            "message": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        }
 
 
 def _run_locked(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _channels() -> tuple[queue.Queue[Any], TextIO]:
     return jobs, events
 
 
-class _output_to:  # noqa: N801 - reads as a phrase: `with _output_to(log)`
+class _output_to:  # reads as a phrase: `with _output_to(log)`
     """Send descriptors 1 and 2 to a job's log for a while."""
 
     def __init__(self, path: Path):

@@ -20,7 +20,18 @@ LAYERS = {
     "faces": "cli __main__",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
-HEAVY = {"torch", "numpy", "diffusers", "transformers", "lycoris", "safetensors", "PIL", "pydantic", "rich", "tree_sitter"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "diffusers",
+    "transformers",
+    "lycoris",
+    "safetensors",
+    "PIL",
+    "pydantic",
+    "rich",
+    "tree_sitter",
+}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -12,11 +12,12 @@ from lorabuild.header import read_header
 from lorabuild.names import block_of
 
 # Tensors a block of SDXL LoCon preset=full, three a module: the layout of the ten-minute recipe.
-TENSORS = dict(
-    zip([f"INP0{n}" for n in range(1, 9)], [9, 9, 3, 78, 75, 3, 318, 315], strict=True)
-) | dict(zip(["MID00", "MID01", "MID02"], [9, 306, 9], strict=True)) | dict(
-    zip([f"OUT0{n}" for n in range(9)], [318, 318, 321, 78, 78, 81, 12, 12, 12], strict=True)
-) | {"TE1": 216, "TE2": 576}
+TENSORS = (
+    dict(zip([f"INP0{n}" for n in range(1, 9)], [9, 9, 3, 78, 75, 3, 318, 315], strict=True))
+    | dict(zip(["MID00", "MID01", "MID02"], [9, 306, 9], strict=True))
+    | dict(zip([f"OUT0{n}" for n in range(9)], [318, 318, 321, 78, 78, 81, 12, 12, 12], strict=True))
+    | {"TE1": 216, "TE2": 576}
+)
 
 
 def trained(world: World):
@@ -94,7 +95,10 @@ def test_the_held_out_loss_falls(built_once: World):
 
 
 def test_resizing_and_chopping_shrink(built_once: World):
-    sizes = [(built_once.root / f"build/ember/ember{kind}.safetensors").stat().st_size for kind in ("", "-resized", "-chopped")]
+    sizes = [
+        (built_once.root / f"build/ember/ember{kind}.safetensors").stat().st_size
+        for kind in ("", "-resized", "-chopped")
+    ]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
 
 

@@ -205,7 +205,11 @@ def kill_in_training(world: World) -> None:
     """Start a build, wait until a training state is on disk, and kill the whole process group."""
     command = [sys.executable, "-m", "doit"]
     driver = subprocess.Popen(
-        command, cwd=world.root, start_new_session=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        cwd=world.root,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 240
     while not any(path.is_file() for path in world.root.glob(".lorabuild/scratch/*/scratch/*")):

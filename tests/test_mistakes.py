@@ -48,8 +48,9 @@ def test_an_unknown_recipe_has_a_near_miss(empty: World):
 
 def test_all_mistakes_of_all_manifests_are_told_at_once(empty: World):
     for name in ("ember", "other"):
-        empty.write(f"projects/{name}/lora.toml", MANIFEST.format(
-            title="", steps=4, seed='"x"', thr=-2, keep='["NOPE"]'))
+        empty.write(
+            f"projects/{name}/lora.toml", MANIFEST.format(title="", steps=4, seed='"x"', thr=-2, keep='["NOPE"]')
+        )
     result = empty.doit()
     assert result.code == 3
     lines = result.err.strip().splitlines()

@@ -102,8 +102,12 @@ class World:
 
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = bytes((x * (seed + 3) + y * (7 - c) + c * 80 * seed) % 256
-                       for y in range(size[1]) for x in range(size[0]) for c in range(3))
+        pixels = bytes(
+            (x * (seed + 3) + y * (7 - c) + c * 80 * seed) % 256
+            for y in range(size[1])
+            for x in range(size[0])
+            for c in range(3)
+        )
         Image.frombytes("RGB", size, pixels).save(path)
 
     def project(self, name: str = "ember", **changes: Any) -> None:
@@ -134,7 +138,9 @@ class World:
         log.unlink(missing_ok=True)
         result = self.doit(*args, PYTHONPROFILEIMPORTTIME="1")
         job_logs = "".join(path.read_text() for path in log.parent.glob("*.log")) if log.parent.exists() else ""
-        names = {line.rpartition("|")[2].strip() for line in (result.err + job_logs).splitlines() if "import time:" in line}
+        names = {
+            line.rpartition("|")[2].strip() for line in (result.err + job_logs).splitlines() if "import time:" in line
+        }
         assert "lorabuild" in names, "the profile of imports is not there: this check would prove nothing"
         return result, {name for name in names if name in HEAVY}
 

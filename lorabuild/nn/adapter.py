@@ -1,0 +1,167 @@
+"""Put LyCORIS' LoCon adapter on a diffusers SDXL, exactly where kohya's preset "full" puts it, and take it off again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lorabuild.errors import JobError
+from lorabuild.nn.base import Base
+from lorabuild.nn.keymap import EXPECTED, lora_name
+from lorabuild.nn.lowrank import lowrank_linear
+from lorabuild.nn.noise import generator
+
+# LyCORIS' own preset "full" does not fit a diffusers U-Net: it names a layer twice and adds four that the peer leaves alone.
+PRESET = {
+    "enable_conv": True,
+    "unet_target_module": ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"],
+    "unet_target_name": [],
+    # The second class is what some versions of transformers call the first: without it no attention would be trained.
+    "text_encoder_target_module": ["CLIPAttention", "CLIPSdpaAttention", "CLIPMLP"],
+    "text_encoder_target_name": [],
+    "module_algo_map": {},
+    "name_algo_map": {},
+    "use_fnmatch": False,
+    "exclude_name": [],
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The rank and alpha of linear layers (and 1x1 convolutions), and of convolutions. An update is scaled by alpha/rank."""
+
+    dim: int
+    alpha: float
+    conv_dim: int
+    conv_alpha: float
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Shape:
+        """From network_dim, network_alpha and network_args, as kohya's trainer reads them: alpha 0 stands for the rank."""
+        args = recipe.get("network_args") or {}
+        dim, alpha = int(recipe["network_dim"]), float(recipe["network_alpha"])
+        conv_dim = int(args.get("conv_dim", dim))
+        conv_alpha = float(args.get("conv_alpha", alpha))
+        return cls(dim, alpha or dim, conv_dim, conv_alpha or conv_dim)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter's modules (LyCORIS LoConModule) by kohya's name, in name order. `parts`: "unet" and "te" if trained."""
+
+    modules: dict[str, Any]
+    parts: tuple[str, ...]
+
+    def parameters(self, part: str) -> dict[str, Parameter]:
+        """Trained parameters of a part by the names that they have in a file, float32."""
+        return {
+            f"{name}.{kind}.weight": getattr(module, kind).weight
+            for name, module in self.modules.items()
+            if _part(name) == part
+            for kind in ("lora_down", "lora_up")
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Modules of each part: {"unet": 788, "te": 264} where both are trained."""
+        return {part: sum(_part(name) == part for name in self.modules) for part in ("unet", "te")}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the parameters of a state, in place."""
+        for part in self.parts:
+            for name, parameter in self.parameters(part).items():
+                parameter.copy_(tensors[name])
+
+
+@contextmanager
+def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device: str = "cpu") -> Iterator[Adapter]:
+    """`base` with a fresh adapter on its U-Net ("unet" in `parts`) and both text encoders ("te"), within a with block.
+
+    Fresh: up is zero, so that it changes nothing yet; down is uniform in ±1/sqrt(fan-in), each drawn from a stream of
+    its own, so that it depends on the seed and the layer's name alone. Afterwards the base is as it was before.
+    Raises JobError unless LyCORIS finds exactly the layers that it must find.
+    """
+    network = _create(base, shape, parts)
+    try:
+        modules = _named(network, base, parts)
+        for name, module in modules.items():
+            _draw(module, seed, name)
+            if module.module_type == "linear":
+                module.bypass_forward = MethodType(_bypass_forward, module)
+        network.apply_to(None, None, "te" in parts, "unet" in parts)
+        network.to(device)
+        yield Adapter(modules, parts)
+    finally:
+        for module in reversed(network.loras):
+            module.restore()
+
+
+def _create(base: Base, shape: Shape, parts: tuple[str, ...]) -> Any:
+    from lycoris.kohya import LycorisNetworkKohya as Network
+    from lycoris.logging import logger
+
+    before = {name: value for name, value in vars(Network).items() if name.isupper()}
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        Network.apply_preset(PRESET)  # sets attributes of the class, for all networks of the process
+        return Network(
+            [base.te1, base.te2] if "te" in parts else None,
+            base.unet,
+            multiplier=1.0,
+            lora_dim=shape.dim,
+            alpha=shape.alpha,
+            conv_lora_dim=shape.conv_dim,
+            conv_alpha=shape.conv_alpha,
+            network_module="locon",
+            bypass_mode=True,  # W + dW in the base's own bf16 would round most of a young dW away
+            warn_on_unmatched=False,
+        )
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(Network, name, value)
+
+
+def _named(network: Any, base: Base, parts: tuple[str, ...]) -> dict[str, Any]:
+    """kohya's name -> module, in name order, once it is sure that it is the whole set."""
+    components = {"unet": base.unet} if "unet" in parts else {}
+    components |= {"te1": base.te1, "te2": base.te2} if "te" in parts else {}
+    adapters = {id(module.org_module[0]): module for module in network.loras}
+    found: dict[str, Any] = {}
+    for component, root in components.items():
+        named = {
+            lora_name(component, path): adapters[id(module)] for path, module in root.named_modules() if id(module) in adapters
+        }
+        if len(named) != EXPECTED[component]:
+            raise JobError(
+                f"{component}: the adapter found {len(named)} layers, SDXL has {EXPECTED[component]}; either the base is "
+                "not SDXL, or diffusers, transformers or lycoris-lora are not the versions of constraints.txt"
+            )
+        found |= named
+    return dict(sorted(found.items()))
+
+
+@torch.no_grad()
+def _draw(module: Any, seed: int, name: str) -> None:
+    torch.nn.init.kaiming_uniform_(module.lora_down.weight, a=5**0.5, generator=generator(seed, "init", name))
+    torch.nn.init.zeros_(module.lora_up.weight)
+
+
+def _bypass_forward(module: Any, x: Tensor, scale: float = 1.0) -> Tensor:
+    """LyCORIS' method of this name for a linear layer without dropout, in one autograd node."""
+    layer = module.org_module[0]
+    down, up = module.lora_down.weight, module.lora_up.weight
+    return lowrank_linear(x, layer.weight, layer.bias, down, up, module.scale * scale)
+
+
+def _part(name: str) -> str:
+    return "unet" if name.startswith("lora_unet_") else "te"

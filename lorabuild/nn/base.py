@@ -1,0 +1,107 @@
+"""Load a base from a diffusers folder, offline and frozen, and keep it warm for the next job of this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabuild.errors import JobError
+
+# recipe.mixed_precision -> dtype of the base's weights. The adapter's own weights are float32 with each of them.
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an SDXL predicts with. The networks are frozen and in evaluation mode."""
+
+    unet: Any  # diffusers.UNet2DConditionModel
+    te1: Any  # transformers.CLIPTextModel
+    te2: Any  # transformers.CLIPTextModelWithProjection
+    tokenizer1: Any  # transformers.CLIPTokenizer
+    tokenizer2: Any
+
+
+_warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
+
+
+def load_unet(folder: Path, dtype: torch.dtype, digest: str | None = None) -> Any:
+    """The U-Net of the base in `folder`. With the component's `digest` it is kept warm, and found warm.
+
+    Raises JobError for weights that are not those of the network that config.json describes.
+    """
+    return _kept("unet", digest, dtype, lambda: _load_unet(folder / "unet", dtype))
+
+
+def load_text_encoders(
+    folder: Path, dtype: torch.dtype, digests: tuple[str | None, str | None] = (None, None)
+) -> tuple[Any, Any]:
+    """Both CLIP text encoders of the base in `folder`, the second with its projection; kept warm as the U-Net is."""
+    return (
+        _kept("te1", digests[0], dtype, lambda: _load_clip(folder / "text_encoder", "CLIPTextModel", dtype)),
+        _kept("te2", digests[1], dtype, lambda: _load_clip(folder / "text_encoder_2", "CLIPTextModelWithProjection", dtype)),
+    )
+
+
+def load_tokenizers(folder: Path) -> tuple[Any, Any]:
+    """Both CLIP tokenizers of the base in `folder`."""
+    from transformers import CLIPTokenizer
+
+    first, second = (
+        CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("tokenizer", "tokenizer_2")
+    )
+    return first, second
+
+
+def forget_warm() -> None:
+    """Drop all networks that are kept warm."""
+    _warm.clear()
+
+
+def _kept(component: str, digest: str | None, dtype: torch.dtype, load: Callable[[], Any]) -> Any:
+    key = (digest, dtype)
+    if digest is not None and component in _warm and _warm[component][0] == key:
+        return _warm[component][1]
+    _warm.pop(component, None)  # before the next one needs the memory
+    network = load()
+    network.requires_grad_(False)
+    network.eval()
+    if digest is not None:
+        _warm[component] = (key, network)
+    return network
+
+
+def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
+    """Built without weights, then filled: a network of this size takes long to fill with random numbers first."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(config)
+    network = network.to(dtype).to_empty(device="cpu")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    try:
+        network.load_state_dict(load_file(weights))
+    except RuntimeError as error:  # missing, unexpected and misshapen weights, one a line
+        raise JobError(f"{weights}: {' '.join(str(error).split())[:300]}") from None
+    return network
+
+
+def _load_clip(folder: Path, architecture: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    network, info = getattr(transformers, architecture).from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    strange = {key: sorted(map(str, names)) for key, names in info.items() if names and key != "error_msgs"}
+    strange = {key: [n for n in names if "position_ids" not in n] for key, names in strange.items()}
+    if any(strange.values()):  # transformers would fill a missing weight with random numbers
+        raise JobError(f"{folder}: not the weights of a {architecture}: {strange}"[:300])
+    return network

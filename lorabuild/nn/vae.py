@@ -1,0 +1,38 @@
+"""Encode pixels into latents with the VAE of a base, in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+_warm: dict[str, AutoencoderKL] = {}  # the last one, by digest: the next job of this process finds it loaded
+
+
+def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
+    """The VAE of the diffusers folder `folder`, in fp32, for inference, on the GPU if there is one.
+
+    With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError.
+    """
+    if digest is not None and digest in _warm:
+        return _warm[digest]
+    vae = AutoencoderKL.from_pretrained(
+        folder, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    vae.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    if digest is not None:
+        _warm.clear()
+        _warm[digest] = vae
+    return vae
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """The posterior mean [B, 4, h/8, w/8] (fp32, CPU, not scaled) of `pixels` [B, 3, h, w] in -1..1.
+
+    The mean, not a draw: the latents of an image are then a function of the image, and SDXL's posterior is so narrow
+    that a draw adds nothing.
+    """
+    return vae.encode(pixels.to(vae.device, torch.float32)).latent_dist.mean.float().cpu()
