@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -95,8 +94,9 @@ def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device:
         for name, module in modules.items():
             _draw(module, seed, name)
             if module.module_type == "linear":
-                module.bypass_forward = MethodType(_bypass_forward, module)
-        network.apply_to(None, None, "te" in parts, "unet" in parts)
+                module.bypass_forward = _bypass(module)
+        with _quiet():
+            network.apply_to(None, None, "te" in parts, "unet" in parts)
         network.to(device)
         yield Adapter(modules, parts)
     finally:
@@ -106,29 +106,39 @@ def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device:
 
 def _create(base: Base, shape: Shape, parts: tuple[str, ...]) -> Any:
     from lycoris.kohya import LycorisNetworkKohya as Network
-    from lycoris.logging import logger
 
     before = {name: value for name, value in vars(Network).items() if name.isupper()}
+    try:
+        Network.apply_preset(PRESET)  # sets attributes of the class, for all networks of the process
+        with _quiet():
+            return Network(
+                [base.te1, base.te2] if "te" in parts else None,
+                base.unet,
+                multiplier=1.0,
+                lora_dim=shape.dim,
+                alpha=shape.alpha,
+                conv_lora_dim=shape.conv_dim,
+                conv_alpha=shape.conv_alpha,
+                network_module="locon",
+                bypass_mode=True,  # W + dW in the base's own bf16 would round most of a young dW away
+                warn_on_unmatched=False,
+            )
+    finally:
+        for name, value in before.items():
+            setattr(Network, name, value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without LyCORIS' account of what it does."""
+    from lycoris.logging import logger
+
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        Network.apply_preset(PRESET)  # sets attributes of the class, for all networks of the process
-        return Network(
-            [base.te1, base.te2] if "te" in parts else None,
-            base.unet,
-            multiplier=1.0,
-            lora_dim=shape.dim,
-            alpha=shape.alpha,
-            conv_lora_dim=shape.conv_dim,
-            conv_alpha=shape.conv_alpha,
-            network_module="locon",
-            bypass_mode=True,  # W + dW in the base's own bf16 would round most of a young dW away
-            warn_on_unmatched=False,
-        )
+        yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            setattr(Network, name, value)
 
 
 def _named(network: Any, base: Base, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -156,11 +166,15 @@ def _draw(module: Any, seed: int, name: str) -> None:
     torch.nn.init.zeros_(module.lora_up.weight)
 
 
-def _bypass_forward(module: Any, x: Tensor, scale: float = 1.0) -> Tensor:
-    """LyCORIS' method of this name for a linear layer without dropout, in one autograd node."""
-    layer = module.org_module[0]
-    down, up = module.lora_down.weight, module.lora_up.weight
-    return lowrank_linear(x, layer.weight, layer.bias, down, up, module.scale * scale)
+def _bypass(module: Any) -> Callable[..., Tensor]:
+    """LyCORIS' method `bypass_forward` of a linear layer without dropout, in one autograd node."""
+    layer, own_scale = module.org_module[0], module.scale
+    weight, bias, down, up = layer.weight, layer.bias, module.lora_down.weight, module.lora_up.weight
+
+    def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
+        return lowrank_linear(x, weight, bias, down, up, own_scale * scale)
+
+    return bypass_forward
 
 
 def _part(name: str) -> str:

@@ -84,10 +84,10 @@ def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
     config = json.loads((folder / "config.json").read_text())
     with torch.device("meta"):
         network = UNet2DConditionModel.from_config(config)
-    network = network.to(dtype).to_empty(device="cpu")
     weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(weights).items()}  # not the mapped file
     try:
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:  # missing, unexpected and misshapen weights, one a line
         raise JobError(f"{weights}: {' '.join(str(error).split())[:300]}") from None
     return network

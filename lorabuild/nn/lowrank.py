@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 
 def lowrank_linear(
@@ -25,11 +25,11 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         dtype = _compute_dtype(x)
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        middle = rows.mm(down.to(dtype).t()).mul_(scale)
+        rows = _as(x.reshape(-1, x.shape[-1]), dtype)
+        middle = rows.mm(_as(down, dtype).t()).mul_(scale)
         # The small product first and the large one added onto it: the sum is rounded once. The other way round, a base
         # output in bf16 would swallow every update below half of its last bit.
-        out = middle.mm(up.to(dtype).t()).addmm_(rows, weight.to(dtype).t())
+        out = middle.mm(_as(up, dtype).t()).addmm_(rows, _as(weight, dtype).t())
         if bias is not None:
             out += bias
         ctx.save_for_backward(rows, middle, weight, down, up)
@@ -37,18 +37,23 @@ class _LowRankLinear(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, middle, weight, down, up = ctx.saved_tensors
         dtype = rows.dtype
-        grad = grad.reshape(-1, grad.shape[-1]).to(dtype)
-        grad_middle = grad.mm(up.to(dtype)).mul_(ctx.scale)
-        grad_down = grad_middle.t().mm(rows).to(down.dtype)
-        grad_up = grad.t().mm(middle).to(up.dtype)
+        grad = _as(grad.reshape(-1, grad.shape[-1]), dtype)
+        grad_middle = grad.mm(_as(up, dtype)).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_middle.mm(down.to(dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape).to(ctx.dtype)
+            grad_x = grad_middle.mm(_as(down, dtype)).addmm_(grad, _as(weight, dtype))
+            grad_x = _as(grad_x.view(ctx.shape), ctx.dtype)
+        grad_down = _as(grad_middle.t().mm(rows), down.dtype)
+        grad_up = _as(grad.t().mm(middle), up.dtype)
         return grad_x, None, None, grad_down, grad_up, None
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which even where nothing is to be done costs as much as a small product."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

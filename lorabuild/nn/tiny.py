@@ -20,8 +20,8 @@ PIXELS = 128  # the side that it is meant for, as 1024 is SDXL's
 # All widths differ, and strictly by level, so that a layer's shape tells where it stands.
 LEVELS = (32, 48, 64)  # SDXL: 320, 640, 1280
 TE1, TE2 = 40, 56  # 768, 1280
-HEAD = 16  # 64; wide heads keep attention, which is slow a head on a CPU, cheap
-TEXT_HEAD = 8  # 64
+HEAD = 16  # channels a head of the U-Net; 64
+TEXT_HEADS = 2  # 12 and 20; attention on a CPU takes its time by the head
 TIME_ID = 16  # channels a size embedding; 256
 VAE_LEVELS = (8, 16, 24, 32)  # 128, 256, 512, 512
 GROUPS = 8  # 32
@@ -44,7 +44,7 @@ _CLIP = {
 
 def _clip(architecture: str, width: int, layers: int, activation: str) -> dict[str, Any]:
     shape = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-    heads = {"num_attention_heads": width // TEXT_HEAD, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": TEXT_HEADS, "num_hidden_layers": layers}
     return {"architectures": [architecture], "hidden_act": activation, **shape, **heads, **_CLIP}
 
 

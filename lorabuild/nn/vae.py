@@ -8,19 +8,31 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from lorabuild.errors import JobError
+
 _warm: dict[str, AutoencoderKL] = {}  # the last one, by digest: the next job of this process finds it loaded
 
 
 def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
     """The VAE of the diffusers folder `folder`, in fp32, for inference, on the GPU if there is one.
 
-    With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError.
+    With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError for
+    files that are missing, and JobError for weights that are not all that config.json describes.
     """
     if digest is not None and digest in _warm:
         return _warm[digest]
-    vae = AutoencoderKL.from_pretrained(
-        folder, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    vae, info = AutoencoderKL.from_pretrained(
+        folder,
+        subfolder="vae",
+        torch_dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+        ignore_mismatched_sizes=True,  # told below
+        output_loading_info=True,
     )
+    if strange := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
+        raise JobError(f"{folder / 'vae'}: not the weights of its config.json: {strange}"[:300])
     vae.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     if digest is not None:
         _warm.clear()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.buckets import geometry, settings_problem
 from lorabuild.captions import read_caption
 from lorabuild.errors import JobError, Problem
+from lorabuild.hashing import canonical_json
 from lorabuild.images import EXTENSIONS, decode, pixels_digest
 from lorabuild.stage import Images, Job, Stage, Subset
 from lorabuild.workspace import ImageFile, Progress, Workspace
@@ -23,72 +24,105 @@ DECODING = 1  # raised by hand when equal files should give other pixels
 
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
-        folders = subsets(repository, project)
-        if not folders:
-            continue
-        settings = {key: value for key, value in project.settings["dataset"].items() if key != "subset"}
-        yield Job(
-            name=f"dataset:{name}",
-            params={"dataset": settings},
-            inputs={"images": Images(folders, captions=True)},
-            outputs=["dataset.json", "geometry.json"],
-            options={"folders": [folder.shown for folder in folders]},
-        )
+        if folders := image_folders(repository, project):
+            settings = {key: value for key, value in project.settings["dataset"].items() if key != "subset"}
+            yield Job(
+                name=f"dataset:{name}",
+                params={"dataset": settings},
+                inputs={"images": Images(folders, captions=True)},
+                outputs=["dataset.json", "geometry.json"],
+                options={"folders": [folder.shown for folder in folders]},
+            )
 
 
-def subsets(repository: Repository, project: Project) -> tuple[Subset, ...]:
+def image_folders(repository: Repository, project: Project) -> tuple[Subset, ...]:
     """The image folders of a project; none if it has no `[dataset]`."""
-    dataset = project.settings.get("dataset") or {}
+    dataset = project.settings["dataset"] or {"subset": []}
+    folders = [project.folder / subset["image_dir"] for subset in dataset["subset"]]
     return tuple(
-        Subset(
-            folder := project.folder / subset["image_dir"],
-            _shown(folder, repository.root),
-            subset["num_repeats"],
-            dataset["caption_extension"],
-        )
-        for subset in dataset.get("subset", [])
+        Subset(folder, _shown(folder, repository.root), subset["num_repeats"], dataset["caption_extension"])
+        for folder, subset in zip(folders, dataset["subset"], strict=True)
     )
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Write `dataset.json` (all that training reads) and `geometry.json` (all that latents need), without file names.
 
-    Raises one JobError for all bad files of the data set at once.
+    Raises one JobError for everything that is wrong with the data set.
     """
     settings, images = job.params["dataset"], workspace.images["images"]
-    problems = _problems_of_the_whole(job, images)
+    if problem := settings_problem(settings):
+        raise JobError(f"dataset.{problem}")
+    problems = _empty_folders(job.options["folders"], images)
     rows: list[dict[str, Any]] = []
-    places: list[dict[str, Any]] = []
+    files: dict[str, dict[str, Any]] = {}
     for done, image in enumerate(images):
         progress(done, len(images), image.shown)
-        try:
-            place = _place(workspace, image, settings)
-            places.append({"file": image.digest, **place})
-            rows.append({**place, "repeats": image.repeats})
-        except JobError as error:
-            problems += error.problems
-        try:
-            caption = _caption(workspace, image)
-        except JobError as error:
-            problems += error.problems
-        else:
-            if rows:
-                rows[-1]["caption"] = caption
+        place = _tried(problems, lambda image=image: _place(workspace, image, settings))
+        caption = _tried(problems, lambda image=image: _caption(workspace, image))
+        if not problems:
+            rows.append({**place, "caption": caption, "repeats": image.repeats})
+            files[image.digest] = {"file": image.digest, **place}
     if problems:
         raise JobError(*problems)
     rows.sort(key=lambda row: (row["digest"], row["caption"], row["repeats"]))
-    text = f'{{"images": [\n{_lines(rows)}\n],\n"settings": {_line(settings)}}}\n'
-    workspace.output("dataset.json").write_bytes(text.encode())
-    workspace.output("geometry.json").write_bytes(f"[\n{_lines(_unique(places))}\n]\n".encode())
+    dataset = b'{"settings":%b,"images":%b}\n' % (canonical_json(settings), _list(rows))
+    workspace.output("dataset.json").write_bytes(dataset)
+    workspace.output("geometry.json").write_bytes(_list([place for _, place in sorted(files.items())]) + b"\n")
 
 
-def _problems_of_the_whole(job: Job, images: list[ImageFile]) -> list[Problem]:
-    """Settings that contradict each other, and folders without images."""
-    settings_wrong = settings_problem(job.params["dataset"])
-    found = [f"dataset.{settings_wrong}"] if settings_wrong else []
-    seen = {image.subset for image in images}
+def _empty_folders(folders: Sequence[str], images: Sequence[ImageFile]) -> list[Problem]:
+    filled = {image.subset for image in images}
     kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
-    for number, shown in enumerate(job.options["folders"]):
-        if number not in seen:
-            found.append(f"{shown}: no images ({kinds}) in this folder; folders in it are not searched")
-    return [Problem("", 0, text) for text in found]
+    return [
+        Problem("", 0, f"{shown}: no images ({kinds}) in this folder; folders inside it are not searched")
+        for number, shown in enumerate(folders)
+        if number not in filled
+    ]
+
+
+def _tried(problems: list[Problem], work: Callable[[], Any]) -> Any:
+    """What `work` gives; if it cannot, its problems join the others, so that all are told at once."""
+    try:
+        return work()
+    except JobError as error:
+        problems += error.problems
+        return None
+
+
+def _place(workspace: Workspace, image: ImageFile, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Pixels' digest and size of an image, and what it is resized and cropped to."""
+
+    def look() -> bytes:
+        picture = decode(workspace.read(image.path, image.digest), image.shown)
+        return canonical_json({"digest": pixels_digest(picture), "size": picture.size})
+
+    data, _ = workspace.piece({"piece": "decoded", "version": DECODING, "file": image.digest}, look)
+    facts = json.loads(data)
+    try:
+        place = geometry(tuple(facts["size"]), settings)
+    except ValueError as error:
+        raise JobError(f"{image.shown}: {error}") from None
+    return {**facts, "resized": list(place.resized), "bucket": list(place.bucket), "crop": list(place.crop)}
+
+
+def _caption(workspace: Workspace, image: ImageFile) -> str:
+    """The caption of an image; empty if there is no file."""
+    if image.caption is None:
+        return ""
+    shown = str(Path(image.shown).with_name(image.caption.name))
+    return read_caption(workspace.read(image.caption, image.caption_digest), shown)
+
+
+def _list(rows: Sequence[Any]) -> bytes:
+    """A JSON list, one row a line: `git diff` shows which image changed."""
+    return b"[\n" + b",\n".join(map(canonical_json, rows)) + b"\n]"
+
+
+def _shown(folder: Path, root: Path) -> str:
+    """What messages call a folder: its path in the repository, or the whole path of one elsewhere."""
+    whole = Path(os.path.normpath(folder))
+    return (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix()
+
+
+STAGE = Stage("dataset", 1, jobs, run)

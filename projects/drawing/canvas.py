@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Canvas:
         """A line with round ends and corners."""
         path, radius = self.pixels([*points, points[0]] if closed else points), width * self.scale / 2
         brush = ImageDraw.Draw(self.image)
-        for (x0, y0), (x1, y1) in zip(path, path[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(path):
             length = math.hypot(x1 - x0, y1 - y0)
             if length > 0:
                 dx, dy = (y0 - y1) / length * radius, (x1 - x0) / length * radius

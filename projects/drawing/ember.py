@@ -59,11 +59,12 @@ def jump(canvas: Canvas, face: Face) -> None:
 def run(canvas: Canvas, face: Face) -> None:
     """Running to the left on four feet; the ground is at y = 2.2."""
     _tail(canvas.at(2.0, 0.95, turn=72))
-    canvas.outlined([_limb((0.55, 1.2), (0.0, 1.85), 0.26, 0.2), _limb((1.8, 1.1), (2.5, 1.75), 0.3, 0.2)], OUTLINE, INK)
+    far_legs = [_limb((0.55, 1.2), (0.0, 1.85), 0.26, 0.2), _limb((1.8, 1.1), (2.5, 1.75), 0.3, 0.2)]
+    canvas.outlined(far_legs, OUTLINE, INK)
     body = curve([(0.1, 0.4), (1.1, 0.35), (1.95, 0.55), (2.15, 1.1), (1.6, 1.45), (0.6, 1.5), (0.0, 1.1)])
     belly = curve([(0.0, 1.1), (0.9, 1.2), (1.6, 1.3), (1.4, 1.8), (0.2, 1.8)])
-    legs = [_limb((0.4, 1.15), (-0.6, 1.8), 0.28, 0.2), _limb((1.75, 1.1), (1.35, 2.0), 0.36, 0.2)]
-    canvas.outlined([(body, FUR, [(belly, CREAM)]), *legs], OUTLINE, INK)
+    near_legs = [_limb((0.4, 1.15), (-0.6, 1.8), 0.28, 0.2), _limb((1.75, 1.1), (1.35, 2.0), 0.36, 0.2)]
+    canvas.outlined([(body, FUR, [(belly, CREAM)]), *near_legs], OUTLINE, INK)
     _scarf(canvas, streaming=True)
     _head(canvas, face)
 
@@ -123,7 +124,8 @@ def _tail(canvas: Canvas) -> None:
     """A flame that grows upwards from the origin."""
     flame = [
         *((-0.25, 0.1), (-0.72, -0.6), (-0.88, -1.2), (-0.7, -1.7), (-0.86, -2.25), (-0.86, -2.25), (-0.3, -2.05)),
-        *((0.05, -2.85), (0.05, -2.85), (0.3, -2.15), (0.78, -2.3), (0.78, -2.3), (0.66, -1.6), (0.6, -0.8), (0.28, 0.1)),
+        *((0.05, -2.85), (0.05, -2.85), (0.3, -2.15), (0.78, -2.3), (0.78, -2.3), (0.66, -1.6), (0.6, -0.8)),
+        (0.28, 0.1),
     ]
     canvas.outlined([(curve(flame), FUR, [(_flicker(-1.15), GLOW), (_flicker(-1.5), CREAM)])], OUTLINE, INK)
 
@@ -137,7 +139,9 @@ def _flicker(y: float) -> Points:
 def _scarf(canvas: Canvas, streaming: bool = False) -> None:
     """Round the neck below a head at the origin; the loose end hangs, or streams to the right."""
     end = canvas.at(0.45, 0.95, turn=-78) if streaming else canvas.at(-0.42, 0.95, turn=10)
-    cloth = curve([(-0.2, -0.1), (-0.2, -0.1), (-0.26, 0.5), (-0.3, 0.95), (-0.3, 0.95), (0.2, 0.98), (0.2, 0.98), (0.2, 0)])
+    cloth = curve(
+        [(-0.2, -0.1), (-0.2, -0.1), (-0.26, 0.5), (-0.3, 0.95), (-0.3, 0.95), (0.2, 0.98), (0.2, 0.98), (0.2, 0)]
+    )
     stripe = [(-0.5, 0.66), (0.5, 0.68), (0.5, 0.8), (-0.5, 0.78)]
     end.outlined([(cloth, SCARF, [(stripe, SCARF_STRIPE)])], OUTLINE, INK)
     band = [(-0.78, 0.5), (0.0, 0.66), (0.78, 0.5), (0.9, 0.8), (0.5, 1.06), (0, 1.13), (-0.5, 1.06), (-0.9, 0.8)]
@@ -174,10 +178,11 @@ def _forelock(canvas: Canvas) -> None:
     """The little flame on the forehead."""
     flame = [
         *((-0.4, -0.72), (-0.44, -1.0), (-0.34, -1.3), (-0.34, -1.3), (-0.14, -1.1), (0.06, -1.62), (0.06, -1.62)),
-        *((0.2, -1.12), (0.42, -1.24), (0.42, -1.24), (0.42, -0.9), (0.36, -0.7), (0.14, -0.42), (0, -0.62), (-0.2, -0.46)),
+        *((0.2, -1.12), (0.42, -1.24), (0.42, -1.24), (0.42, -0.9), (0.36, -0.7), (0.14, -0.42), (0, -0.62)),
+        (-0.2, -0.46),
     ]
-    heart = curve([(-0.16, -0.66), (-0.1, -0.95), (0.05, -1.25), (0.05, -1.25), (0.16, -0.9), (0.16, -0.66), (0, -0.72)])
-    canvas.outlined([(curve(flame), GLOW, [(heart, CREAM)])], OUTLINE, INK)
+    heart = [(-0.16, -0.66), (-0.1, -0.95), (0.05, -1.25), (0.05, -1.25), (0.16, -0.9), (0.16, -0.66), (0, -0.72)]
+    canvas.outlined([(curve(flame), GLOW, [(curve(heart), CREAM)])], OUTLINE, INK)
 
 
 def _open_eye(canvas: Canvas) -> None:
@@ -226,8 +231,8 @@ def _smile(canvas: Canvas) -> None:
 
 
 def _laugh(canvas: Canvas) -> None:
-    mouth = curve([(-0.3, 0.06), (-0.3, 0.06), (0, 0.1), (0.3, 0.06), (0.3, 0.06), (0.18, 0.28), (0, 0.34), (-0.18, 0.28)])
-    canvas.outlined([(mouth, SOCK, [(ellipse(0, 0.32, 0.18, 0.12), TONGUE)])], 0.03, INK)
+    mouth = [(-0.3, 0.06), (-0.3, 0.06), (0, 0.1), (0.3, 0.06), (0.3, 0.06), (0.18, 0.28), (0, 0.34), (-0.18, 0.28)]
+    canvas.outlined([(curve(mouth), SOCK, [(ellipse(0, 0.32, 0.18, 0.12), TONGUE)])], 0.03, INK)
 
 
 def _gasp(canvas: Canvas) -> None:

@@ -7,11 +7,13 @@ import random
 from drawing import ember
 from drawing.canvas import Canvas, box, curve, ellipse, mirrored
 from drawing.ember import INK, OUTLINE, Face
-from drawing.scenery import cloud, flower, grass, land, leaf, moon, pine, sea, shadow, sky, star, sun, tree, wave
+from drawing.scenery import WHITE, cloud, flower, grass, land, leaf, moon, pine, sea, shadow, sky, star, sun, tree, wave
 
 MEADOW = (126, 196, 92)
 MEADOW_DARK = (100, 172, 82)
-CLOUD_GREY = (206, 216, 226)
+PINK = (250, 120, 140)
+RUST = (206, 92, 60)
+GOLD = (224, 158, 62)
 
 
 def hill_by_day() -> Canvas:
@@ -20,7 +22,7 @@ def hill_by_day() -> Canvas:
     cloud(canvas, 54, 66, 70)
     land(canvas, MEADOW_DARK, 176, 150, 176, 190, 168)
     land(canvas, MEADOW, 208, 196, 192, 200, 214)
-    for x, y, petal in ((26, 214, (250, 120, 140)), (52, 232, (255, 255, 255)), (222, 226, (250, 120, 140)), (240, 206, (255, 255, 255))):
+    for x, y, petal in ((26, 214, PINK), (52, 232, WHITE), (222, 226, PINK), (240, 206, WHITE)):
         flower(canvas, x, y, 8, petal)
     shadow(canvas, 128, 226, 66)
     ember.sit(canvas.at(122, 118, 46), Face())
@@ -60,7 +62,7 @@ def night_sleep() -> Canvas:
     night = (30, 40, 92)
     canvas = sky((256, 256), night, (84, 92, 160))
     moon(canvas, 198, 52, 28, (37, 47, 99))
-    for x, y, radius in ((36, 40, 6), (84, 72, 4), (128, 32, 5), (58, 112, 3), (232, 112, 4), (160, 96, 3), (20, 86, 3)):
+    for x, y, radius in ((36, 40, 6), (84, 72, 4), (128, 32, 5), (58, 112, 3), (232, 112, 4), (160, 96, 3)):
         star(canvas, x, y, radius)
     land(canvas, (46, 70, 112), 180, 164, 176, 158, 172)
     land(canvas, (54, 92, 110), 200, 196, 190, 196, 204)
@@ -129,7 +131,7 @@ def winter() -> Canvas:
     for x in range(8, 256, 30):
         for y in range(10, 288, 36):
             flake = (x + chance.uniform(-12, 12), y + chance.uniform(-14, 14))
-            canvas.fill(ellipse(*flake, chance.uniform(1.6, 3.4)), (255, 255, 255))
+            canvas.fill(ellipse(*flake, chance.uniform(1.6, 3.4)), WHITE)
     shadow(canvas, 134, 256, 52)
     ember.stand(canvas.at(134, 128, 46, flip=True), Face("wide", "gasp"), left=(-1.35, 1.2), right=(1.35, 1.2))
     return canvas
@@ -164,7 +166,7 @@ def boat() -> Canvas:
 def rain() -> Canvas:
     canvas = sky((224, 320), (132, 148, 168), (186, 198, 206))
     for x, y, width in ((40, 50, 110), (150, 36, 130), (206, 66, 90)):
-        cloud(canvas, x, y, width, CLOUD_GREY)
+        cloud(canvas, x, y, width, (206, 216, 226))
     land(canvas, (112, 148, 124), 250, 240, 244, 252)
     land(canvas, (128, 164, 132), 276, 270, 268, 274)
     canvas.fill(ellipse(56, 300, 40, 7), (168, 190, 206))
@@ -174,7 +176,7 @@ def rain() -> Canvas:
             dx, dy = chance.uniform(-8, 8), chance.uniform(-14, 14)
             canvas.line([(x + dx, y + dy), (x + dx - 3, y + dy + 11)], 1.6, (222, 234, 244))
     shadow(canvas, 90, 296, 46)
-    place = canvas.at(86, 186, 40)
+    place = canvas.at(80, 186, 39)
     ember.stand(place, Face("sad", "frown", 0, 22), right=(1.4, 1.2))
     umbrella = place.at(1.46, 1.15, turn=-7)
     umbrella.line([(0, 0.4), (0, -4.2)], 0.12, INK)
@@ -188,22 +190,23 @@ def rain() -> Canvas:
 
 def autumn_apple() -> Canvas:
     canvas = sky((256, 256), (250, 226, 186), (255, 244, 220))
-    tree(canvas, 34, 190, 170, (206, 92, 60), (230, 130, 70))
-    tree(canvas, 222, 186, 150, (224, 158, 62), (242, 190, 90))
+    tree(canvas, 34, 190, 170, RUST, (230, 130, 70))
+    tree(canvas, 222, 186, 150, GOLD, (242, 190, 90))
     land(canvas, (206, 170, 104), 192, 184, 182, 190)
     land(canvas, (222, 188, 122), 220, 214, 216, 222)
     chance = random.Random("autumn")
     for x in range(14, 256, 30):
-        colour = chance.choice([(206, 92, 60), (224, 158, 62), (180, 70, 60)])
+        colour = chance.choice([RUST, GOLD, (180, 70, 60)])
         leaf(canvas, x, chance.uniform(214, 248), 6, chance.uniform(-60, 60), colour)
     for x, y in ((92, 40), (150, 24), (206, 132), (44, 128)):
-        leaf(canvas, x, y, 6, 40, (206, 92, 60))
+        leaf(canvas, x, y, 6, 40, RUST)
     shadow(canvas, 126, 228, 66)
     place = canvas.at(122, 120, 46)
     ember.sit(place, Face("happy"), holding=True)
     half = [(0, 1.06), (0.22, 0.98), (0.5, 1.12), (0.5, 1.5), (0.26, 1.84), (0, 1.78)]
     place.line([(0, 1.1), (0.1, 0.84)], 0.08, INK)
-    place.outlined([(curve(mirrored(half)), (214, 52, 60), [(ellipse(-0.2, 1.24, 0.1, 0.13), (250, 150, 140))])], OUTLINE, INK)
+    shine = ellipse(-0.2, 1.24, 0.1, 0.13)
+    place.outlined([(curve(mirrored(half)), (214, 52, 60), [(shine, (250, 150, 140))])], OUTLINE, INK)
     for x in (-0.54, 0.54):
         ember.paw(place, x, 1.5)
     return canvas

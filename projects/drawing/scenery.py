@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 
-from PIL import ImageDraw
-
 from drawing.canvas import OVERSAMPLING, Canvas, Colour, Point, blank, box, curve, ellipse
+from PIL import ImageDraw
 
 WHITE = (255, 255, 255)
 BARK = (134, 90, 62)
+STARLIGHT = (255, 240, 196)
 
 
 def sky(size: tuple[int, int], top: Colour, bottom: Colour) -> Canvas:
@@ -55,12 +55,11 @@ def sun(canvas: Canvas, x: float, y: float, radius: float, colour: Colour, glow:
 
 def moon(canvas: Canvas, x: float, y: float, radius: float, dark: Colour) -> None:
     """A crescent: a disc and the sky's colour over a part of it."""
-    canvas.fill(ellipse(x, y, radius), (255, 240, 196), [(ellipse(x + radius * 0.5, y - radius * 0.2, radius * 0.85), dark)])
+    covered = ellipse(x + radius * 0.5, y - radius * 0.2, radius * 0.85)
+    canvas.fill(ellipse(x, y, radius), STARLIGHT, [(covered, dark)])
 
 
-def star(
-    canvas: Canvas, x: float, y: float, radius: float, colour: Colour = (255, 240, 196), points: int = 4
-) -> None:
+def star(canvas: Canvas, x: float, y: float, radius: float, colour: Colour = STARLIGHT, points: int = 4) -> None:
     """A star of so many points, one of them upwards."""
     spokes = [(math.pi * i / points - math.pi / 2, radius if i % 2 == 0 else radius * 0.4) for i in range(2 * points)]
     canvas.fill([(x + length * math.cos(angle), y + length * math.sin(angle)) for angle, length in spokes], colour)
@@ -76,7 +75,8 @@ def cloud(canvas: Canvas, x: float, y: float, width: float, colour: Colour = WHI
 def tree(canvas: Canvas, x: float, y: float, height: float, leaf: Colour, light: Colour) -> None:
     """A round tree that stands at (x, y)."""
     crown, radius = y - height * 0.68, height * 0.32
-    canvas.fill([(x - height * 0.07, y), (x - height * 0.04, crown), (x + height * 0.04, crown), (x + height * 0.07, y)], BARK)
+    top, foot = height * 0.04, height * 0.07
+    canvas.fill([(x - foot, y), (x - top, crown), (x + top, crown), (x + foot, y)], BARK)
     for dx, dy, r in ((-0.6, 0.35, 0.6), (0.6, 0.35, 0.6), (0, -0.1, 0.95)):
         canvas.fill(ellipse(x + dx * radius, crown + dy * radius, r * radius), leaf)
     canvas.fill(ellipse(x - 0.25 * radius, crown - 0.4 * radius, 0.45 * radius, 0.35 * radius), light)
@@ -90,9 +90,8 @@ def pine(canvas: Canvas, x: float, y: float, height: float, leaf: Colour, snow: 
         tip, base = (x, top), top + height * 0.38
         canvas.fill([tip, (x + half, base), (x - half, base)], leaf)
         if snow:
-            lower = top + height * 0.17
-            zigzag = [(x + half * 0.45, lower), (x + half * 0.15, lower - 3), (x - half * 0.1, lower + 2), (x - half * 0.45, lower)]
-            canvas.fill([tip, *zigzag], WHITE)
+            edge = [(0.45, 0), (0.15, -3), (-0.1, 2), (-0.45, 0)]
+            canvas.fill([tip, *((x + half * dx, top + height * 0.17 + dy) for dx, dy in edge)], WHITE)
 
 
 def flower(canvas: Canvas, x: float, y: float, size: float, petal: Colour, heart: Colour = (255, 214, 80)) -> None:

@@ -1,0 +1,56 @@
+"""Complete and check the settings of a project, or of the whole repository, from their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from lorabuild.errors import ConfigError
+from lorabuild.manifest.explain import MISSING, TOGETHER, Fault, faults
+from lorabuild.manifest.layers import Layer
+from lorabuild.manifest.merge import Merged, merge, variant
+from lorabuild.manifest.schema import Manifest, SharedFile, Table
+
+
+def check_project(layers: Sequence[Layer], bases: Collection[str] | None, partial: bool = False) -> dict[str, Any]:
+    """{"settings": the project's, "variants": {name: settings}}, complete. Raises ConfigError with all problems.
+
+    `bases` are the names that `base` may have; None if they are unknown, as lorabuild.toml is wrong itself. `partial`:
+    a layer could not be read, so that a key that is missing, or does not go with another, may be none of the user's.
+    """
+    merged = merge(layers)
+    settings, found = _validated(Manifest, merged, bases)
+    missing = {fault.path for fault in found if fault.kind == MISSING}
+    variants = {}
+    for name in _variant_names(merged):
+        variants[name], wrong = _validated(Manifest, variant(merged, name), bases)
+        found += [fault for fault in wrong if fault.path not in missing]
+    _raise(fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER)))
+    return {"settings": settings, "variants": variants}
+
+
+def check_shared(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The complete settings of lorabuild.toml and lorabuild.local.toml. Raises ConfigError with all problems."""
+    merged = merge(layers)
+    settings, found = _validated(SharedFile, merged, None)
+    _raise(found)
+    return settings
+
+
+def _validated(model: type[Table], merged: Merged, bases: Collection[str] | None) -> tuple[dict[str, Any], list[Fault]]:
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(merged.values, context=bases).model_dump(), []
+    except ValidationError as error:
+        return {}, faults(error.errors(include_url=False), model, merged)
+
+
+def _variant_names(merged: Merged) -> list[str]:
+    variants = merged.values.get("variants")
+    return [name for name, tables in variants.items() if isinstance(tables, dict)] if isinstance(variants, dict) else []
+
+
+def _raise(found: Any) -> None:
+    if problems := [fault.problem for fault in found]:
+        raise ConfigError(*problems)

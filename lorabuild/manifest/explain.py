@@ -1,0 +1,107 @@
+"""Say what pydantic found in the user's words: where, what is expected, and a near miss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lorabuild.errors import Problem, near_miss
+from lorabuild.manifest.later import later_key, later_value
+from lorabuild.manifest.merge import Merged, Path
+from lorabuild.manifest.schema import Table, table_at, walk
+from lorabuild.manifest.values import Misfit, shown
+
+UNKNOWN, MISSING, TOGETHER = "extra_forbidden", "missing", "together"
+
+# pydantic's type of error -> what is expected
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+    "string_too_short": "text that is not empty",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:.10g}",
+    "less_than_equal": "{le:.10g} or less",
+    "multiple_of": "a multiple of {multiple_of:g}",
+    "too_short": "{min_length} or more of them",
+    "too_long": "{max_length} of them",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One error of pydantic's: its kind, the path of the value in the merged table, and what the user reads."""
+
+    kind: str
+    path: Path
+    problem: Problem
+
+
+def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged) -> list[Fault]:
+    """All errors of one validation. A misspelled required key is unknown and missing at once: that is told once."""
+    found = [_fault(error, model, merged) for error in errors]
+    unknown = [fault.path for fault in found if fault.kind == UNKNOWN]
+
+    def is_misspelled(fault: Fault) -> bool:
+        siblings = [path[-1] for path in unknown if path[:-1] == fault.path[:-1]]
+        return fault.kind == MISSING and any(near_miss(str(key), [str(fault.path[-1])]) for key in siblings)
+
+    return [fault for fault in found if not is_misspelled(fault)]
+
+
+def _fault(error: dict[str, Any], model: type[Table], merged: Merged) -> Fault:
+    path: Path = tuple(part for part in error["loc"] if part != "[key]")
+    kind, cause = error["type"], error.get("ctx", {}).get("error")
+    if isinstance(cause, Misfit):
+        kind, path = TOGETHER, (*path, *cause.key.split("."))
+    place = merged.place(path)
+    dotted = ".".join(part for part in place.path if isinstance(part, str))
+    said = _said(error, path, model)
+    return Fault(kind, path, Problem(place.layer.file, place.line, f"{dotted}: {said}" if dotted else said))
+
+
+def _said(error: dict[str, Any], path: Path, model: type[Table]) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    key = tuple(part for part in path if isinstance(part, str))[-1:]
+    while path and isinstance(path[-1], int):  # an element of a list: the list's key knows more of it
+        path = path[:-1]
+    if kind == UNKNOWN:
+        return _unknown(path, value, model)
+    if kind == MISSING:
+        description = table_at(model, path[:-1]).model_fields[path[-1]].description
+        return f"required, but missing: {description}"
+    if kind == "literal_error":
+        return _no_option(path, value, re.findall(r"'([^']*)'", context["expected"]), context["expected"], model)
+    if kind == "list_type" and isinstance(value, dict) and key:
+        return f"expected a list of tables: double brackets, [[{'.'.join(map(str, path))}]]"
+    if kind in EXPECTED:
+        return f"expected {EXPECTED[kind].format(**context)}, got {shown(value)}"
+    return str(context.get("error") or error["msg"])
+
+
+def _unknown(path: Path, value: Any, model: type[Table]) -> str:
+    *above, key = path
+    table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
+    if later_key(table.__name__, key):
+        return "not supported yet"
+    owners = [owner for owner, _, name in (known.rpartition(".") for known, _ in walk(model)) if name == key and owner]
+    if owners:
+        return f"unknown {what} here (it belongs to [{owners[0]}])"
+    return f"unknown {what}{near_miss(key, table.model_fields)}"
+
+
+def _no_option(path: Path, value: Any, options: list[str], expected: str, model: type[Table]) -> str:
+    table = table_at(model, path[:-1])
+    choice = " or ".join(f'"{option}"' for option in options) or expected
+    if table and later_value(table.__name__, str(path[-1]), value):
+        return f"{shown(value)} is not supported yet, {choice} is"
+    return f"expected {choice}, got {shown(value)}{near_miss(str(value), options)}"

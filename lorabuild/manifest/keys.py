@@ -1,0 +1,70 @@
+"""Say what a change of a manifest key does: the class of every key, and the keys of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Class = Literal["result", "saved", "execution", "presentation"]
+
+# result: part of a stage's key · saved: which snapshots exist · execution: how, not what · presentation: shown only
+KEYS: dict[str, dict[Class, str]] = {
+    "": {"presentation": "extends"},  # its recipes' keys count, not their names
+    "project": {
+        "result": "base",
+        "presentation": "kind trigger title author description license tags",
+    },
+    "dataset": {
+        "result": (
+            "resolution enable_bucket min_bucket_reso max_bucket_reso bucket_reso_steps bucket_no_upscale flip_aug "
+            "caption_extension caption_separator shuffle_caption keep_tokens max_token_length"
+        ),
+    },
+    "dataset.subset": {"result": "image_dir num_repeats caption_extension"},
+    "recipe": {
+        "result": (
+            "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
+            "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
+            "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
+        ),
+        "saved": "save_every_n_steps",
+        "execution": "gradient_checkpointing",
+        "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
+    },
+    "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
+    "recipe.optimizer_args": {"result": "betas eps weight_decay"},
+    "recipe.lr_scheduler_args": {"result": "num_cycles"},
+    "resize": {"result": "fro_ckpt thr step"},
+    "chop": {"result": "keep weights vector vector_style allow_empty"},
+}
+
+CLASS_OF: dict[str, Class] = {
+    f"{table}.{key}".removeprefix("."): cls
+    for table, classes in KEYS.items()
+    for cls, keys in classes.items()
+    for key in keys.split()
+}
+
+
+def result_keys(settings: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """The settings of a table that shape a result, sorted by key: what enters a stage's key."""
+    return keys_of_class(settings, table, "result")
+
+
+def keys_of_class(settings: Mapping[str, Any], table: str, cls: Class) -> dict[str, Any]:
+    """The settings of a table that are of a class, sorted by key; tables in it are filtered likewise. {} without the table.
+
+    Arrays of tables ([[dataset.subset]]) are left out: a folder enters a key by its content, not by its name.
+    """
+    return _chosen(settings.get(table) or {}, table, cls)
+
+
+def _chosen(values: Mapping[str, Any], path: str, cls: Class) -> dict[str, Any]:
+    found = {}
+    for key, value in sorted(values.items()):
+        where = f"{path}.{key}"
+        if CLASS_OF.get(where) == cls:
+            found[key] = value
+        elif where in KEYS and isinstance(value, Mapping) and (inner := _chosen(value, where, cls)):
+            found[key] = inner
+    return found

@@ -1,0 +1,151 @@
+"""Read the TOML files that a manifest is made of: each once, in the order in which they are merged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from lorabuild.errors import ConfigError, Problem, near_miss
+from lorabuild.hashing import digest_bytes
+
+
+class Memo(Protocol):
+    """Remembers text between runs. Losing it costs time only."""
+
+    def get(self, key: str) -> str | None: ...
+    def put(self, key: str, value: str) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One TOML file as it was read; `file` is what messages call it. Parsed when first asked for."""
+
+    file: str
+    data: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_bytes(self.data)
+
+    @cached_property
+    def table(self) -> Mapping[str, Any]:
+        """The file's content. Raises ConfigError with the line of the fault."""
+        return parsed(self.file, self.data)
+
+    def line(self, *path: str | int) -> int:
+        """The line, from 1, of a key or of an element of an array; of the table around it if the file has no such key."""
+        return self._lines.of(path)
+
+    @cached_property
+    def _lines(self) -> Any:
+        from lorabuild.manifest.places import Lines
+
+        return Lines(self.data)
+
+
+class Reader:
+    """The TOML files of a repository, each read once."""
+
+    def __init__(self, root: Path, memo: Memo | None = None):
+        self.root = root
+        self.looked_for: set[Path] = set()
+        self._memo = memo
+        self._layers: dict[Path, Layer | None] = {}
+
+    def read(self, path: Path) -> Layer | None:
+        """The file, or None if there is none. Raises ConfigError if it cannot be read."""
+        if path not in self._layers:
+            self.looked_for.add(path)
+            file = self.shown(path)
+            try:
+                self._layers[path] = Layer(file, path.read_bytes())
+            except FileNotFoundError:
+                self._layers[path] = None
+            except OSError as error:
+                raise ConfigError(Problem(file, 1, f"cannot be read: {error.strerror}")) from None
+        return self._layers[path]
+
+    def stack(self, manifest: Layer) -> tuple[list[Layer], list[Problem]]:
+        """The layers of a manifest, in the order of merging: what it extends, depth first and each file once, then itself.
+
+        With problems (an unknown recipe, a cycle, broken TOML) the layers are those that can be read.
+        """
+        layers: list[Layer] = []
+        problems: list[Problem] = []
+        self._visit(manifest, [manifest.file], layers, problems)
+        return layers, problems
+
+    def shown(self, path: Path) -> str:
+        """What messages call a file: its path in the repository. Bytes that are not UTF-8 are escaped."""
+        return path.relative_to(self.root).as_posix().encode(errors="backslashreplace").decode()
+
+    def _visit(self, layer: Layer, chain: list[str], layers: list[Layer], problems: list[Problem]) -> None:
+        try:
+            names = self._extends(layer)
+        except ConfigError as error:
+            problems += error.problems
+            return
+        for place, name in names:
+            try:
+                recipe = self._recipe(layer, place, name)
+                if recipe.file in chain:
+                    way = " -> ".join([*chain[chain.index(recipe.file) :], recipe.file])
+                    problems.append(Problem(layer.file, layer.line(*place), f'extends: "{name}" goes in a circle: {way}'))
+                elif recipe not in layers:
+                    self._visit(recipe, [*chain, recipe.file], layers, problems)
+            except ConfigError as error:
+                problems += error.problems
+        layers.append(layer)
+
+    def _recipe(self, layer: Layer, place: tuple[str | int, ...], name: str) -> Layer:
+        recipe = self.read(self.root / "recipes" / f"{name}.toml") if _plain(name) else None
+        if recipe is None:
+            known = sorted(path.stem for path in (self.root / "recipes").glob("*.toml"))
+            near = near_miss(name, known) or near_miss(Path(name).stem, known)
+            said = f'extends: "{name}": there is no recipes/{name}.toml' if _plain(name) else f'extends: "{name}": no such recipe'
+            raise ConfigError(Problem(layer.file, layer.line(*place), f"{said}{near}"))
+        return recipe
+
+    def _extends(self, layer: Layer) -> list[tuple[tuple[str | int, ...], str]]:
+        """(place, name) of each recipe that a layer extends. Remembered, so that an unchanged file is not parsed again."""
+        key = f"extends:{layer.digest}"
+        known = self._memo.get(key) if self._memo else None
+        value = json.loads(known) if known is not None else layer.table.get("extends", [])
+        if isinstance(value, str):
+            names = [(("extends",), value)]
+        elif isinstance(value, list) and all(isinstance(name, str) for name in value):
+            names = [(("extends", number), name) for number, name in enumerate(value)]
+        else:
+            said = 'extends: expected the name of a recipe, or a list of names: extends = ["one", "two"]'
+            raise ConfigError(Problem(layer.file, layer.line("extends"), said))
+        if self._memo and known is None:
+            self._memo.put(key, json.dumps(value))
+        return names
+
+
+def parsed(file: str, data: bytes) -> dict[str, Any]:
+    """TOML as plain values. Raises ConfigError with one problem, at the line of the fault."""
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        said = f"not UTF-8 (byte 0x{data[error.start]:02x}): save the file as UTF-8"
+    except RecursionError:
+        line, said = 1, "wrong TOML: tables or lists are nested too deeply"
+    except ValueError as error:  # TOMLDecodeError, and what int() says to a number of thousands of digits
+        place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        line = int(place[1]) if place else max(1, len(data.splitlines()))
+        said = f"wrong TOML: {re.sub(r' [(]at .*[)]$', '', str(error))}"
+    raise ConfigError(Problem(file, line, said))
+
+
+def _plain(name: str) -> bool:
+    """A file's name, not a path that leads out of recipes/."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None

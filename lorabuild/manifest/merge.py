@@ -1,0 +1,111 @@
+"""Merge the layers of a manifest, and remember which layer each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from lorabuild.manifest.layers import Layer
+
+Path = tuple[str | int, ...]
+
+# Two ways to say one thing: of such keys a later layer's takes the place of an earlier layer's.
+EXCLUSIVE = {
+    "resize": [("thr", "size")],
+    "chop": [("keep", "vector")],
+    "recipe": [("max_train_steps", "max_train_epochs")],
+}
+# Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.
+ARGUMENTS = {"recipe": [("optimizer_type", "AdamW", "optimizer_args"), ("lr_scheduler", "constant", "lr_scheduler_args")]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands: a layer, and the path within it."""
+
+    layer: Layer
+    path: Path
+
+    @property
+    def line(self) -> int:
+        return self.layer.line(*self.path)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The values of some layers as one table, and the place that each path of it came from."""
+
+    values: dict[str, Any]
+    origin: dict[Path, Place]
+
+    def place(self, path: Path) -> Place:
+        """Where `path` was written; for what nobody wrote, the last place of the table around it."""
+        known = path
+        while known not in self.origin:
+            known = known[:-1]
+        place = self.origin[known]
+        return Place(place.layer, (*place.path, *path[len(known) :]))
+
+
+def merge(layers: Iterable[Layer]) -> Merged:
+    """One table of all layers, the last one strongest. Tables merge key by key, lists and arrays of tables replace."""
+    merged = Merged({}, {})
+    for layer in layers:
+        table = {key: value for key, value in layer.table.items() if key != "extends"}
+        _overlay(merged.values, merged.origin, table, (), Place(layer, ()))
+    return merged
+
+
+def variant(merged: Merged, name: str) -> Merged:
+    """The project with a variant's tables laid over its own, by the same rules."""
+    result = Merged(deepcopy(merged.values), dict(merged.origin))
+    for table, values in result.values.pop("variants")[name].items():
+        where = merged.place(("variants", name, table))
+        if not isinstance(result.values.get(table), dict):
+            result.values[table] = {}
+        _overlay(result.values[table], result.origin, values, (table,), where)
+        for path, place in merged.origin.items():  # a variant may have layers of its own: ask for each value
+            if path[:3] == ("variants", name, table):
+                result.origin[path[2:]] = place
+    return result
+
+
+def _overlay(values: dict[str, Any], origin: dict[Path, Place], above: Mapping, path: Path, place: Place) -> None:
+    """Lay the table `above`, which stands at `place`, over `values`, which stands at `path`; changes both."""
+    origin[path] = place
+    for key in _replaced(".".join(map(str, path)), values, above):
+        _forget(values, origin, (*path, key))
+    for key, value in above.items():
+        inner, there = (*path, key), Place(place.layer, (*place.path, key))
+        if isinstance(value, dict):
+            if not isinstance(values.get(key), dict):
+                _forget(values, origin, inner)
+                values[key] = {}
+            _overlay(values[key], origin, value, inner, there)
+        else:
+            _forget(values, origin, inner)
+            values[key], origin[inner] = value, there
+
+
+def _replaced(table: str, below: Mapping, above: Mapping) -> list[str]:
+    """The keys of `below` that lose their meaning by what `above` says in other keys."""
+    lost = []
+    for group in EXCLUSIVE.get(table, ()):
+        if any(key in above for key in group):
+            lost += [key for key in group if key in below and key not in above]
+    for key, default, arguments in ARGUMENTS.get(table, ()):
+        if arguments in below and key in above and _differ(above[key], below.get(key, default)):
+            lost.append(arguments)
+    return lost
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return str(one).casefold() != str(other).casefold()  # sd-scripts reads these names without regard to case
+
+
+def _forget(values: dict[str, Any], origin: dict[Path, Place], path: Path) -> None:
+    values.pop(path[-1], None)
+    for known in [known for known in origin if known[: len(path)] == path]:
+        del origin[known]

@@ -1,0 +1,85 @@
+"""Give each setting its one spelling, and say what is expected of one that has none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class Misfit(ValueError):
+    """Settings that do not go together. `key` is the one to change, dotted, seen from the table that was checked."""
+
+    def __init__(self, key: str, said: str):
+        self.key = key
+        super().__init__(said)
+
+
+def shown(value: Any) -> str:
+    """A value as TOML writes it, cut to a readable length."""
+    if isinstance(value, str | bool | int | list | dict):
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    else:
+        text = str(value)  # floats, dates
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def both_sides(value: Any) -> Any:
+    """1024 -> [1024, 1024]."""
+    return [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def tag_list(value: Any) -> Any:
+    """"fox, ember" -> ["fox", "ember"]."""
+    return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
+
+
+def dotted(extension: str) -> str:
+    """"txt" -> ".txt", as sd-scripts does."""
+    extension = extension if extension.startswith(".") else f".{extension}"
+    if len(extension) == 1 or any(sign in extension for sign in "/\\\0"):
+        raise ValueError(f'expected a file extension like ".txt", got {shown(extension)}')
+    return extension
+
+
+def folder(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a folder's name cannot hold a zero character")
+    return path
+
+
+def algo(value: Any) -> Any:
+    """LyCORIS's "lora" is its locon."""
+    return "locon" if value == "lora" else value
+
+
+def optimizer(value: Any) -> Any:
+    """sd-scripts reads the names of optimizers without regard to case."""
+    return "AdamW" if isinstance(value, str) and value.casefold() == "adamw" else value
+
+
+def save_precision(value: Any) -> Any:
+    """sd-scripts says "float" for fp32."""
+    return "fp32" if value == "float" else value
+
+
+def weight(value: float) -> float:
+    """A weight of a score: resize divides by the sum of the weights."""
+    if value == 0:
+        raise ValueError("expected a weight other than 0: no score would be left")
+    return value
+
+
+def warmup(value: Any) -> int | float:
+    """A number of steps, or a part of all steps."""
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+        return value
+    raise ValueError(f"expected a number of steps, or a part of all steps below 1, got {shown(value)}")
+
+
+def step(value: Any) -> int | str:
+    """A saved step."""
+    if value == "last" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
+        return value
+    raise ValueError(f'expected "last" or the number of a step (1 or more), got {shown(value)}')

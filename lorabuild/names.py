@@ -1,0 +1,158 @@
+"""Name projects and blocks: which names are allowed, which block a tensor belongs to, what [chop] keeps of each block."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lorabuild.errors import near_miss
+
+STAGES = ("base", "norms", "dataset", "latents", "train", "spectrum", "resize", "chop")
+
+# A project is a target beside stages and commands, so it may not have the name of one.
+RESERVED = (
+    *STAGES, "samples", "report",
+    "plan", "why", "status", "diff", "export", "explain", "doctor", "check", "blocks", "verify", "gc", "pull", "push",
+    "init", "new", "import", "set", "show", "merge",
+    "build", "help", "run", "list", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep",
+)  # fmt: skip
+
+# SGM's section of the SDXL U-Net -> our short name, number of blocks
+SECTIONS = {"input_blocks": ("INP", 9), "middle_block": ("MID", 3), "output_blocks": ("OUT", 9)}
+UNET_BLOCKS = tuple(f"{short}{number:02}" for short, count in SECTIONS.values() for number in range(count))
+TEXT_ENCODERS = ("TE1", "TE2")
+BLOCKS = UNET_BLOCKS + TEXT_ENCODERS
+
+# What resize_lora and Inspire-Pack number, after the first number. INP00 has no place: no LyCORIS file has that block.
+VECTOR_BLOCKS = UNET_BLOCKS[1:]
+VECTOR_STYLES = ("resize_lora", "inspire")
+
+_UNET_KEY = re.compile(rf"lora_unet_({'|'.join(SECTIONS)})_(\d)_")
+_TEXT_ENCODER_KEY = re.compile(r"lora_te([12])_")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of a project, a variant or a base; None if nothing is."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        return None
+    better = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
+    hint = f' (for example "{better}")' if better else ""
+    return f'"{name}": a name has lower-case letters, digits, "_" and "-", and starts with a letter or digit{hint}'
+
+
+def block_of(key: str) -> str | None:
+    """The block of a tensor or module by its kohya name: `lora_unet_input_blocks_4_1_…` -> INP04, `lora_te1_…` -> TE1.
+
+    None for what is in no block (time_embed, label_emb, out, names of another layout): a chop passes that as it is.
+    """
+    if match := _UNET_KEY.match(key):
+        block = f"{SECTIONS[match[1]][0]}0{match[2]}"
+        return block if block in UNET_BLOCKS else None
+    if match := _TEXT_ENCODER_KEY.match(key):
+        return f"TE{match[1]}"
+    return None
+
+
+def resolve_chop(chop: Mapping[str, Any]) -> dict[str, float]:
+    """The weight of each of BLOCKS, in that order: 0 drops the block, 1 leaves it as it is, 0.5 halves its effect.
+
+    `chop` is the manifest's table: `keep` or `vector` selects (all, without either), `weights` scales what is selected.
+    Spellings that mean the same give equal results. Raises ValueError in one line.
+    """
+    keep, vector = chop.get("keep"), chop.get("vector")
+    if keep is not None and vector is not None:
+        raise ValueError('"keep" and "vector" both say which blocks stay: one of them is enough')
+    selected = dict.fromkeys(BLOCKS, 1.0)
+    if vector is not None:
+        selected = vector_weights(vector, chop.get("vector_style"))
+    elif keep is not None:
+        kept = kept_blocks(keep)
+        selected = {block: float(block in kept) for block in BLOCKS}
+    scale = block_scales(chop.get("weights") or {})
+    return {block: _weight(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
+
+
+def named_blocks(chop: Mapping[str, Any]) -> list[str]:
+    """The kept blocks that the user named one by one, not by a glob or vector: it is worth a warning if a file lacks one."""
+    names = [*(chop.get("keep") or ()), *(chop.get("weights") or {})]
+    named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
+    return [block for block, weight in resolve_chop(chop).items() if weight and block in named]
+
+
+def kept_blocks(keep: Sequence[str]) -> set[str]:
+    """What a list of names, globs and negations keeps. Its entries count in their order.
+
+    The list starts empty, or full if its first entry is a negation: `["!OUT08"]` is all but OUT08.
+    """
+    kept = set(BLOCKS) if keep and keep[0].startswith("!") else set()
+    for entry in keep:
+        if entry.startswith("!"):
+            kept -= matching_blocks(entry[1:])
+        else:
+            kept |= matching_blocks(entry)
+    return kept
+
+
+def matching_blocks(pattern: str) -> set[str]:
+    """The blocks that a name or a glob stands for; `TE` is both text encoders. Raises ValueError if there are none."""
+    found = set(TEXT_ENCODERS) if pattern == "TE" else {block for block in BLOCKS if fnmatchcase(block, pattern)}
+    if not found:
+        said = "matches no block" if any(sign in pattern for sign in "*?[") else "no such block"
+        raise ValueError(f'"{pattern}": {said}{_near_block(pattern)}')
+    return found
+
+
+def block_scales(weights: Mapping[str, float]) -> dict[str, float]:
+    """`weights` by block. TE1 and TE2 go before TE, whatever their order. Raises ValueError for what is not a name."""
+    for name in weights:
+        block_name(name)
+    both = {block: weights["TE"] for block in TEXT_ENCODERS if "TE" in weights}
+    return {block: _weight(weight) for block, weight in {**both, **weights}.items() if block != "TE"}
+
+
+def block_name(name: str) -> str:
+    """`name`, if it is a block's name or `TE`, and not a glob. Raises ValueError."""
+    if name not in BLOCKS and name != "TE":
+        raise ValueError(f'"{name}": no such block{_near_block(name)}')
+    return name
+
+
+def vector_weights(vector: str, style: str | None = None) -> dict[str, float]:
+    """The weights that a vector of 21 numbers gives: a first number, then INP01..INP08, MID00..MID02, OUT00..OUT08.
+
+    The first number multiplies the U-Net in resize_lora's chop_blocks, and is the text encoders' weight in Inspire-Pack.
+    1 means the same in both; any other needs a `style`. INP00 goes with INP01. Raises ValueError in one line.
+    """
+    numbers = [_number(text.strip(), place) for place, text in enumerate(vector.split(","), 1)]
+    if len(numbers) != 1 + len(VECTOR_BLOCKS):
+        raise ValueError(f"{1 + len(VECTOR_BLOCKS)} numbers are expected, got {len(numbers)}")
+    first, *rest = numbers
+    if style is None and first != 1:
+        raise ValueError(
+            f"the first number is {first:g}: resize_lora multiplies the U-Net by it, Inspire-Pack the text encoders; "
+            'say which by vector_style = "resize_lora" or "inspire", or write 1'
+        )
+    unet, text_encoders = (1.0, first) if style == "inspire" else (first, 1.0)
+    weights = {block: _weight(unet * number) for block, number in zip(VECTOR_BLOCKS, rest, strict=True)}
+    return {"INP00": weights["INP01"], **weights, **dict.fromkeys(TEXT_ENCODERS, _weight(text_encoders))}
+
+
+def _number(text: str, place: int) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f'number {place} is "{text}": a number like 0, 1 or 0.5 is expected')
+    return _weight(float(text))
+
+
+def _weight(weight: float) -> float:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"a weight is a finite number of 0 or more, got {weight:g}")
+    return weight + 0.0  # -0 is 0
+
+
+def _near_block(name: str) -> str:
+    candidates: Iterable[str] = (*BLOCKS, "TE")
+    return near_miss(name.upper(), candidates)

@@ -1,0 +1,189 @@
+"""Train an adapter: the loop over updates, which knows neither files nor projects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorabuild.errors import JobError
+from lorabuild.nn.adapter import Adapter
+from lorabuild.nn.base import DTYPES, Base
+from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
+from lorabuild.nn.objective import add_noise, epsilon_losses
+from lorabuild.nn.resume import State, StateFile
+from lorabuild.nn.schedule import learning_rate_factor
+from lorabuild.nn.text import encode, tokenise
+from lorabuild.order import Sample, micro_batches
+
+RATES = {"te": "text_encoder_lr", "unet": "unet_lr"}  # part of the adapter -> key of its learning rate
+LOGGED = {"te": "textencoder", "unet": "unet"}  # the names that sd-scripts logs them by
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained on what. `recipe` holds sd-scripts' arguments; `device` is "cpu" or "cuda"."""
+
+    base: Base
+    adapter: Adapter
+    data: Data
+    recipe: Mapping[str, Any]
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Who is told while a training runs.
+
+    `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
+    """
+
+    steps: Collection[int] = ()
+    snapshot: Callable[[int], None] = lambda step: None
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None
+
+
+def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts with a learning rate. One with rate 0 is frozen: no modules, no gradients, nothing of it in the file."""
+    parts = tuple(part for part, key in RATES.items() if recipe[key])
+    if not parts:
+        raise JobError("recipe: unet_lr and text_encoder_lr are both 0: nothing would be trained")
+    return parts
+
+
+def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
+    """Train to the end, from `state` if there is one, and return the log: a record a step, and two of the held-out loss.
+
+    An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
+    is the mean over its images. The state is saved whenever that is cheap, and at each snapshot. A training that is
+    taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
+    Raises JobError, with the step, when a loss or a gradient is not finite.
+    """
+    recipe = training.recipe
+    loop = _Loop(training)
+    if state is None:
+        loop.measure("before")
+    else:
+        loop.restore(state)
+        if loop.step in observer.steps:  # killed between saving the state and the snapshot
+            observer.snapshot(loop.step)
+    accumulate = recipe["gradient_accumulation_steps"]
+    dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
+    while loop.step < recipe["max_train_steps"]:
+        loss = loop.update(list(islice(dealt, accumulate)))
+        wanted = loop.step in observer.steps
+        if wanted or state_file.due():
+            state_file.save(loop.state())
+        if wanted:
+            observer.snapshot(loop.step)
+        observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
+    loop.measure("after")
+    return loop.log
+
+
+class _Loop:
+    """The state of a training, and how an update changes it."""
+
+    def __init__(self, training: Training):
+        self.training = training
+        recipe, adapter = training.recipe, training.adapter
+        self.step = 0  # updates done
+        self.log: list[dict[str, Any]] = []
+        self.parameters = {name: p for part in adapter.parts for name, p in adapter.parameters(part).items()}
+        groups = [{"params": list(adapter.parameters(part).values()), "part": part} for part in adapter.parts]
+        self.optimizer = torch.optim.AdamW(groups, fused=True, **(recipe.get("optimizer_args") or {}))
+        self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
+
+    def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
+        """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
+        recipe = self.training.recipe
+        factor = learning_rate_factor(recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe[RATES[group["part"]]] * factor
+        images = sum(len(samples) for _, samples in dealt)
+        loss = 0.0
+        for micro, (epoch, samples) in enumerate(dealt):
+            batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
+            share = self._losses(batch).sum() / images
+            loss += self._finite("loss", share.item())
+            self.scaler.scale(share).backward()
+        norm = self._apply_gradients()
+        self.step += 1
+        rates = {LOGGED[part]: _rounded((recipe[key] or 0) * factor) for part, key in RATES.items()}
+        record = {"event": "step", "step": self.step, "loss": _rounded(loss), "lr": rates}
+        self.log.append({**record, "grad_norm": _rounded(norm), "images": images})
+        return loss
+
+    @torch.no_grad()
+    def measure(self, when: str) -> None:
+        """Log the mean loss over the held-out micro-batches."""
+        recipe = self.training.recipe
+        losses = [self._losses(batch) for batch in held_out_batches(self.training.data, recipe, recipe["seed"])]
+        loss = self._finite("held-out loss", torch.cat(losses).mean().item())
+        self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
+
+    def state(self) -> State:
+        moments = {
+            f"{name}|{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict()}
+        return State({**self.parameters, **moments}, facts)
+
+    def restore(self, state: State) -> None:
+        self.step, self.log = state.facts["step"], list(state.facts["log"])
+        self.scaler.load_state_dict(state.facts["scaler"])
+        self.training.adapter.load(state.tensors)
+        moments: dict[int, dict[str, Tensor]] = {}
+        numbers = {name: number for number, name in enumerate(self.parameters)}  # the optimizer's own, in this order
+        for key, tensor in state.tensors.items():
+            name, bar, kind = key.partition("|")
+            if bar:
+                moments.setdefault(numbers[name], {})[kind] = tensor.clone()
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _losses(self, batch: MicroBatch) -> Tensor:
+        """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
+        base, device = self.training.base, self.training.device
+        dtype = DTYPES[self.training.recipe["mixed_precision"]]
+        ids = tokenise(base.tokenizer1, base.tokenizer2, batch.captions)
+        noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
+        noisy = add_noise(batch.latents.to(device), noise, timesteps)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "te" in self.training.adapter.parts):
+                ids1, ids2 = (one.to(device) for one in ids)
+                hidden, pooled = encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id)
+            conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
+            prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
+        return epsilon_losses(prediction, noise)
+
+    def _apply_gradients(self) -> float:
+        """Clip over all parameters at once, step, and return the norm as it was. With fp16 an overflow skips the step."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+        if not self.scaler.is_enabled():
+            self._finite("norm of the gradients", norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _finite(self, what: str, value: float) -> float:
+        if math.isfinite(value):
+            return value
+        raise JobError(
+            f"step {self.step + 1}: the {what} is not finite ({value}): lower unet_lr and text_encoder_lr, or use "
+            'mixed_precision = "bf16" or "no"'
+        )
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits, as many as mean something in float32. None, null in JSON, for an overflow that fp16 skips."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,185 @@
+"""Images: found by extension, decoded as they look, cut as sd-scripts cuts them."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, PngImagePlugin
+
+from lorabuild.buckets import Geometry, geometry
+from lorabuild.errors import JobError
+from lorabuild.images import caption_path, decode, list_images, pixels_digest, resize_and_crop, to_chw
+
+ROWS = json.loads((Path(__file__).parent / "goldens/resize_crop.json").read_text())["rows"]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
+    channels = np.broadcast_arrays(x * 255 // (width - 1), y * 255 // (height - 1), (7 * x + 13 * y) % 256)
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def stored(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def message(data: bytes) -> str:
+    with pytest.raises(JobError) as caught:
+        decode(data, "images/1.png")
+    (problem,) = caught.value.problems
+    assert str(problem).startswith("images/1.png: ") and "\n" not in str(problem)
+    return str(problem)
+
+
+# finding
+
+
+def test_a_folder_is_listed_by_extension_in_any_case_sorted_and_not_recursively(tmp_path: Path):
+    for name in ("b.PNG", "a.Jpg", "c.jpeg", "d.webp", "e.bmp", "a.txt", "f.gif", "._a.png", "10.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "5_name").mkdir()
+    (tmp_path / "5_name" / "x.png").touch()
+    assert [path.name for path in list_images(tmp_path)] == ["10.png", "a.Jpg", "b.PNG", "c.jpeg", "d.webp", "e.bmp"]
+
+
+def test_what_is_no_folder_is_told_apart(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError):
+        list_images(tmp_path / "none")
+    with pytest.raises(NotADirectoryError):
+        list_images(tmp_path / "file")
+
+
+@pytest.mark.parametrize("extension", [".txt", "txt"])
+def test_a_caption_lies_beside_its_image(extension: str):
+    assert caption_path(Path("x/a.b.png"), extension) == Path("x/a.b.txt")
+
+
+# decoding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_upright_by_its_exif(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = stored(picture(20, 10), exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert same(decode(data, "x"), expected)
+
+
+def test_unreadable_exif_does_not_spoil_a_picture():
+    with warnings.catch_warnings(action="ignore"):
+        assert same(decode(stored(picture(20, 10), exif=b"Exif\0\0II*\0garbage"), "x"), picture(20, 10))
+
+
+def test_transparency_is_composited_on_white():
+    image = Image.new("RGBA", (3, 1))
+    image.putpixel((0, 0), (200, 0, 0, 0))
+    image.putpixel((1, 0), (200, 0, 0, 128))
+    image.putpixel((2, 0), (200, 0, 0, 255))
+    pixels = np.asarray(decode(stored(image), "x"))[0].astype(int)
+    assert np.abs(pixels - [[255, 255, 255], [227, 127, 127], [200, 0, 0]]).max() <= 1
+
+
+def test_a_transparent_palette_colour_is_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    pixels = np.asarray(decode(stored(image, transparency=0), "x"))
+    assert pixels.tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_sixteen_bit_grey_keeps_its_tones():
+    grey = np.array([[0, 0x1234, 0x8000, 0xFFFF]], np.uint16)
+    assert np.asarray(decode(stored(Image.fromarray(grey)), "x"))[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_a_truncated_image_is_one_line(form: str):
+    data = stored(picture(64, 64), form)
+    for length in (len(data) // 2, 12):
+        assert "truncated" in message(data[:length])
+
+
+def test_other_formats_are_refused_whatever_the_file_is_called():
+    assert "not a PNG, JPEG, WebP or BMP image" in message(stored(picture(8, 8), "GIF"))
+    assert "not a PNG, JPEG, WebP or BMP image" in message(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert "empty file" in message(b"")
+
+
+def test_a_decompression_bomb_is_one_line():
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    assert "more than 178 megapixels" in message(data)
+
+
+def test_the_digest_is_that_of_the_pixels():
+    image = picture(20, 10)
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("parameters", "masterpiece")
+    digests = {pixels_digest(decode(data, "x")) for data in
+               (stored(image), stored(image, pnginfo=comment), stored(image, "BMP"), stored(image, compress_level=0))}
+    assert len(digests) == 1
+    other = Image.frombytes("RGB", (10, 20), image.tobytes())
+    assert pixels_digest(other) != pixels_digest(image)
+
+
+# cutting
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['src']}-{row['resized']}")
+def test_pixels_are_those_of_sd_scripts(row: dict):
+    settings = {
+        "resolution": [1024, 1024],
+        "enable_bucket": True,
+        "bucket_no_upscale": row["no_upscale"],
+        "bucket_reso_steps": 32,
+        "min_bucket_reso": 256,
+        "max_bucket_reso": 2048,
+    }
+    place = geometry(tuple(row["src"]), settings)
+    assert (list(place.resized), list(place.bucket)) == (row["resized"], row["bucket"])
+    pixels = resize_and_crop(picture(*row["src"]), place)
+    assert pixels.dtype == np.uint8 and pixels.shape == (row["bucket"][1], row["bucket"][0], 3)
+    for (y, x), expected in row["pixels_yx_rgb"]:
+        assert np.abs(pixels[y, x].astype(int) - expected).max() <= 1
+    assert pixels.reshape(-1, 3).mean(0) == pytest.approx(row["mean"], abs=1e-3)
+
+
+def test_shrinking_by_whole_numbers_is_the_mean_of_blocks():
+    source = picture(12, 9)
+    pixels = resize_and_crop(source, Geometry((4, 3), (4, 3), (0, 0)))
+    blocks = np.asarray(source).astype(float).reshape(3, 3, 4, 3, 3).mean((1, 3))
+    assert np.array_equal(pixels, np.rint(blocks))
+
+
+def test_only_the_bucket_is_kept_wherever_it_starts():
+    source = picture(97, 89)
+    whole = resize_and_crop(source, Geometry((60, 55), (60, 55), (0, 0)))
+    part = resize_and_crop(source, Geometry((60, 55), (32, 16), (7, 5)))
+    assert np.array_equal(part, whole[5:21, 7:39])
+
+
+def test_pixels_reach_the_vae_in_its_range():
+    pixels = np.array([[[0, 51, 255]], [[255, 0, 0]]], np.uint8)
+    values = to_chw(pixels)
+    assert values.dtype == np.float32 and values.shape == (3, 2, 1) and values.flags.c_contiguous
+    assert values[:, 0, 0].tolist() == pytest.approx([-1, -0.6, 1], abs=1e-7)
