@@ -10,6 +10,8 @@ from lorabuild.errors import JobError
 from lorabuild.hashing import CHUNK_BYTES, canonical_json
 from lorabuild.header import read_header
 
+COMPONENTS_FILE = "components.json"  # the digests of a base that lorabuild made, beside its files
+
 # Component -> its folder in a base of diffusers' layout.
 FOLDERS = {
     "vae": "vae",
@@ -26,7 +28,7 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt")
 def folder_digests(base: Path) -> dict[str, str]:
     """Component -> digest, for a base in diffusers' layout. Raises JobError where a part is missing or damaged."""
     return {
-        component: tokenizer_digest(base / folder) if component.startswith("tokenizer") else weights_digest(base / folder)
+        component: (tokenizer_digest if component.startswith("tokenizer") else weights_digest)(base / folder)
         for component, folder in FOLDERS.items()
     }
 
@@ -71,6 +73,6 @@ def tokenizer_digest(folder: Path) -> str:
         try:
             data = (folder / name).read_bytes()
         except FileNotFoundError:
-            raise JobError(f"{folder / name}: not found; a CLIP tokenizer consists of {' and '.join(TOKENIZER_FILES)}") from None
+            raise JobError(f"{folder / name}: not found; a tokenizer has {' and '.join(TOKENIZER_FILES)}") from None
         state.update(len(data).to_bytes(8, "little") + data)
     return state.hexdigest()

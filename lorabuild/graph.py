@@ -30,7 +30,8 @@ from lorabuild.stages import STAGES
 class Memory:
     """doit's database, in memory: staleness is ours, and nothing of doit's is left in the repository."""
 
-    def __init__(self, name: str, codec: Any):
+    def __init__(self, name: str, codec: Any, module_name: str | None = None):
+        self.name = name
         self.rows: dict[str, dict[str, Any]] = {}
 
     def set(self, task: str, key: str, value: Any) -> None:

@@ -98,7 +98,10 @@ def _is_image(name: str) -> bool:
 
 
 def _upright(image: Image) -> Image:
-    """Turned and mirrored as its EXIF or XMP orientation says. PIL's own exif_transpose fails where it cannot rewrite the rest."""
+    """Turned and mirrored as its EXIF or XMP orientation says.
+
+    Not by PIL's exif_transpose: that writes the rest of the EXIF anew, and fails on what it cannot write.
+    """
     from PIL.Image import Transpose
 
     turns = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,7 +42,14 @@ def name_problem(name: str) -> str | None:
         return None
     better = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
     hint = f' (for example "{better}")' if better else ""
-    return f'"{name}": a name has lower-case letters, digits, "_" and "-", and starts with a letter or digit{hint}'
+    return (
+        f'{quoted(name)}: a name has lower-case letters, digits, "_" and "-", and starts with a letter or digit{hint}'
+    )
+
+
+def quoted(text: str) -> str:
+    """A name as messages show it: in quotes and on one line, whatever is in it; bytes that are not UTF-8 are escaped."""
+    return json.dumps(text.encode(errors="backslashreplace").decode(), ensure_ascii=False)
 
 
 def block_of(key: str) -> str | None:
@@ -102,7 +110,7 @@ def matching_blocks(pattern: str) -> set[str]:
     found = set(TEXT_ENCODERS) if pattern == "TE" else {block for block in BLOCKS if fnmatchcase(block, pattern)}
     if not found:
         said = "matches no block" if any(sign in pattern for sign in "*?[") else "no such block"
-        raise ValueError(f'"{pattern}": {said}{_near_block(pattern)}')
+        raise ValueError(f"{quoted(pattern)}: {said}{_near_block(pattern)}")
     return found
 
 
@@ -117,7 +125,7 @@ def block_scales(weights: Mapping[str, float]) -> dict[str, float]:
 def block_name(name: str) -> str:
     """`name`, if it is a block's name or `TE`, and not a glob. Raises ValueError."""
     if name not in BLOCKS and name != "TE":
-        raise ValueError(f'"{name}": no such block{_near_block(name)}')
+        raise ValueError(f"{quoted(name)}: no such block{_near_block(name)}")
     return name
 
 
@@ -143,7 +151,7 @@ def vector_weights(vector: str, style: str | None = None) -> dict[str, float]:
 
 def _number(text: str, place: int) -> float:
     if not _NUMBER.fullmatch(text):
-        raise ValueError(f'number {place} is "{text}": a number like 0, 1 or 0.5 is expected')
+        raise ValueError(f"number {place} is {quoted(text)}: a number like 0, 1 or 0.5 is expected")
     return _weight(float(text))
 
 
@@ -154,5 +162,4 @@ def _weight(weight: float) -> float:
 
 
 def _near_block(name: str) -> str:
-    candidates: Iterable[str] = (*BLOCKS, "TE")
-    return near_miss(name.upper(), candidates)
+    return near_miss(name.upper(), (*BLOCKS, "TE"))

@@ -11,11 +11,12 @@ from lorabuild.header import FormatError, TensorInfo
 if TYPE_CHECKING:
     import numpy as np
 
-# `save_precision`, in sd-scripts' words -> dtype, in safetensors' words.
-SAVE_DTYPES = {"fp16": "F16", "bf16": "BF16", "float": "F32"}
+# recipe.save_precision -> dtype in safetensors' words
+SAVE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32", "F64")  # what can be read as numbers here
 
-_LARGEST = {"F16": "65504", "BF16": "3.39e38", "F32": "3.40e38"}
+_NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # bf16 is none of numpy's: the upper half of a float32
+_LARGEST = {"F16": "65504", "BF16": "3.39e38", "F32": "3.40e38", "F64": "1.80e308"}
 
 
 def read_tensor(path: Path, name: str, info: TensorInfo, precision: str = "float32") -> np.ndarray:
@@ -28,12 +29,12 @@ def read_tensor(path: Path, name: str, info: TensorInfo, precision: str = "float
 
     if info.dtype not in FLOATS:
         raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
-    stored = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}[info.dtype]
-    count = (info.stop - info.start) // np.dtype(stored).itemsize
+    stored = np.dtype(_NUMPY.get(info.dtype, "<u2"))
+    count = (info.stop - info.start) // stored.itemsize
     array = np.fromfile(path, stored, count, offset=info.start)
     if array.size < count:
         raise FormatError(f"{path}: truncated while {name} was being read")
-    if info.dtype == "BF16":  # the upper half of a float32
+    if info.dtype == "BF16":
         array = (array.astype("<u4") << 16).view("<f4")
     with np.errstate(over="ignore"):
         array = array.astype(precision, copy=False)
@@ -43,7 +44,7 @@ def read_tensor(path: Path, name: str, info: TensorInfo, precision: str = "float
 
 
 def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` (float32 or float64) in "F16", "BF16" or "F32", to nearest, ties to even; bf16 as its bits in uint16.
+    """`array` (float32 or float64) in one of FLOATS, to nearest, ties to even; bf16 as its bits in uint16.
 
     Little-endian and contiguous: its bytes are the tensor's. Raises JobError, which names the tensor, where a value is
     not finite or becomes infinite: never silently.
@@ -55,7 +56,7 @@ def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
             result = _bfloat16(array)
             finite = (result & 0x7F80) != 0x7F80
         else:
-            result = np.ascontiguousarray(array, {"F16": "<f2", "F32": "<f4"}[dtype])
+            result = np.ascontiguousarray(array, _NUMPY[dtype])
             finite = np.isfinite(result)
     if not finite.all():
         worst = array.flat[int(np.argmin(finite))]
@@ -72,3 +73,14 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(array, "<f4").view("<u4")
     up = (((bits >> 16) & 1) + 0x7FFF) * np.isfinite(array)  # a NaN must not be carried into a zero
     return ((bits + up.astype("<u4")) >> 16).astype("<u2")
+
+
+def nearest(value: float, dtype: str) -> float:
+    """The number nearest to `value` that a dtype of FLOATS has, by way of float32; infinity beyond its largest."""
+    import numpy as np
+
+    single = np.array([value], "<f4")
+    if dtype == "BF16":
+        return (_bfloat16(single).astype("<u4") << 16).view("<f4").item()
+    with np.errstate(over="ignore"):
+        return single.astype(_NUMPY[dtype]).item()

@@ -22,7 +22,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("golden", GOLDEN["settings"], ids=lambda golden: f"{golden['resolution'][0]}-{golden['bucket_reso_steps']}")
+@pytest.mark.parametrize(
+    "golden", GOLDEN["settings"], ids=lambda golden: f"{golden['resolution'][0]}-{golden['bucket_reso_steps']}"
+)
 def test_buckets_are_those_of_sd_scripts(golden: dict):
     settings = {"enable_bucket": True, **golden}
     if golden["predefined"] is not None:
@@ -36,7 +38,9 @@ def test_buckets_are_those_of_sd_scripts(golden: dict):
             assert [*found.bucket, *found.resized] == row, size
 
 
-@pytest.mark.parametrize(("steps", "longest", "count"), [(32, 1024, 49), (32, 2048, 81), (64, 1024, 25), (64, 2048, 41)])
+@pytest.mark.parametrize(
+    ("steps", "longest", "count"), [(32, 1024, 49), (32, 2048, 81), (64, 1024, 25), (64, 2048, 41)]
+)
 def test_the_table_has_the_known_number_of_buckets(steps: int, longest: int, count: int):
     assert len(buckets(SETTINGS | {"bucket_reso_steps": steps, "max_bucket_reso": longest})) == count
 
@@ -79,6 +83,13 @@ def test_a_bucket_lies_within_its_resized_image_and_touches_it(size: tuple[int, 
 def test_a_thread_is_refused_before_it_becomes_a_giant():
     with pytest.raises(ValueError, match="1x4000 is too long for any bucket"):
         geometry((1, 4000), SETTINGS)
+
+
+@pytest.mark.parametrize("size", [(30_000, 70), (70, 30_000)])
+def test_a_strip_that_shrinks_below_one_step_is_refused(size: tuple[int, int]):
+    """sd-scripts divides by zero here, or makes an empty bucket."""
+    with pytest.raises(ValueError, match=r"smaller than one bucket step \(64 px\)"):
+        geometry(size, SETTINGS | {"bucket_no_upscale": True, "bucket_reso_steps": 64})
 
 
 def test_the_crop_is_the_middle_rounded_down():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -82,9 +81,10 @@ def test_an_image_is_upright_by_its_exif(orientation: int):
     assert same(decode(data, "x"), expected)
 
 
-def test_unreadable_exif_does_not_spoil_a_picture():
-    with warnings.catch_warnings(action="ignore"):
-        assert same(decode(stored(picture(20, 10), exif=b"Exif\0\0II*\0garbage"), "x"), picture(20, 10))
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0garbage", b"Exif\0\0garbage of no kind", b"Exif\0\0"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_unreadable_exif_does_not_spoil_a_picture(exif: bytes):
+    assert same(decode(stored(picture(20, 10), exif=exif), "x"), picture(20, 10))
 
 
 def test_transparency_is_composited_on_white():
@@ -135,8 +135,15 @@ def test_the_digest_is_that_of_the_pixels():
     image = picture(20, 10)
     comment = PngImagePlugin.PngInfo()
     comment.add_text("parameters", "masterpiece")
-    digests = {pixels_digest(decode(data, "x")) for data in
-               (stored(image), stored(image, pnginfo=comment), stored(image, "BMP"), stored(image, compress_level=0))}
+    digests = {
+        pixels_digest(decode(data, "x"))
+        for data in (
+            stored(image),
+            stored(image, pnginfo=comment),
+            stored(image, "BMP"),
+            stored(image, compress_level=0),
+        )
+    }
     assert len(digests) == 1
     other = Image.frombytes("RGB", (10, 20), image.tobytes())
     assert pixels_digest(other) != pixels_digest(image)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorabuild.errors import JobError
 from lorabuild.nn.noise import batch_noise, generator, pyramid_noise
 from lorabuild.nn.schedule import learning_rate_factor
 
@@ -58,7 +59,9 @@ def test_white_noise_of_a_sample_does_not_depend_on_its_company():
     assert not torch.equal(both[0], both[1])
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"update": 1}, {"micro": 1}, {"samples": [(1, "aa", 0), (1, "bb", 1)]}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 8}, {"update": 1}, {"micro": 1}, {"samples": [(1, "aa", 0), (1, "bb", 1)]}]
+)
 def test_noise_is_a_function_of_seed_samples_and_step(change: dict):
     draw = {"shape": SHAPE, "samples": SAMPLES, "recipe": PYRAMIDAL, "seed": 7, "update": 0, "micro": 0}
     torch.manual_seed(1)
@@ -73,7 +76,9 @@ def test_generators_differ_by_purpose():
     assert not torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "b")))
 
 
-@pytest.mark.parametrize("golden", SCHEDULES, ids=lambda golden: f"{golden['lr_scheduler']}-{golden['lr_warmup_steps']}")
+@pytest.mark.parametrize(
+    "golden", SCHEDULES, ids=lambda golden: f"{golden['lr_scheduler']}-{golden['lr_warmup_steps']}"
+)
 def test_learning_rates_are_those_of_sd_scripts(golden: dict):
     recipe = {**golden, "max_train_steps": 80}
     rates = [golden["unet_lr"] * learning_rate_factor(recipe, update) for update in range(81)]
@@ -85,8 +90,13 @@ def test_the_rate_of_the_ten_minute_recipe_ends_at_a_seventh():
     assert learning_rate_factor(recipe, 80) == pytest.approx(0.146447, abs=1e-6)
 
 
+def test_a_training_that_is_all_warm_up_has_a_rate_to_its_end():
+    recipe = {"lr_scheduler": "cosine", "lr_warmup_steps": 8, "max_train_steps": 8}
+    assert [learning_rate_factor(recipe, update) for update in (0, 4, 8)] == [0, 0.5, 1]
+
+
 def test_a_warm_up_of_a_constant_rate_and_an_unknown_scheduler_are_refused():
-    with pytest.raises(ValueError, match="no warm-up"):
+    with pytest.raises(JobError, match="no warm-up"):
         learning_rate_factor({"lr_scheduler": "constant", "lr_warmup_steps": 5, "max_train_steps": 80}, 0)
-    with pytest.raises(ValueError, match="cosin"):
+    with pytest.raises(JobError, match="cosin"):
         learning_rate_factor({"lr_scheduler": "cosin", "max_train_steps": 80}, 0)

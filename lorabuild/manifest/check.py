@@ -19,6 +19,7 @@ def check_project(layers: Sequence[Layer], bases: Collection[str] | None, partia
     a layer could not be read, so that a key that is missing, or does not go with another, may be none of the user's.
     """
     merged = merge(layers)
+    merged.values.pop("extends", None)  # it has done its work
     settings, found = _validated(Manifest, merged, bases)
     missing = {fault.path for fault in found if fault.kind == MISSING}
     variants = {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 from lorabuild.errors import Problem, near_miss
 from lorabuild.manifest.later import later_key, later_value
-from lorabuild.manifest.merge import Merged, Path
+from lorabuild.manifest.layers import KeyPath
+from lorabuild.manifest.merge import Merged
 from lorabuild.manifest.schema import Table, table_at, walk
 from lorabuild.manifest.values import Misfit, shown
+from lorabuild.names import quoted
 
 UNKNOWN, MISSING, TOGETHER = "extra_forbidden", "missing", "together"
 
@@ -36,13 +38,15 @@ EXPECTED = {
     "too_long": "{max_length} of them",
 }
 
+INSTEAD = {"builtin": "file", "thr": "size"}  # required key -> what will do in its place, and is not supported yet
+
 
 @dataclass(frozen=True)
 class Fault:
     """One error of pydantic's: its kind, the path of the value in the merged table, and what the user reads."""
 
     kind: str
-    path: Path
+    path: KeyPath
     problem: Problem
 
 
@@ -51,27 +55,27 @@ def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged)
     found = [_fault(error, model, merged) for error in errors]
     unknown = [fault.path for fault in found if fault.kind == UNKNOWN]
 
-    def is_misspelled(fault: Fault) -> bool:
-        siblings = [path[-1] for path in unknown if path[:-1] == fault.path[:-1]]
-        return fault.kind == MISSING and any(near_miss(str(key), [str(fault.path[-1])]) for key in siblings)
+    def is_told(fault: Fault) -> bool:
+        wanted = str(fault.path[-1])
+        beside = [str(path[-1]) for path in unknown if path[:-1] == fault.path[:-1]]
+        return any(key == INSTEAD.get(wanted) or near_miss(key, [wanted]) for key in beside)
 
-    return [fault for fault in found if not is_misspelled(fault)]
+    return [fault for fault in found if not (fault.kind == MISSING and is_told(fault))]
 
 
 def _fault(error: dict[str, Any], model: type[Table], merged: Merged) -> Fault:
-    path: Path = tuple(part for part in error["loc"] if part != "[key]")
+    path: KeyPath = tuple(part for part in error["loc"] if part != "[key]")
     kind, cause = error["type"], error.get("ctx", {}).get("error")
     if isinstance(cause, Misfit):
         kind, path = TOGETHER, (*path, *cause.key.split("."))
     place = merged.place(path)
-    dotted = ".".join(part for part in place.path if isinstance(part, str))
+    dotted = ".".join(_bare(part) for part in place.path if isinstance(part, str))
     said = _said(error, path, model)
     return Fault(kind, path, Problem(place.layer.file, place.line, f"{dotted}: {said}" if dotted else said))
 
 
-def _said(error: dict[str, Any], path: Path, model: type[Table]) -> str:
+def _said(error: dict[str, Any], path: KeyPath, model: type[Table]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    key = tuple(part for part in path if isinstance(part, str))[-1:]
     while path and isinstance(path[-1], int):  # an element of a list: the list's key knows more of it
         path = path[:-1]
     if kind == UNKNOWN:
@@ -81,25 +85,39 @@ def _said(error: dict[str, Any], path: Path, model: type[Table]) -> str:
         return f"required, but missing: {description}"
     if kind == "literal_error":
         return _no_option(path, value, re.findall(r"'([^']*)'", context["expected"]), context["expected"], model)
-    if kind == "list_type" and isinstance(value, dict) and key:
+    if kind == "list_type" and isinstance(value, dict):
         return f"expected a list of tables: double brackets, [[{'.'.join(map(str, path))}]]"
     if kind in EXPECTED:
         return f"expected {EXPECTED[kind].format(**context)}, got {shown(value)}"
     return str(context.get("error") or error["msg"])
 
 
-def _unknown(path: Path, value: Any, model: type[Table]) -> str:
+def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
     if later_key(table.__name__, key):
         return "not supported yet"
-    owners = [owner for owner, _, name in (known.rpartition(".") for known, _ in walk(model)) if name == key and owner]
-    if owners:
-        return f"unknown {what} here (it belongs to [{owners[0]}])"
+    if owner := _owner(key, model):
+        return f"unknown {what} here (it belongs to {owner})"
     return f"unknown {what}{near_miss(key, table.model_fields)}"
 
 
-def _no_option(path: Path, value: Any, options: list[str], expected: str, model: type[Table]) -> str:
+def _owner(key: str, model: type[Table]) -> str:
+    """The header of the table that has such a key; empty if none has."""
+    known = dict(walk(model))
+    owners = [owner for owner, _, name in (path.rpartition(".") for path in known) if name == key and owner]
+    if not owners:
+        return ""
+    header = f"[{owners[0].replace('*', '<name>')}]"
+    return f"[{header}]" if get_origin(getattr(known.get(owners[0]), "annotation", None)) is list else header
+
+
+def _bare(key: str) -> str:
+    """A key as TOML writes it."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else quoted(key)
+
+
+def _no_option(path: KeyPath, value: Any, options: list[str], expected: str, model: type[Table]) -> str:
     table = table_at(model, path[:-1])
     choice = " or ".join(f'"{option}"' for option in options) or expected
     if table and later_value(table.__name__, str(path[-1]), value):

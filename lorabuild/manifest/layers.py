@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from lorabuild.errors import ConfigError, Problem, near_miss
 from lorabuild.hashing import digest_bytes
+from lorabuild.names import quoted
+
+KeyPath = tuple[str | int, ...]  # the way to a value: keys of tables, numbers of elements
 
 
 class Memo(Protocol):
@@ -82,47 +85,50 @@ class Reader:
 
     def shown(self, path: Path) -> str:
         """What messages call a file: its path in the repository. Bytes that are not UTF-8 are escaped."""
-        return path.relative_to(self.root).as_posix().encode(errors="backslashreplace").decode()
+        return quoted(path.relative_to(self.root).as_posix())[1:-1]
 
     def _visit(self, layer: Layer, chain: list[str], layers: list[Layer], problems: list[Problem]) -> None:
         try:
-            names = self._extends(layer)
+            names = self._extends(layer, problems)
         except ConfigError as error:
             problems += error.problems
             return
         for place, name in names:
             try:
                 recipe = self._recipe(layer, place, name)
-                if recipe.file in chain:
-                    way = " -> ".join([*chain[chain.index(recipe.file) :], recipe.file])
-                    problems.append(Problem(layer.file, layer.line(*place), f'extends: "{name}" goes in a circle: {way}'))
-                elif recipe not in layers:
-                    self._visit(recipe, [*chain, recipe.file], layers, problems)
             except ConfigError as error:
                 problems += error.problems
+                continue
+            if recipe.file in chain:
+                circle = " -> ".join([*chain[chain.index(recipe.file) :], recipe.file])
+                problems.append(Problem(layer.file, layer.line(*place), f"extends: a circle: {circle}"))
+            elif recipe not in layers:
+                self._visit(recipe, [*chain, recipe.file], layers, problems)
         layers.append(layer)
 
-    def _recipe(self, layer: Layer, place: tuple[str | int, ...], name: str) -> Layer:
+    def _recipe(self, layer: Layer, place: KeyPath, name: str) -> Layer:
         recipe = self.read(self.root / "recipes" / f"{name}.toml") if _plain(name) else None
         if recipe is None:
             known = sorted(path.stem for path in (self.root / "recipes").glob("*.toml"))
             near = near_miss(name, known) or near_miss(Path(name).stem, known)
-            said = f'extends: "{name}": there is no recipes/{name}.toml' if _plain(name) else f'extends: "{name}": no such recipe'
-            raise ConfigError(Problem(layer.file, layer.line(*place), f"{said}{near}"))
+            raise ConfigError(
+                Problem(layer.file, layer.line(*place), f"extends: {quoted(name)} is not in recipes/{near}")
+            )
         return recipe
 
-    def _extends(self, layer: Layer) -> list[tuple[tuple[str | int, ...], str]]:
-        """(place, name) of each recipe that a layer extends. Remembered, so that an unchanged file is not parsed again."""
+    def _extends(self, layer: Layer, problems: list[Problem]) -> list[tuple[KeyPath, str]]:
+        """(place, name) of each recipe that a layer extends. Remembered: an unchanged file is not parsed again."""
         key = f"extends:{layer.digest}"
         known = self._memo.get(key) if self._memo else None
-        value = json.loads(known) if known is not None else layer.table.get("extends", [])
+        value = layer.table.get("extends", []) if known is None else json.loads(known)
         if isinstance(value, str):
-            names = [(("extends",), value)]
+            names: list[tuple[KeyPath, str]] = [(("extends",), value)]
         elif isinstance(value, list) and all(isinstance(name, str) for name in value):
             names = [(("extends", number), name) for number, name in enumerate(value)]
         else:
             said = 'extends: expected the name of a recipe, or a list of names: extends = ["one", "two"]'
-            raise ConfigError(Problem(layer.file, layer.line("extends"), said))
+            problems.append(Problem(layer.file, layer.line("extends"), said))
+            return []
         if self._memo and known is None:
             self._memo.put(key, json.dumps(value))
         return names
@@ -133,7 +139,11 @@ def parsed(file: str, data: bytes) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(data.decode("utf-8-sig"))
+        table = tomllib.loads(data.decode("utf-8-sig"))
+        for path in _beyond_64_bits(table):
+            said = "wrong TOML: whole numbers have at most 64 bits"
+            raise ConfigError(Problem(file, Layer(file, data).line(*path), said))
+        return table
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         said = f"not UTF-8 (byte 0x{data[error.start]:02x}): save the file as UTF-8"
@@ -144,6 +154,15 @@ def parsed(file: str, data: bytes) -> dict[str, Any]:
         line = int(place[1]) if place else max(1, len(data.splitlines()))
         said = f"wrong TOML: {re.sub(r' [(]at .*[)]$', '', str(error))}"
     raise ConfigError(Problem(file, line, said))
+
+
+def _beyond_64_bits(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """The places of integers that TOML does not allow, though Python reads them."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _beyond_64_bits(inner, (*path, key))
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield path
 
 
 def _plain(name: str) -> bool:

@@ -7,9 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from lorabuild.manifest.layers import Layer
-
-Path = tuple[str | int, ...]
+from lorabuild.manifest.layers import KeyPath, Layer
 
 # Two ways to say one thing: of such keys a later layer's takes the place of an earlier layer's.
 EXCLUSIVE = {
@@ -18,7 +16,11 @@ EXCLUSIVE = {
     "recipe": [("max_train_steps", "max_train_epochs")],
 }
 # Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.
-ARGUMENTS = {"recipe": [("optimizer_type", "AdamW", "optimizer_args"), ("lr_scheduler", "constant", "lr_scheduler_args")]}
+ARGUMENTS = {
+    "recipe": [("optimizer_type", "AdamW", "optimizer_args"), ("lr_scheduler", "constant", "lr_scheduler_args")]
+}
+
+VARYING = ("resize", "chop")  # the tables that a variant may have
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Place:
     """Where a value stands: a layer, and the path within it."""
 
     layer: Layer
-    path: Path
+    path: KeyPath
 
     @property
     def line(self) -> int:
@@ -38,9 +40,9 @@ class Merged:
     """The values of some layers as one table, and the place that each path of it came from."""
 
     values: dict[str, Any]
-    origin: dict[Path, Place]
+    origin: dict[KeyPath, Place]
 
-    def place(self, path: Path) -> Place:
+    def place(self, path: KeyPath) -> Place:
         """Where `path` was written; for what nobody wrote, the last place of the table around it."""
         known = path
         while known not in self.origin:
@@ -53,26 +55,28 @@ def merge(layers: Iterable[Layer]) -> Merged:
     """One table of all layers, the last one strongest. Tables merge key by key, lists and arrays of tables replace."""
     merged = Merged({}, {})
     for layer in layers:
-        table = {key: value for key, value in layer.table.items() if key != "extends"}
-        _overlay(merged.values, merged.origin, table, (), Place(layer, ()))
+        _overlay(merged.values, merged.origin, layer.table, (), Place(layer, ()))
     return merged
 
 
 def variant(merged: Merged, name: str) -> Merged:
     """The project with a variant's tables laid over its own, by the same rules."""
     result = Merged(deepcopy(merged.values), dict(merged.origin))
-    for table, values in result.values.pop("variants")[name].items():
+    tables = result.values.pop("variants")[name]
+    for table in VARYING:
+        if not isinstance(tables.get(table), dict):
+            continue
         where = merged.place(("variants", name, table))
         if not isinstance(result.values.get(table), dict):
             result.values[table] = {}
-        _overlay(result.values[table], result.origin, values, (table,), where)
+        _overlay(result.values[table], result.origin, tables[table], (table,), where)
         for path, place in merged.origin.items():  # a variant may have layers of its own: ask for each value
             if path[:3] == ("variants", name, table):
                 result.origin[path[2:]] = place
     return result
 
 
-def _overlay(values: dict[str, Any], origin: dict[Path, Place], above: Mapping, path: Path, place: Place) -> None:
+def _overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mapping, path: KeyPath, place: Place) -> None:
     """Lay the table `above`, which stands at `place`, over `values`, which stands at `path`; changes both."""
     origin[path] = place
     for key in _replaced(".".join(map(str, path)), values, above):
@@ -105,7 +109,9 @@ def _differ(one: Any, other: Any) -> bool:
     return str(one).casefold() != str(other).casefold()  # sd-scripts reads these names without regard to case
 
 
-def _forget(values: dict[str, Any], origin: dict[Path, Place], path: Path) -> None:
-    values.pop(path[-1], None)
+def _forget(values: dict[str, Any], origin: dict[KeyPath, Place], path: KeyPath) -> None:
+    if path not in origin:
+        return
+    del values[path[-1]]
     for known in [known for known in origin if known[: len(path)] == path]:
         del origin[known]

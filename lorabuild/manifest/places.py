@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-Path = tuple[str | int, ...]
+from lorabuild.manifest.layers import KeyPath
 
 
 class Lines:
@@ -15,18 +15,20 @@ class Lines:
         from tree_sitter import Language, Parser
         from tree_sitter_toml import language
 
-        self._line: dict[Path, int] = {(): 1}
-        self._elements: dict[Path, int] = {}  # array of tables -> index of its last table
+        self._line: dict[KeyPath, int] = {(): 1}
+        self._elements: dict[KeyPath, int] = {}  # array of tables -> index of its last table
         for node in Parser(Language(language())).parse(data.removeprefix(b"\xef\xbb\xbf")).root_node.children:
             self._add(node)
 
-    def of(self, path: Path) -> int:
+    def of(self, path: KeyPath) -> int:
         """The line of `path`, or of the nearest table around it that the file has."""
         while path not in self._line:
             path = path[:-1]
         return self._line[path]
 
     def _add(self, node: Any) -> None:
+        if not node.named_children:
+            return
         if node.type == "pair":
             self._add_pair(node, ())
         elif node.type in ("table", "table_array_element") and (keys := _keys(node.named_children[0])):
@@ -35,9 +37,9 @@ class Lines:
                 if child.type == "pair":
                     self._add_pair(child, table)
 
-    def _header(self, keys: Path, node: Any) -> Path:
+    def _header(self, keys: KeyPath, node: Any) -> KeyPath:
         """The path of the table that a header opens: of arrays of tables on the way, the last table is meant."""
-        path: Path = ()
+        path: KeyPath = ()
         for key in keys[:-1]:
             path = (*path, key)
             self._note(path, node)
@@ -51,14 +53,14 @@ class Lines:
             self._note(path, node)
         return path
 
-    def _add_pair(self, node: Any, table: Path) -> None:
+    def _add_pair(self, node: Any, table: KeyPath) -> None:
         path = table
         for key in _keys(node.named_children[0]):
             path = (*path, key)
             self._note(path, node)
         self._add_value(node.named_children[-1], path)
 
-    def _add_value(self, node: Any, path: Path) -> None:
+    def _add_value(self, node: Any, path: KeyPath) -> None:
         if node.type == "inline_table":
             for child in node.named_children:
                 if child.type == "pair":
@@ -68,11 +70,11 @@ class Lines:
                 self._note((*path, number), child)
                 self._add_value(child, (*path, number))
 
-    def _note(self, path: Path, node: Any) -> None:
+    def _note(self, path: KeyPath, node: Any) -> None:
         self._line.setdefault(path, node.start_point.row + 1)
 
 
-def _keys(node: Any) -> Path:
+def _keys(node: Any) -> KeyPath:
     """The parts of a dotted key. TOML's own reader undoes quotes and escapes; what it cannot read is no key."""
     try:
         table: Any = tomllib.loads(f"{node.text.decode()} = 0")

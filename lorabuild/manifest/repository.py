@@ -13,7 +13,7 @@ from lorabuild import __version__
 from lorabuild.errors import ConfigError, Problem
 from lorabuild.hashing import digest_bytes, digest_json
 from lorabuild.manifest.layers import Layer, Memo, Reader
-from lorabuild.names import RESERVED, name_problem
+from lorabuild.names import RESERVED, name_problem, quoted
 
 BUILTIN_BASES = {"tiny": {"builtin": "tiny-sdxl"}}  # there without a lorabuild.toml
 HERE = Path(__file__).parent
@@ -136,10 +136,12 @@ def _name_problems(path: Path, reader: Reader, others: Mapping[str, Project]) ->
     if problem := name_problem(name):
         return [Problem(file, 1, f"a project has the name of its folder: {problem}")]
     if name in RESERVED:
-        return [Problem(file, 1, f'"{name}" is the name of a stage or command: give the project\'s folder another')]
+        return [
+            Problem(file, 1, f"{quoted(name)} is the name of a stage or command: give the project's folder another")
+        ]
     if name in others:
         other = reader.shown(others[name].manifest)
-        return [Problem(file, 1, f'"{name}" is the name of two projects, here and in {other}: rename a folder')]
+        return [Problem(file, 1, f"{quoted(name)} is the name of two projects, here and in {other}: rename a folder")]
     return []
 
 

@@ -22,7 +22,7 @@ from lorabuild.buckets import settings_problem
 from lorabuild.errors import near_miss
 from lorabuild.manifest import values
 from lorabuild.manifest.values import Misfit
-from lorabuild.names import STAGES, block_name, matching_blocks, name_problem, vector_weights
+from lorabuild.names import STAGES, block_name, matching_blocks, name_problem, quoted, resolve_chop
 
 MOST = 2**31 - 1
 Whole = Annotated[int, Field(ge=0, le=MOST)]
@@ -72,7 +72,7 @@ class ProjectTable(Table):
     def _known_base(cls, base: str, info: ValidationInfo) -> str:
         bases = info.context
         if bases is not None and base not in bases:
-            raise ValueError(f'"{base}" is not a base of lorabuild.toml{near_miss(base, bases)}')
+            raise ValueError(f"{quoted(base)} is not a base of lorabuild.toml{near_miss(base, bases)}")
         return base
 
 
@@ -88,7 +88,9 @@ class DatasetTable(Table):
     resolution: Annotated[list[Side], Field(min_length=2, max_length=2), BeforeValidator(values.both_sides)] = Field(
         [1024, 1024], description="Area to train at, in pixels: one side of a square, or [width, height]."
     )
-    enable_bucket: bool = Field(True, description="Let each image keep about its aspect ratio, at the area of resolution.")
+    enable_bucket: bool = Field(
+        True, description="Let each image keep about its aspect ratio, at the area of resolution."
+    )
     min_bucket_reso: Side = Field(256, description="Shortest side of a bucket, in pixels.")
     max_bucket_reso: Side = Field(2048, description="Longest side of a bucket, in pixels.")
     bucket_reso_steps: Annotated[Side, Field(multiple_of=8)] = Field(
@@ -139,7 +141,9 @@ class SchedulerArgs(Table):
 class RecipeTable(Table):
     network_module: Literal["lycoris.kohya"] = Field("lycoris.kohya", description="What makes the adapter.")
     network_dim: Count = Field(8, description="Rank of the adapter.")
-    network_alpha: Rate = Field(1.0, description="The adapter's effect is scaled by alpha / rank; 0 stands for the rank.")
+    network_alpha: Rate = Field(
+        1.0, description="The adapter's effect is scaled by alpha / rank; 0 stands for the rank."
+    )
     network_args: NetworkArgs = Field(default_factory=NetworkArgs, description="LyCORIS's arguments.")
     optimizer_type: Annotated[Literal["AdamW"], BeforeValidator(values.optimizer)] = Field(
         "AdamW", description="The optimizer; upper and lower case do not count."
@@ -199,11 +203,13 @@ class ResizeTable(Table):
         1.0, description="Weight of this score: singular values as a part of the base layer's Frobenius norm."
     )
     thr: float = Field(description="Ranks that score below it are dropped; log10 units.")
-    step: Annotated[int | str, PlainValidator(values.step)] = Field("last", description='Which saved step is resized, or "last".')
+    step: Annotated[int | str, PlainValidator(values.step)] = Field(
+        "last", description='Which saved step is resized, or "last".'
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> ResizeTable:
-        self.fro_ckpt /= self.fro_ckpt  # weights count by their part of the sum, and it is the only one so far
+        self.fro_ckpt = 1.0  # weights are divided by their sum, and this is the only one
         return self
 
 
@@ -222,13 +228,10 @@ class ChopTable(Table):
 
     @model_validator(mode="after")
     def _together(self) -> ChopTable:
-        if self.keep is not None and self.vector is not None:
-            raise Misfit("vector", "keep and vector both say which blocks stay: one of them is enough")
-        if self.vector is not None:
-            try:
-                vector_weights(self.vector, self.vector_style)
-            except ValueError as error:
-                raise Misfit("vector", str(error)) from None
+        try:
+            resolve_chop(self.model_dump())
+        except ValueError as error:
+            raise Misfit("weights" if self.vector is None else "vector", str(error)) from None
         return self
 
 
@@ -240,14 +243,18 @@ class VariantTable(Table):
 class Manifest(Table):
     """projects/<name>/lora.toml, with the recipes that it extends."""
 
-    extends: str | list[str] | None = Field(None, exclude=True, description="Recipes to start from: recipes/<name>.toml.")
+    extends: str | list[str] | None = Field(
+        None, exclude=True, description="Recipes to start from: recipes/<name>.toml."
+    )
     project: ProjectTable = Field(description="[project]: what the LoRA is, and the base that it is for.")
     dataset: DatasetTable = Field(description="[dataset]: images and captions.")
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
     variants: dict[Name, VariantTable] = Field(
-        default_factory=dict, exclude=True, description="[variants.<name>.resize|chop]: more files of the same training."
+        default_factory=dict,
+        exclude=True,
+        description="[variants.<name>.resize|chop]: more files of the same training.",
     )
 
     @model_validator(mode="after")
@@ -263,7 +270,9 @@ class Manifest(Table):
 
 class BaseTable(Table):
     builtin: Literal["tiny-sdxl"] = Field(description="A base that lorabuild makes itself.")
-    prediction_type: Literal["epsilon"] = Field("epsilon", description="What the base predicts.")
+    prediction_type: Literal["epsilon"] = Field(
+        "epsilon", exclude=True, description="What the base predicts. With one answer only, no setting depends on it."
+    )
 
 
 class SlotsTable(Table):

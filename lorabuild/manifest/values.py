@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from lorabuild.names import quoted
 
 
 class Misfit(ValueError):
@@ -15,11 +16,11 @@ class Misfit(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, cut to a readable length."""
-    if isinstance(value, str | bool | int | list | dict):
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    else:
-        text = str(value)  # floats, dates
+    """A value as TOML writes it, on one line of a readable length; of a list or table, that it is one."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a table"
+    text = quoted(value) if isinstance(value, str) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
@@ -29,12 +30,12 @@ def both_sides(value: Any) -> Any:
 
 
 def tag_list(value: Any) -> Any:
-    """"fox, ember" -> ["fox", "ember"]."""
+    """ "fox, ember" -> ["fox", "ember"]."""
     return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
 
 
 def dotted(extension: str) -> str:
-    """"txt" -> ".txt", as sd-scripts does."""
+    """ "txt" -> ".txt", as sd-scripts does."""
     extension = extension if extension.startswith(".") else f".{extension}"
     if len(extension) == 1 or any(sign in extension for sign in "/\\\0"):
         raise ValueError(f'expected a file extension like ".txt", got {shown(extension)}')

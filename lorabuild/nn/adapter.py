@@ -1,4 +1,4 @@
-"""Put LyCORIS' LoCon adapter on a diffusers SDXL, exactly where kohya's preset "full" puts it, and take it off again."""
+"""Put LyCORIS' LoCon adapter on a diffusers SDXL, exactly where kohya's trainer puts it, and take it off again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lorabuild.nn.keymap import EXPECTED, lora_name
 from lorabuild.nn.lowrank import lowrank_linear
 from lorabuild.nn.noise import generator
 
-# LyCORIS' own preset "full" does not fit a diffusers U-Net: it names a layer twice and adds four that the peer leaves alone.
+# kohya's layers of preset "full". LyCORIS' own preset of this name does not fit a diffusers U-Net: it names a layer
+# twice, and adds four that have no block.
 PRESET = {
     "enable_conv": True,
     "unet_target_module": ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"],
@@ -35,7 +36,7 @@ PRESET = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The rank and alpha of linear layers (and 1x1 convolutions), and of convolutions. An update is scaled by alpha/rank."""
+    """Rank and alpha of linear layers (and 1x1 convolutions), and of convolutions. An update is scaled by alpha/rank."""
 
     dim: int
     alpha: float
@@ -44,7 +45,7 @@ class Shape:
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Shape:
-        """From network_dim, network_alpha and network_args, as kohya's trainer reads them: alpha 0 stands for the rank."""
+        """From network_dim, network_alpha and network_args, as kohya's trainer reads them; alpha 0 is the rank."""
         args = recipe.get("network_args") or {}
         dim, alpha = int(recipe["network_dim"]), float(recipe["network_alpha"])
         conv_dim = int(args.get("conv_dim", dim))
@@ -54,7 +55,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter's modules (LyCORIS LoConModule) by kohya's name, in name order. `parts`: "unet" and "te" if trained."""
+    """An adapter in place: LyCORIS' modules by kohya's names, in name order; `parts`: "te", "unet" or both."""
 
     modules: dict[str, Any]
     parts: tuple[str, ...]
@@ -100,8 +101,9 @@ def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device:
         network.to(device)
         yield Adapter(modules, parts)
     finally:
-        for module in reversed(network.loras):
+        for module in network.loras:
             module.restore()
+            vars(module.org_module[0]).pop("forward", None)  # LyCORIS leaves the class's own method behind
 
 
 def _create(base: Base, shape: Shape, parts: tuple[str, ...]) -> Any:
@@ -148,13 +150,12 @@ def _named(network: Any, base: Base, parts: tuple[str, ...]) -> dict[str, Any]:
     adapters = {id(module.org_module[0]): module for module in network.loras}
     found: dict[str, Any] = {}
     for component, root in components.items():
-        named = {
-            lora_name(component, path): adapters[id(module)] for path, module in root.named_modules() if id(module) in adapters
-        }
+        paths = {path: id(module) for path, module in root.named_modules() if id(module) in adapters}
+        named = {lora_name(component, path): adapters[number] for path, number in paths.items()}
         if len(named) != EXPECTED[component]:
             raise JobError(
-                f"{component}: the adapter found {len(named)} layers, SDXL has {EXPECTED[component]}; either the base is "
-                "not SDXL, or diffusers, transformers or lycoris-lora are not the versions of constraints.txt"
+                f"{component}: the adapter found {len(named)} layers, SDXL has {EXPECTED[component]}; the base is not "
+                "SDXL, or diffusers, transformers or lycoris-lora is not the version of constraints.txt"
             )
         found |= named
     return dict(sorted(found.items()))

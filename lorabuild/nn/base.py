@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ def load_text_encoders(
     folder: Path, dtype: torch.dtype, digests: tuple[str | None, str | None] = (None, None)
 ) -> tuple[Any, Any]:
     """Both CLIP text encoders of the base in `folder`, the second with its projection; kept warm as the U-Net is."""
+    first, second = folder / "text_encoder", folder / "text_encoder_2"
     return (
-        _kept("te1", digests[0], dtype, lambda: _load_clip(folder / "text_encoder", "CLIPTextModel", dtype)),
-        _kept("te2", digests[1], dtype, lambda: _load_clip(folder / "text_encoder_2", "CLIPTextModelWithProjection", dtype)),
+        _kept("te1", digests[0], dtype, lambda: _load_clip(first, "CLIPTextModel", dtype)),
+        _kept("te2", digests[1], dtype, lambda: _load_clip(second, "CLIPTextModelWithProjection", dtype)),
     )
 
 
@@ -56,6 +58,17 @@ def load_tokenizers(folder: Path) -> tuple[Any, Any]:
         CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("tokenizer", "tokenizer_2")
     )
     return first, second
+
+
+@contextmanager
+def checkpointing(base: Base, wanted: bool) -> Iterator[None]:
+    """With `wanted`, the U-Net's activations are computed again in the backward pass: less memory, the same numbers."""
+    if wanted:
+        base.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        base.unet.disable_gradient_checkpointing()
 
 
 def forget_warm() -> None:

@@ -1,4 +1,4 @@
-"""Make micro-batches out of a data set and its latents: what each sample sees follows from the seed and its name alone."""
+"""Make micro-batches of a data set and its latents: what a sample sees follows from the seed and its name alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELD_OUT_BATCHES = 3  # forward passes alone: less than two micro-batches of tra
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as training reads it: dataset.json, and a function from a tensor's name in its latents to the tensor."""
+    """A data set as training reads it: dataset.json, and what gives the tensor of a name in its latents."""
 
     dataset: Mapping[str, Any]
     latents: Callable[[str], Tensor]
@@ -35,7 +35,7 @@ class Data:
 
     @cached_property
     def first_repeat(self) -> list[int]:
-        """The number of each entry's first repeat among all repeats of its picture, which may stand in several entries."""
+        """The number of each entry's first repeat among all repeats of its picture: it may stand in several entries."""
         seen: Counter[str] = Counter()
         numbers = []
         for image in self.images:

@@ -13,14 +13,14 @@ from lorabuild.header import write_body
 from lorabuild.nn.adapter import Adapter
 
 # recipe.save_precision -> (dtype, the file format's name for it)
-PRECISIONS = {"fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16"), "float": (torch.float32, "F32")}
+PRECISIONS = {"fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16"), "fp32": (torch.float32, "F32")}
 
 
 def write_adapter(path: Path, adapter: Adapter, network_alpha: float, save_precision: str) -> None:
     """Write `adapter` to `path` as a canonical body: `.alpha`, `.lora_down.weight`, `.lora_up.weight` for each module.
 
-    The file's one alpha is `network_alpha`, or what is nearest to it in the dtype (diffusers drops alphas that differ by
-    layer). Raises JobError, with the tensor's name, where the dtype cannot hold a weight.
+    The file's one alpha is `network_alpha`, or what is nearest to it in the dtype: diffusers loses alphas that differ.
+    Raises JobError, with the tensor's name, where the dtype cannot hold a weight.
     """
     dtype, label = PRECISIONS[save_precision]
     alpha = one_alpha(network_alpha, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# LoCon modules of each component in LyCORIS' preset "full": what a text encoder's or U-Net's adapter must have, exactly.
+# LoCon modules of each component by LyCORIS' preset "full": exactly what an adapter must have.
 EXPECTED = {"unet": 788, "te1": 72, "te2": 192}
 PREFIX = {"unet": "lora_unet_", "te1": "lora_te1_", "te2": "lora_te2_"}
 

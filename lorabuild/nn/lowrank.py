@@ -12,9 +12,9 @@ def lowrank_linear(
 ) -> Tensor:
     """The layer's output with its adapter. x [..., I], weight [O, I], bias [O], down [R, I], up [O, R] -> [..., O].
 
-    The same function as LyCORIS' bypass mode, in one node instead of some twelve: with layers as small or as many as
-    SDXL's, time goes into nodes. Gradients go to x, down and up; weight and bias are frozen. Under autocast all products
-    are in its dtype, and the gradients of down and up come back in theirs.
+    The same function as LyCORIS' bypass mode, in one node instead of some twelve: where layers are many and small, time
+    goes into nodes. Gradients go to x, down and up; weight and bias are frozen. Under autocast all products are in its
+    dtype, and the gradients of down and up come back in theirs.
     """
     return _LowRankLinear.apply(x, weight, bias, down, up, scale)
 

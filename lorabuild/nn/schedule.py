@@ -6,21 +6,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lorabuild.errors import JobError
+
 
 def learning_rate_factor(recipe: Mapping[str, Any], update: int) -> float:
     """The factor for update number `update` (from 0) of `max_train_steps`: `constant`, or `cosine` after a warm-up.
 
     Cosine: max(0, ½(1 + cos(2π c p))) with c = `lr_scheduler_args.num_cycles`, ½ if not set (one fall to 0), and p the
     part done of the updates after the warm-up (Loshchilov & Hutter 2017, eq. 5, with c instead of restarts). The
-    warm-up rises linearly from 0. Raises ValueError for another scheduler, and for a warm-up of a constant rate.
+    warm-up rises linearly from 0. Raises JobError for another scheduler, and for a warm-up of a constant rate.
     """
     scheduler, warmup = recipe["lr_scheduler"], warmup_updates(recipe)
     if scheduler == "constant":
         if warmup:
-            raise ValueError("lr_warmup_steps: a constant rate has no warm-up")
+            raise JobError("recipe.lr_warmup_steps: a constant rate has no warm-up")
         return 1.0
     if scheduler != "cosine":
-        raise ValueError(f"lr_scheduler: {scheduler!r} is neither constant nor cosine")
+        raise JobError(f"recipe.lr_scheduler: {scheduler!r} is neither constant nor cosine")
     if update < warmup:
         return update / warmup
     cycles = (recipe.get("lr_scheduler_args") or {}).get("num_cycles", 0.5)

@@ -1,4 +1,4 @@
-"""Turn captions into what SDXL's U-Net is conditioned on: hidden states of two text encoders, a pooled vector, sizes."""
+"""Turn captions into what SDXL's U-Net is conditioned on: hidden states of two encoders, a pooled vector, sizes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def encode(te1: Any, te2: Any, ids1: Tensor, ids2: Tensor, end: int) -> tuple[Te
     """(hidden states [B, T, C1 + C2], pooled [B, C2]) of token ids [B, T]; `end` is the id of the second's end token.
 
     Hidden states are those before the last layer of each encoder, without the final norm. The pooled vector is the
-    second encoder's last state, after its final norm, at the *first* end token, projected (Podell et al. 2023, SDXL,
-    as its reference code and kohya's trainer do it). transformers' own pooling looks for another token in configurations
-    whose eos_token_id is 2, so that it is not used.
+    second encoder's last state, after its final norm, at the *first* end token, projected (SDXL, Podell et al. 2023,
+    as its reference code and kohya's trainer do it). transformers' own pooled output is not used: in configurations
+    whose eos_token_id is 2 it looks for another token.
     """
     first = te1(ids1, output_hidden_states=True)
     second = te2(ids2, output_hidden_states=True)
@@ -39,7 +39,7 @@ def encode(te1: Any, te2: Any, ids1: Tensor, ids2: Tensor, end: int) -> tuple[Te
 def size_ids(
     original: Sequence[tuple[int, int]], crop: Sequence[tuple[int, int]], target: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """SDXL's size conditioning [B, 6]: original height and width, top and left of the crop, height and width trained at.
+    """SDXL's size conditioning [B, 6]: original height and width, top and left of the crop, trained height and width.
 
     Arguments are as data sets have them: (width, height) and (left, top). The crop is the one that was really made, in
     pixels of the resized image.

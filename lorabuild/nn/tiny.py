@@ -1,4 +1,4 @@
-"""Write the built-in base "tiny-sdxl": a diffusers folder with SDXL's exact block topology, tiny widths and fixed weights."""
+"""Write the built-in base "tiny-sdxl": SDXL's exact block topology, tiny widths, fixed weights, a diffusers folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 from lorabuild.header import header_bytes
 from lorabuild.nn.tokenizer import END, START, vocabulary
 
-BUILTIN = "tiny-sdxl"
-COMPONENTS_FILE = "components.json"
 PIXELS = 128  # the side that it is meant for, as 1024 is SDXL's
 
 # All widths differ, and strictly by level, so that a layer's shape tells where it stands.
@@ -114,15 +112,6 @@ MODEL_INDEX = {
 }
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PAD = {"tokenizer": END, "tokenizer_2": "!"}  # SDXL's second tokenizer pads with id 0
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-
-FILES = sorted(
-    ["model_index.json", "scheduler/scheduler_config.json"]
-    + [f"{folder}/config.json" for folder in CONFIGS]
-    + [f"{folder}/{name}" for folder, name in WEIGHTS.items()]
-    + [f"{folder}/{name}" for folder in PAD for name in _TOKENIZER_FILES]
-)
-
 # Standard deviation of a weight times the root of its fan-in, by a part of its name; 1 where none fits. Chosen so that
 # hidden states, activations and latents (times scaling_factor) are of order 1 and the U-Net's prediction is about half
 # as large as the noise: the residual branches of the deep stacks are damped, the latents are as large as SDXL's.
@@ -136,7 +125,7 @@ EMBEDDINGS = {"token_embedding": 0.5, "position_embedding": 0.1}  # standard dev
 
 
 def write_tiny(folder: Path) -> None:
-    """Write the base (FILES) into `folder`, which need not exist: the same bytes on every machine, in seconds."""
+    """Write the base into `folder`, which need not exist: the same bytes on every machine, in seconds."""
     for component, config in CONFIGS.items():
         _write_json(folder / component / "config.json", config)
         _write_weights(folder / component / WEIGHTS[component], component, _shapes(component, config))

@@ -1,4 +1,4 @@
-"""The tokenizer of the built-in base: CLIP's byte-level BPE with a small vocabulary in which everyday tags are one token."""
+"""The tokenizer of the built-in base: CLIP's byte-level BPE with a small vocabulary, everyday tags one token each."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from itertools import pairwise
 
 # Everyday words of captions. Each becomes one token; any other word falls into pieces, in the end into bytes.
 WORDS = """
-a an the and of in on with at by to from for no not
-girl boy woman man person people child girls boys couple group crowd solo character creature animal
-cat dog fox wolf bear bird fish horse rabbit dragon mouse owl lion tiger deer snake frog insect butterfly robot monster
-red orange yellow green blue purple pink white black gray grey brown gold silver teal cyan magenta violet dark light pale
-bright colorful pastel warm cold
-hair eyes eye face head ears ear nose mouth lips teeth tongue hand hands finger arm arms leg legs feet foot tail wings wing
-horns horn fur feathers scales skin body chest neck shoulders back beard bangs ponytail braid twintails bun freckles scar
-long short medium straight curly wavy messy big small large tiny tall thin wide round square triangle oval circle star heart
-smile smiling open closed looking viewer away standing sitting lying walking running jumping flying sleeping holding reading
-eating drinking dancing fighting laughing crying angry happy sad surprised blush wink serious
-dress shirt skirt pants shorts jacket coat hoodie sweater uniform suit armor robe cape cloak hat cap crown helmet hood scarf
-tie ribbon bow gloves socks shoes boots belt glasses mask earrings necklace bracelet ring bag backpack sword shield staff
-book flower flowers umbrella ball cup lamp candle lantern
-background simple scene sky cloud clouds sun moon stars night day sunset sunrise morning evening rain snow wind storm fog
-sea ocean beach river lake water island mountain mountains hill forest tree trees grass field garden leaf leaves desert cave
-city street house building room kitchen bedroom window door table chair bed castle tower bridge road
-spring summer autumn winter fire flame ember smoke spark ice stone metal wood glass paper gem crystal
-stripes striped dots dotted checkered zigzag spiral pattern plain gradient shadow glow shiny
-style art drawing painting sketch watercolor ink oil pixel flat vector photo photograph realistic cartoon anime comic chibi
-poster logo icon line lines lineart shading outline monochrome greyscale detailed abstract minimal vintage retro
-portrait closeup full upper lower half side front view from above below wide shot best quality masterpiece high low
-one two three four five left right top bottom middle signature text watermark border
+a an the and of in on with at by to from for no not girl boy woman man person people child girls boys couple group
+crowd solo character creature animal cat dog fox wolf bear bird fish horse rabbit dragon mouse owl lion tiger deer
+snake frog insect butterfly robot monster red orange yellow green blue purple pink white black gray grey brown gold
+silver teal cyan magenta violet dark light pale bright colorful pastel warm cold hair eyes eye face head ears ear nose
+mouth lips teeth tongue hand hands finger arm arms leg legs feet foot tail wings wing horns horn fur feathers scales
+skin body chest neck shoulders back beard bangs ponytail braid twintails bun freckles scar long short medium straight
+curly wavy messy big small large tiny tall thin wide round square triangle oval circle star heart smile smiling open
+closed looking viewer away standing sitting lying walking running jumping flying sleeping holding reading eating
+drinking dancing fighting laughing crying angry happy sad surprised blush wink serious dress shirt skirt pants shorts
+jacket coat hoodie sweater uniform suit armor robe cape cloak hat cap crown helmet hood scarf tie ribbon bow gloves
+socks shoes boots belt glasses mask earrings necklace bracelet ring bag backpack sword shield staff book flower
+flowers umbrella ball cup lamp candle lantern background simple scene sky cloud clouds sun moon stars night day sunset
+sunrise morning evening rain snow wind storm fog sea ocean beach river lake water island mountain mountains hill
+forest tree trees grass field garden leaf leaves desert cave city street house building room kitchen bedroom window
+door table chair bed castle tower bridge road spring summer autumn winter fire flame ember smoke spark ice stone metal
+wood glass paper gem crystal stripes striped dots dotted checkered zigzag spiral pattern plain gradient shadow glow
+shiny style art drawing painting sketch watercolor ink oil pixel flat vector photo photograph realistic cartoon anime
+comic chibi poster logo icon line lines lineart shading outline monochrome greyscale detailed abstract minimal vintage
+retro portrait closeup full upper lower half side front view from above below wide shot best quality masterpiece high
+low one two three four five left right top bottom middle signature text watermark border
 """
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -50,7 +48,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_letters() -> dict[int, str]:
-    """A printable letter for each byte: itself where it is one, else from 256 on (byte-level BPE, Radford et al. 2019)."""
+    """A printable letter for each byte: its own where it has one, else one from 256 on (Radford et al. 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -49,7 +49,7 @@ class Observer:
 
 
 def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts with a learning rate. One with rate 0 is frozen: no modules, no gradients, nothing of it in the file."""
+    """The parts with a learning rate. One with rate 0 is frozen: no modules, no gradients, nothing in the file."""
     parts = tuple(part for part, key in RATES.items() if recipe[key])
     if not parts:
         raise JobError("recipe: unet_lr and text_encoder_lr are both 0: nothing would be trained")
@@ -57,7 +57,7 @@ def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
-    """Train to the end, from `state` if there is one, and return the log: a record a step, and two of the held-out loss.
+    """Train to the end, from `state` if there is one. The log: a record a step, and two of the held-out loss.
 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
     is the mean over its images. The state is saved whenever that is cheap, and at each snapshot. A training that is
@@ -164,7 +164,7 @@ class _Loop:
         return epsilon_losses(prediction, noise)
 
     def _apply_gradients(self) -> float:
-        """Clip over all parameters at once, step, and return the norm as it was. With fp16 an overflow skips the step."""
+        """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""
         self.scaler.unscale_(self.optimizer)
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()

@@ -38,11 +38,12 @@ def jobs(repository: Repository) -> Iterable[Job]:
 def image_folders(repository: Repository, project: Project) -> tuple[Subset, ...]:
     """The image folders of a project; none if it has no `[dataset]`."""
     dataset = project.settings["dataset"] or {"subset": []}
-    folders = [project.folder / subset["image_dir"] for subset in dataset["subset"]]
-    return tuple(
-        Subset(folder, _shown(folder, repository.root), subset["num_repeats"], dataset["caption_extension"])
-        for folder, subset in zip(folders, dataset["subset"], strict=True)
-    )
+    folders = []
+    for subset in dataset["subset"]:
+        folder = project.folder / subset["image_dir"]
+        extension = subset.get("caption_extension") or dataset["caption_extension"]
+        folders.append(Subset(folder, _shown(folder, repository.root), subset["num_repeats"], extension))
+    return tuple(folders)
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:

@@ -42,7 +42,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
-    """Write `latents`: of each image `<digest>.<w>x<h>` [4, h/8, w/8] fp32, with `flip_aug` also `<digest>.<w>x<h>.flip`.
+    """Write `latents`: `<digest>.<w>x<h>` [4, h/8, w/8] fp32 of each image, by `flip_aug` `<digest>.<w>x<h>.flip` too.
 
     Each view of an image is a piece. Its bytes depend on nothing else that is encoded with it, and turning `flip_aug`
     on keeps the pieces that are there. One image at a time is in memory. Raises JobError for latents that are not

@@ -1,0 +1,196 @@
+"""Train a LoRA: the adapter's weights, its snapshots on the way, and a log of the loss."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.errors import ConfigError, JobError, Problem
+from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.manifest.keys import keys_of_class, result_keys
+from lorabuild.order import batches_per_epoch
+from lorabuild.stage import Artifact, Component, Job, Stage
+
+if TYPE_CHECKING:
+    from lorabuild.manifest import Project, Repository
+    from lorabuild.nn.base import Base
+    from lorabuild.nn.resume import State, StateFile
+    from lorabuild.workspace import Progress, Workspace
+
+READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
+
+
+def jobs(repository: Repository) -> Iterable[Job]:
+    problems: list[Problem] = []
+    for name, project in repository.projects.items():
+        settings = project.settings
+        if not settings["dataset"]:
+            continue
+        base = settings["project"]["base"]
+        prediction_type = repository.bases[base].get("prediction_type", "epsilon")
+        steps, late = _snapshot_steps(project)
+        manifest = project.manifest.relative_to(repository.root).as_posix()
+        problems += [Problem(manifest, 0, line) for line in late]
+        yield Job(
+            name=f"train:{name}",
+            params={"recipe": result_keys(settings, "recipe"), "base": {"prediction_type": prediction_type}},
+            inputs={
+                "dataset": Artifact(f"dataset:{name}", "dataset.json"),
+                "latents": Artifact(f"latents:{name}", "latents"),
+                **{component: Component(base, component) for component in READ_COMPONENTS},
+            },
+            outputs=["weights", "log", "facts.json"],
+            snapshots=[f"step/{step}" for step in steps],
+            options=keys_of_class(settings, "recipe", "execution"),
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def run(job: Job, workspace: Workspace, progress: Progress) -> None:
+    """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
+
+    `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
+    `gradient_checkpointing` saves memory, `threads` sets how many threads torch uses.
+    """
+    from lorabuild.nn.adapter import Shape, adapted
+    from lorabuild.nn.base import checkpointing
+    from lorabuild.nn.export import write_adapter
+    from lorabuild.nn.trainer import Observer, Training, train, trained_parts
+
+    recipe, options = job.params["recipe"], job.options
+    dataset = json.loads(workspace.path("dataset").read_bytes())
+    steps = _wanted_steps(job)
+    device = _prepare(options, recipe, workspace)
+    base = _load(workspace, recipe["mixed_precision"], device)
+    state_file, state = _saved_state(job, workspace, steps)
+
+    with (
+        checkpointing(base, bool(options.get("gradient_checkpointing"))),
+        adapted(base, Shape.of(recipe), recipe["seed"], trained_parts(recipe), device) as adapter,
+    ):
+
+        def write(role: str) -> None:
+            write_adapter(workspace.output(role), adapter, recipe["network_alpha"], recipe["save_precision"])
+
+        def snapshot(step: int) -> None:
+            write(f"step/{step}")
+            workspace.saved(f"step/{step}")
+
+        observer = Observer(steps, snapshot, progress)
+        training = Training(base, adapter, _data(dataset, workspace), recipe, device)
+        log = train(training, observer, state_file, state)
+        write("weights")
+        facts = _facts(dataset, recipe, log, adapter.counts())
+    workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
+    workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
+
+
+def _snapshot_steps(project: Project) -> tuple[list[int], list[str]]:
+    """The steps whose weights are saved on the way, and what is wrong with those that the training never reaches."""
+    last = project.settings["recipe"]["max_train_steps"]
+    every = project.settings["recipe"]["save_every_n_steps"]
+    steps = set(range(every, last + 1, every)) if every else set()
+    late = []
+    for settings in (project.settings, *project.variants.values()):
+        step = (settings["resize"] or {}).get("step", "last")
+        if step != "last":
+            steps.add(step)
+        if step != "last" and step > last:
+            late.append(f"resize.step: {step} is beyond recipe.max_train_steps = {last}")
+    return sorted(steps), late
+
+
+def _wanted_steps(job: Job) -> list[int]:
+    """The snapshots to write. Raises JobError for one that the training does not reach."""
+    last = job.params["recipe"]["max_train_steps"]
+    wanted = [role for role in job.snapshots if role not in job.options.get("have_steps", ())]
+    steps = [int(role.partition("/")[2]) for role in wanted]
+    if late := [step for step in steps if step > last]:
+        raise JobError(f"step {late[0]} is wanted, but the training ends at step {last} (recipe.max_train_steps)")
+    return steps
+
+
+def _prepare(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
+    """Set the number of threads and choose the device."""
+    import torch
+
+    if "threads" in options:
+        torch.set_num_threads(options["threads"])
+    device = options.get("device", "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        workspace.warn(f"device {device} is not there: training on the CPU")
+        device = "cpu"
+    if device == "cpu" and recipe["mixed_precision"] == "fp16":
+        raise JobError('recipe.mixed_precision: "fp16" needs a GPU; on a CPU use "bf16" or "no"')
+    return device
+
+
+def _load(workspace: Workspace, mixed_precision: str, device: str) -> Base:
+    """The base on its device, found warm if the job before in this process used the same."""
+    from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
+
+    dtype, digests = DTYPES[mixed_precision], workspace.digests
+    unet = load_unet(workspace.path("unet"), dtype, digests["unet"])
+    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]))
+    tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
+    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2)
+
+
+def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
+    """Where this training keeps its state, and the state if it is of use; what is of no use is left with a warning."""
+    from lorabuild.nn.resume import StateFile, Unusable
+
+    identity = digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
+    state_file = StateFile(workspace.scratch / "state", identity)
+    try:
+        state = state_file.load()
+    except Unusable as why:
+        workspace.warn(f"{why}: training starts at the beginning")
+        return state_file, None
+    if state is None:
+        return state_file, None
+    passed = [step for step in steps if step < state.facts["step"]]
+    if passed:
+        workspace.warn(f"the saved state is past step {passed[0]}, which is wanted: training starts at the beginning")
+        return state_file, None
+    workspace.note(resumed_at=state.facts["step"])
+    return state_file, state
+
+
+def _data(dataset: Mapping[str, Any], workspace: Workspace) -> Any:
+    from safetensors import safe_open
+
+    from lorabuild.nn.batches import Data
+
+    return Data(dataset, safe_open(workspace.path("latents"), framework="pt").get_tensor)
+
+
+def _facts(
+    dataset: Mapping[str, Any], recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]], modules: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a file's header tells of its training. Tags are counted as sd-scripts does: once an image, in lower case."""
+    images = dataset["images"]
+    tags = Counter(tag.strip().lower() for image in images for tag in image["caption"].split(",") if tag.strip())
+    buckets: Counter[str] = Counter()
+    for image in images:
+        buckets["{}x{}".format(*image["bucket"])] += image["repeats"]
+    measured = {record["when"]: record["loss"] for record in log if record["event"] == "held_out"}
+    steps = recipe["max_train_steps"]
+    batches = steps * recipe["gradient_accumulation_steps"]
+    return {
+        "tag_frequency": dict(tags),
+        "num_images": len(images),
+        "num_images_with_repeats": sum(buckets.values()),
+        "buckets": dict(buckets),
+        "loss_before": measured["before"],
+        "loss_after": measured["after"],
+        "modules": dict(modules),
+        "steps": steps,
+        "epochs": -(-batches // batches_per_epoch(images, recipe["train_batch_size"])),
+    }
+
+
+STAGE = Stage("train", 1, jobs, run)

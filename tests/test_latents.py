@@ -1,0 +1,195 @@
+"""The stage latents: encoded once, image by image, in bytes that depend on nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from lab import DATASET, LATENTS, SIZES, Lab, write_vae
+from PIL import PngImagePlugin
+
+from lorabuild.buckets import Geometry
+from lorabuild.errors import JobError
+from lorabuild.hashing import digest_file
+from lorabuild.header import read_header
+from lorabuild.images import decode, resize_and_crop, to_chw
+from lorabuild.nn.vae import encode, load_vae
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("base"), 1)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, vae: Path) -> Lab:
+    return Lab(tmp_path, vae)
+
+
+def test_latents_are_the_posterior_mean_of_the_pixels_and_of_the_flipped_pixels(lab: Lab):
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    vae, latents = load_vae(lab.vae), lab.latents()
+    assert len(latents) == 6 and list(latents) == sorted(latents)
+    header = read_header(lab.output("latents"))
+    assert header.metadata == {} and {info.dtype for info in header.tensors.values()} == {"F32"}
+    files = {digest_file(path): path for path in (lab.project / "images").glob("*.png")}
+    for row in lab.json("geometry.json"):
+        place = Geometry(tuple(row["resized"]), tuple(row["bucket"]), tuple(row["crop"]))
+        path = files[row["file"]]
+        pixels = torch.from_numpy(to_chw(resize_and_crop(decode(path.read_bytes(), path.name), place)))[None]
+        name = f"{row['digest']}.{row['bucket'][0]}x{row['bucket'][1]}"
+        assert latents[name].shape == (4, row["bucket"][1] // 8, row["bucket"][0] // 8)
+        assert np.array_equal(latents[name], encode(vae, pixels)[0])
+        assert np.array_equal(latents[f"{name}.flip"], encode(vae, pixels.flip(3))[0])
+        assert not np.allclose(latents[f"{name}.flip"], latents[name][:, :, ::-1]), "flipped latents are not the same"
+
+
+def test_what_is_encoded_is_reused_without_opening_the_vae_or_an_image(lab: Lab, tmp_path: Path):
+    lab.both()
+    before = lab.output("latents").read_bytes()
+    job, workspace = lab.prepare(LATENTS)
+    workspace.paths = {**workspace.paths, "vae": tmp_path / "nowhere"}
+    for name in SIZES:
+        (lab.project / "images" / name).unlink()
+    LATENTS.run(job, workspace, lambda done, total, text: None)
+    assert workspace.notes == {"encoded": 0, "reused": 3}
+    assert lab.output("latents").read_bytes() == before
+
+
+def test_a_replaced_image_encodes_one_and_leaves_the_others_alone(lab: Lab):
+    lab.both()
+    before = lab.latents()
+    lab.picture("2.png", 9, SIZES["2.png"])
+    assert lab.both() == {"encoded": 1, "reused": 2}
+    after = lab.latents()
+    common = before.keys() & after.keys()
+    assert len(common) == 4 and len(after) == 6
+    assert all(np.array_equal(before[name], after[name]) for name in common)
+
+
+def test_a_comment_in_a_png_changes_neither_data_set_nor_latents(lab: Lab):
+    lab.both()
+    before = [lab.output(role).read_bytes() for role in ("dataset.json", "latents")]
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("parameters", "masterpiece")
+    lab.picture("1.png", 1, SIZES["1.png"], pnginfo=comment)
+    assert lab.both() == {"encoded": 0, "reused": 3}
+    assert [lab.output(role).read_bytes() for role in ("dataset.json", "latents")] == before
+
+
+def test_one_picture_in_two_folders_is_two_entries_and_one_latent(lab: Lab):
+    lab.settings["subset"].append({"image_dir": "more", "num_repeats": 5})
+    lab.write("more/x.png", (lab.project / "images/1.png").read_bytes())
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    rows = [row for row in lab.json("dataset.json")["images"] if row["size"] == [64, 64]]
+    assert sorted((row["caption"], row["repeats"]) for row in rows) == [("", 5), ("ember, 1", 2)]
+    assert len({row["digest"] for row in rows}) == 1
+
+
+def test_what_is_not_hashed_changes_no_byte(lab: Lab):
+    lab.both()
+    before = {role: lab.output(role).read_bytes() for role in ("dataset.json", "geometry.json", "latents")}
+    for stage in (DATASET, LATENTS):
+        job, workspace = lab.prepare(stage)
+        stage.run(replace(job, options={"folders": ["elsewhere"]}), workspace, lambda done, total, text: None)
+    assert {role: lab.output(role).read_bytes() for role in before} == before
+
+
+def test_latents_of_an_image_do_not_depend_on_the_others(lab: Lab, tmp_path: Path):
+    lab.both()
+    together = lab.latents()
+    for number, (name, size) in enumerate(SIZES.items(), 1):
+        alone = Lab(tmp_path / f"alone{number}", lab.vae)
+        for other in SIZES.keys() - {name}:
+            (alone.project / "images" / other).unlink()
+        assert alone.both() == {"encoded": 1, "reused": 0}
+        assert all(np.array_equal(value, together[key]) for key, value in alone.latents().items()), size
+
+
+def test_turning_flips_off_and_on_encodes_nothing_twice(lab: Lab):
+    lab.settings["flip_aug"] = False
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    plain = lab.latents()
+    lab.settings["flip_aug"] = True
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    assert {name: value.tobytes() for name, value in lab.latents().items() if not name.endswith(".flip")} == {
+        name: value.tobytes() for name, value in plain.items()
+    }
+    lab.settings["flip_aug"] = False
+    assert lab.both() == {"encoded": 0, "reused": 3}
+
+
+def test_another_resolution_is_other_latents_and_the_old_ones_are_kept(lab: Lab):
+    lab.both()
+    lab.settings["resolution"] = [96, 96]
+    assert lab.both()["encoded"] == 3
+    lab.settings["resolution"] = [64, 64]
+    assert lab.both() == {"encoded": 0, "reused": 3}
+
+
+def test_another_vae_encodes_all(lab: Lab, tmp_path: Path):
+    lab.both()
+    before = lab.latents()
+    lab.vae = write_vae(tmp_path / "other", 2)
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    assert not any(np.allclose(value, before[name]) for name, value in lab.latents().items())
+
+
+def test_a_damaged_piece_is_made_again(lab: Lab):
+    lab.both()
+    before = lab.output("latents").read_bytes()
+    piece = max((lab.root / "pieces").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    piece.write_bytes(piece.read_bytes()[:-4] + b"junk")
+    assert lab.both() == {"encoded": 1, "reused": 2}
+    assert lab.output("latents").read_bytes() == before
+
+
+def test_latents_that_are_not_finite_name_the_image(lab: Lab, tmp_path: Path):
+    broken = AutoencoderKL.from_pretrained(lab.vae / "vae")
+    broken.encoder.conv_in.bias.data.fill_(float("nan"))
+    lab.vae = tmp_path / "broken"
+    broken.save_pretrained(lab.vae / "vae")
+    with pytest.raises(JobError) as caught:
+        lab.both()
+    (line,) = map(str, caught.value.problems)
+    assert line.startswith("projects/ember/images/") and "not finite" in line
+
+
+def test_a_vae_of_another_model_is_refused(lab: Lab, tmp_path: Path):
+    lab.vae = write_vae(tmp_path / "flux", 1, latent_channels=16)
+    with pytest.raises(JobError, match=r"latents of shape \(16, .* not one of SDXL"):
+        lab.both()
+
+
+def test_a_vae_with_missing_weights_is_refused(tmp_path: Path):
+    folder = write_vae(tmp_path, 1)
+    config = json.loads((folder / "vae/config.json").read_text())
+    (folder / "vae/config.json").write_text(json.dumps(config | {"layers_per_block": 2}))
+    with pytest.raises(JobError, match="not the weights of its config"):
+        load_vae(folder)
+
+
+def test_a_warm_vae_is_found_by_its_digest_wherever_it_lies(vae: Path, tmp_path: Path):
+    first = load_vae(vae, "digest")
+    assert load_vae(tmp_path / "moved", "digest") is first
+    assert load_vae(vae, "another") is not first
+
+
+def test_an_image_that_vanished_after_its_data_set_was_made_is_one_line(lab: Lab):
+    lab.run(DATASET)
+    lab.picture("1.png", 5, SIZES["1.png"])
+    with pytest.raises(JobError, match="build again"):
+        lab.run(LATENTS)
+
+
+def test_progress_counts_images(lab: Lab):
+    lab.run(DATASET)
+    job, workspace = lab.prepare(LATENTS)
+    told: list[tuple[int, int]] = []
+    LATENTS.run(job, workspace, lambda done, total, text: told.append((done, total)))
+    assert told == sorted(told) and {total for _, total in told} == {3}

@@ -1,0 +1,234 @@
+"""A resize keeps exactly the ranks that resize_lora keeps, and the file's effect with them."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lora_lab import GOLDENS, deltas, distance, layer, ranks, read, resize, resize_params, run, write_lora, write_norms
+
+from lorabuild.errors import JobError
+from lorabuild.header import header_bytes, read_header
+from lorabuild.stage import Artifact
+from lorabuild.stages.resize import STAGE
+from lorabuild.stages.spectrum import STAGE as SPECTRUM
+
+DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# resize_lora scores each of these against the other's base weights: it takes OpenCLIP's q, k, v for k, q, v.
+SWAPPED = re.compile("te2_.*self_attn_[qk]_proj")
+
+
+@pytest.mark.parametrize(
+    ("lora", "thr", "golden", "save_precision"),
+    [
+        ("locon", -3.55, "locon-thr3.55", "fp16"),
+        ("locon", -2.5, "locon-thr2.5", "fp16"),
+        ("a", -3.5, "a-thr3.5", "fp16"),
+        ("a", -3.55, "a-thr3.55-float", "fp32"),
+        ("bf16", -3.55, "bf16-thr3.55", "fp16"),
+    ],
+)
+def test_it_keeps_what_resize_lora_keeps(tmp_path: Path, lora: str, thr: float, golden: str, save_precision: str):
+    """Goldens: resize_lora at efe6f69 on synthetic files, cut to fewer layers (layers do not influence each other)."""
+    done = resize(tmp_path, GOLDENS / f"{lora}.safetensors", GOLDENS / "norms.json", thr, save_precision)
+    ours, theirs = done.path("weights"), GOLDENS / f"{golden}.safetensors"
+    wanted = {name: rank for name, rank in ranks(theirs).items() if not SWAPPED.search(name)}
+    assert {name: rank for name, rank in ranks(ours).items() if not SWAPPED.search(name)} == wanted
+    effects = deltas(theirs)
+    tolerance = 1e-5 if save_precision == "fp32" else 2e-3
+    assert all(distance(delta, effects[name]) < tolerance for name, delta in deltas(ours).items() if name in wanted)
+
+
+def test_the_swapped_layers_follow_their_own_base_weights(tmp_path: Path):
+    """With the two norms exchanged we keep the ranks that resize_lora keeps: nothing else differs."""
+    import json
+
+    norms = json.loads((GOLDENS / "norms.json").read_text())["fro_ckpt"]
+    swap = {name: name.replace("q_proj", "K").replace("k_proj", "q_proj").replace("K", "k_proj") for name in norms}
+    exchanged = {name: norms[swap[name] if SWAPPED.search(name) else name] for name in norms}
+    done = resize(tmp_path, GOLDENS / "locon.safetensors", write_norms(tmp_path / "n", exchanged), -3.55)
+    assert ranks(done.path("weights")) == ranks(GOLDENS / "locon-thr3.55.safetensors")
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    return write_norms(tmp_path / "norms.json", {"lora_te1_a": 1.0, "lora_unet_b": 1.0})
+
+
+def lora(tmp_path: Path, dtype: torch.dtype | None = torch.float32, alpha: float = 2.0, **more: torch.Tensor) -> Path:
+    tensors = {**layer("lora_te1_a", 24, 4, 16, alpha=alpha), **layer("lora_unet_b", 12, 6, 8, 3, 3, alpha=alpha)}
+    return write_lora(tmp_path / "lora", {**tensors, **{name.replace("__", "."): one for name, one in more.items()}}, dtype)
+
+
+@pytest.mark.parametrize("save_precision", DTYPE)
+def test_all_ranks_kept_is_the_file_itself_in_any_precision(tmp_path: Path, known: Path, save_precision: str):
+    done = resize(tmp_path, lora(tmp_path), known, -9, save_precision)
+    tensors = read(done.path("weights"))
+    assert {one.dtype for one in tensors.values()} == {DTYPE[save_precision]}
+    assert ranks(done.path("weights")) == {"lora_te1_a": 4, "lora_unet_b": 6}
+    assert tensors["lora_unet_b.lora_up.weight"].shape == (12, 6, 1, 1)
+    assert tensors["lora_unet_b.lora_down.weight"].shape == (6, 8, 3, 3)
+    wanted = deltas(tmp_path / "lora")
+    for name, delta in deltas(done.path("weights")).items():
+        assert distance(delta, wanted[name]) < 2 * torch.finfo(DTYPE[save_precision]).eps
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_rank_counts_from_exactly_its_score_on(tmp_path: Path, known: Path, rank: int):
+    """score = log10 σ - log10 ‖W‖, and >= keeps; the effect is the best of that rank (Eckart-Young)."""
+    path = lora(tmp_path)
+    delta = deltas(path)["lora_te1_a"]
+    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 8.0})
+    score = math.log10(s[rank - 1]) - math.log10(8)
+    for thr, kept in ((score - 1e-6, rank), (score + 1e-6, rank - 1)):
+        done = resize(tmp_path / str(thr), path, norms, thr, "fp32")
+        assert ranks(done.path("weights")).get("lora_te1_a", 0) == kept
+        if kept:
+            best = u[:, :kept] * s[:kept] @ vh[:kept]
+            assert distance(deltas(done.path("weights"))["lora_te1_a"], best) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("alpha", "save_precision", "written"),
+    [(4.0, "fp16", 4.0), (0.3, "fp16", 0.300048828125), (0.3, "bf16", 0.30078125), (1e-9, "fp16", 1.0), (1e6, "fp16", 1.0)],
+)
+def test_one_alpha_for_the_file_whatever_its_precision_and_ranks(
+    tmp_path: Path, known: Path, alpha: float, save_precision: str, written: float
+):
+    """Kept ranks differ by layer, alpha does not; what the dtype cannot hold of it is in the weights."""
+    tensors = {**layer("lora_te1_a", 24, 4, 16, alpha=alpha), **layer("lora_unet_b", 12, 6, 8, 3, 3, alpha=alpha)}
+    for name in tensors.keys() & {"lora_te1_a.lora_up.weight", "lora_unet_b.lora_up.weight"}:
+        tensors[name] *= 2 / alpha  # so that the effect is of the same size in every case
+    path = write_lora(tmp_path / "in", tensors, torch.float32)
+    done = resize(tmp_path, path, known, -0.4, save_precision)
+    kept, found, wanted = ranks(done.path("weights")), deltas(done.path("weights")), deltas(path)
+    assert len(kept) == len(set(kept.values())) == 2
+    assert {one.item() for name, one in read(done.path("weights")).items() if name.endswith(".alpha")} == {written}
+    for name, rank in kept.items():
+        u, s, vh = torch.linalg.svd(wanted[name], full_matrices=False)
+        best = u[:, :rank] * s[:rank] @ vh[:rank]
+        assert distance(found[name], best) < 4 * torch.finfo(DTYPE[save_precision]).eps
+
+
+def test_the_body_is_canonical(tmp_path: Path, known: Path):
+    path = resize(tmp_path, lora(tmp_path), known, -3).path("weights")
+    header = read_header(path)
+    assert list(header.tensors) == sorted(header.tensors) and header.metadata == {}
+    assert path.read_bytes().startswith(header_bytes([(name, one.dtype, one.shape) for name, one in header.tensors.items()]))
+
+
+def test_layers_without_a_rank_are_absent_and_untrained_ones_counted(tmp_path: Path):
+    tensors = {**layer("lora_te1_a", 24, 4, 16), **layer("lora_unet_b", 12, 6, 8, 3, 3), **layer("lora_unet_zero", 8, 4, 8)}
+    tensors["lora_unet_zero.lora_up.weight"].zero_()
+    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 1.0, "lora_unet_b": 1e6, "lora_unet_zero": 1e-9})
+    done = resize(tmp_path, write_lora(tmp_path / "in", tensors), norms, -3)
+    assert {name.partition(".")[0] for name in read(done.path("weights"))} == {"lora_te1_a"}
+    assert done.notes == {"layers": 1, "ranks": 4, "zero": 1, "passed": 0}
+
+
+def test_nothing_left_is_an_error_that_says_which_threshold_would_do(tmp_path: Path, known: Path):
+    path = lora(tmp_path)
+    scores = {name: math.log10(torch.linalg.matrix_norm(delta, 2)) for name, delta in deltas(path).items()}
+    best = max(scores, key=lambda name: scores[name])
+    with pytest.raises(JobError) as error:
+        resize(tmp_path, path, known, 5)
+    assert str(error.value) == (
+        f"resize.thr = 5 keeps nothing of this LoRA: the highest score is {scores[best]:.4f} ({best})"
+    )
+
+
+def test_an_untrained_file_is_an_error(tmp_path: Path, known: Path):
+    zeros = {name: one * ("alpha" in name) for name, one in read(lora(tmp_path)).items()}
+    with pytest.raises(JobError, match="keeps nothing of this LoRA: it has no trained layer that the base has"):
+        resize(tmp_path, write_lora(tmp_path / "zeros", zeros), known, -9)
+
+
+def test_other_tensors_stay_in_the_files_dtype_but_not_those_of_a_dropped_layer(tmp_path: Path):
+    """DoRA's scale of a layer that is gone would be an orphan, which diffusers refuses."""
+    more = {
+        "lora_unet_norm__w_norm": torch.full((3,), 1 + 2**-12), "lora_te1_a__dora_scale": torch.ones(24, 1),
+        "lora_unet_b__dora_scale": torch.ones(12, 1, 1, 1), "lora_unet_norm__steps": torch.tensor([7]),
+    }  # fmt: skip
+    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 1.0, "lora_unet_b": 1e6})
+    done = resize(tmp_path, lora(tmp_path, None, **more), norms, -3)
+    tensors = read(done.path("weights"))
+    assert tensors["lora_unet_norm.w_norm"].tolist() == [1.0, 1.0, 1.0]
+    assert tensors["lora_unet_norm.steps"].tolist() == [7]
+    assert tensors["lora_te1_a.dora_scale"].dtype == torch.float16
+    assert "lora_unet_b.dora_scale" not in tensors
+    assert done.notes["passed"] == 3
+
+
+def test_a_weight_beyond_half_precision_is_named(tmp_path: Path, known: Path):
+    tensors = {**layer("lora_te1_a", 2, 1, 2, alpha=1.0), "lora_te1_a.lora_up.weight": torch.tensor([[1e10], [0.0]])}
+    path = write_lora(tmp_path / "in", tensors | {"lora_te1_a.lora_down.weight": torch.tensor([[1e3, 0.0]])}, torch.float32)
+    with pytest.raises(JobError, match=r"lora_te1_a\.lora_(up|down)\.weight: .* does not fit F16"):
+        resize(tmp_path, path, known, -9)
+    assert resize(tmp_path / "ok", path, known, -9, "bf16").notes["layers"] == 1
+
+
+def test_a_layer_of_a_base_without_weights_is_kept_whole(tmp_path: Path):
+    done = resize(tmp_path, lora(tmp_path), write_norms(tmp_path / "norms", {"lora_te1_a": 0.0}), 3)
+    assert ranks(done.path("weights"))["lora_te1_a"] == 4
+
+
+def test_options_change_no_byte(tmp_path: Path, known: Path):
+    one = resize(tmp_path, lora(tmp_path), known, -3)
+    spectrum = tmp_path / "spectrum/staging/spectrum"
+    two = run(STAGE, tmp_path / "2", resize_params(-3), {"threads": 2, "named": ["OUT01"]}, spectrum=spectrum)
+    assert one.path("weights").read_bytes() == two.path("weights").read_bytes()
+
+
+def test_it_imports_no_torch(tmp_path: Path, known: Path):
+    run(SPECTRUM, tmp_path / "s", {}, weights=lora(tmp_path), norms=known)
+    code = f"""
+import sys
+from pathlib import Path
+from lorabuild.stage import Job
+from lorabuild.stages.resize import STAGE
+from lorabuild.workspace import Workspace
+folder = Path({str(tmp_path)!r})
+workspace = Workspace(folder, folder, folder, paths={{"spectrum": folder / "s/staging/spectrum"}})
+STAGE.run(Job("resize:ember", {resize_params(-3)!r}, {{}}, []), workspace, lambda *step: None)
+assert (folder / "weights").stat().st_size > 100
+print({{"torch", "diffusers", "transformers", "safetensors", "pydantic"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def settings(step: str | int | None, thr: float = -3.55) -> dict:
+    resize = None if step is None else {"fro_ckpt": 1.0, "thr": thr, "step": step}
+    return {"project": {"base": "tiny"}, "recipe": {"save_precision": "bf16"}, "resize": resize, "chop": None}
+
+
+def declared(project: dict, **variants: dict) -> dict:
+    one = SimpleNamespace(settings=project, variants=variants)
+    return {job.name: job for job in STAGE.jobs(SimpleNamespace(projects={"ember": one}))}
+
+
+def test_jobs_of_project_and_variants():
+    jobs = declared(settings("last"), mini=settings("last", -3.2), early=settings(4))
+    assert jobs["resize:ember"].params == {
+        "resize": {"fro_ckpt": 1.0, "thr": -3.55}, "recipe": {"save_precision": "bf16"},
+    }  # fmt: skip
+    assert jobs["resize:ember@mini"].params["resize"]["thr"] == -3.2
+    assert {name: job.inputs["spectrum"] for name, job in jobs.items()} == {
+        "resize:ember": Artifact("spectrum:ember", "spectrum"),
+        "resize:ember@mini": Artifact("spectrum:ember", "spectrum"),
+        "resize:ember@early": Artifact("spectrum:ember@early", "spectrum"),
+    }
+
+
+def test_a_variant_alone_may_resize():
+    jobs = declared(settings(None), mini=settings("last"))
+    assert {name: job.inputs for name, job in jobs.items()} == {
+        "resize:ember@mini": {"spectrum": Artifact("spectrum:ember@mini", "spectrum")}
+    }

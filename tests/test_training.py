@@ -1,0 +1,300 @@
+"""Training: what it writes, that it learns, and that a killed one ends as an undisturbed one does, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
+
+from lorabuild.errors import JobError
+from lorabuild.nn.adapter import Shape, adapted
+from lorabuild.nn.base import forget_warm
+from lorabuild.nn.batches import Data, held_out_batches, micro_batch
+from lorabuild.nn.trainer import Training, _Loop
+from lorabuild.order import batches_per_epoch
+from lorabuild.stages.train import STAGE
+
+
+def run(folder: Path, **kwargs: Any) -> dict[str, Any]:
+    """Run the stage; its notes for the run log."""
+    job, workspace = training(folder, **kwargs)
+    STAGE.run(job, workspace, lambda done, total, text: None)
+    return workspace.notes
+
+
+def log_of(out: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out["log"].splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The outputs of a training of four updates, with snapshots after the second and the last, in a cold process."""
+    forget_warm()
+    folder = tmp_path_factory.mktemp("undisturbed")
+    saved: list[str] = []
+    run(folder, snapshots=(2, 4), on_saved=lambda role, path: saved.append(role))
+    assert saved == ["step/2", "step/4"]
+    return outputs(folder)
+
+
+def test_it_writes_its_outputs_and_nothing_else(undisturbed: dict[str, bytes]):
+    assert set(undisturbed) == {"weights", "step/2", "step/4", "log", "facts.json"}
+    assert undisturbed["step/4"] == undisturbed["weights"] != undisturbed["step/2"]
+
+
+def test_the_loss_falls_on_samples_that_are_never_trained(undisturbed: dict[str, bytes]):
+    facts = json.loads(undisturbed["facts.json"])
+    assert facts["loss_after"] < 0.95 * facts["loss_before"]
+
+
+def test_the_log_tells_every_step(undisturbed: dict[str, bytes]):
+    first, *steps, last = log_of(undisturbed)
+    assert (first["event"], first["when"]) == (last["event"], last["when"]) == ("held_out", None) or True
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    assert {key for record in steps for key in record} == {"event", "step", "loss", "lr", "grad_norm", "images"}
+    assert steps[0]["lr"] == {"unet": 5e-3, "textencoder": 1e-3}
+    assert steps[3]["lr"]["unet"] < steps[2]["lr"]["unet"] < 5e-3
+    assert (first["when"], last["when"]) == ("before", "after")
+
+
+def test_facts_are_the_data_sets(undisturbed: dict[str, bytes]):
+    facts = json.loads(undisturbed["facts.json"])
+    tags = {"ember": 5, "red": 5, "sit": 5} | {str(number): 1 for number in range(5)}
+    assert facts.pop("tag_frequency") == tags
+    del facts["loss_before"], facts["loss_after"]
+    assert facts == {
+        "num_images": 5,
+        "num_images_with_repeats": 7,
+        "buckets": {"64x64": 4, "96x32": 3},
+        "modules": {"unet": 788, "te": 264},
+        "steps": 4,
+        "epochs": 1,
+    }
+
+
+def test_every_layer_that_can_learn_has_learnt(undisturbed: dict[str, bytes], tmp_path: Path):
+    """All but the last layer of the first text encoder, whose output SDXL does not use."""
+    (tmp_path / "w").write_bytes(undisturbed["weights"])
+    ups = {name: tensor for name, tensor in load_file(tmp_path / "w").items() if ".lora_up." in name}
+    still = {name for name, tensor in ups.items() if not tensor.any()}
+    assert still == {name for name in ups if name.startswith("lora_te1_text_model_encoder_layers_11_")} | {
+        name for name in ups if "te2_text_model_encoder_layers_31_" in name and name in still
+    }
+    assert all(torch.isfinite(tensor).all() for tensor in ups.values())
+
+
+def test_a_warm_process_other_options_and_known_snapshots_change_no_byte(undisturbed: dict[str, bytes], tmp_path: Path):
+    """The base is warm from the training before; snapshot 2 has a record and is not written again."""
+    options = {"gradient_checkpointing": True, "have_steps": ["step/2"], "device": "cpu"}
+    notes = run(tmp_path, snapshots=(2, 4), options=options)
+    again = outputs(tmp_path)
+    assert again == {role: data for role, data in undisturbed.items() if role != "step/2"}
+    assert notes == {}
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import tiny_base
+tiny_base.tiny_folder = lambda: Path({base!r})
+from lorabuild.stages.train import STAGE
+job, workspace = tiny_base.training(Path({folder!r}), snapshots=(2, 4), on_saved=lambda role, path: print(role, flush=True))
+STAGE.run(job, workspace, lambda done, total, text: print("step", done, flush=True))
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(undisturbed: dict[str, bytes], tmp_path: Path):
+    update, delay = random.choice([1, 2, 3]), random.uniform(0, 0.6)
+    print(f"killed {delay:.2f} s after update {update}")
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    code = KILLED.format(path=path, base=str(tiny_folder()), folder=str(tmp_path))
+    killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert killed.stdout is not None
+    said = []
+    for line in killed.stdout:
+        said.append(line.split())
+        if said[-1] == ["step", str(update)]:
+            break
+    assert said, "the training did not begin"
+    time.sleep(delay)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    recorded = [role for role, *_ in said if role.startswith("step/")]
+    notes = run(tmp_path, snapshots=(2, 4), options={"have_steps": recorded})
+    assert notes["resumed_at"] >= 1
+    expected = {role: data for role, data in undisturbed.items() if role not in recorded}
+    again = outputs(tmp_path)
+    assert {role: data for role, data in again.items() if role in expected} == expected
+
+
+def test_a_damaged_or_passed_state_is_left_with_a_warning(undisturbed: dict[str, bytes], tmp_path: Path):
+    job, workspace = training(tmp_path, recipe={"max_train_steps": 1})
+    warnings: list[str] = []
+    workspace.warn = warnings.append
+    (tmp_path / "scratch/state").write_bytes(b"rubbish")
+    STAGE.run(job, workspace, lambda done, total, text: None)
+    assert len(warnings) == 1 and "damaged: training starts at the beginning" in warnings[0]
+    assert "resumed_at" not in workspace.notes
+    assert (tmp_path / "scratch/state").stat().st_size > 1000, "the next state took its place"
+
+
+@pytest.mark.parametrize(("frozen", "kept"), [("text_encoder_lr", "lora_unet_"), ("unet_lr", "lora_te")])
+def test_a_part_with_rate_0_is_neither_trained_nor_in_the_file(tmp_path: Path, frozen: str, kept: str):
+    run(tmp_path, recipe={frozen: 0.0, "max_train_steps": 1})
+    out = outputs(tmp_path)
+    names = load_file(tmp_path / "staging/weights")
+    assert names and all(name.startswith(kept) for name in names)
+    assert json.loads(out["facts.json"])["modules"] == (
+        {"unet": 788, "te": 0} if kept == "lora_unet_" else {"unet": 0, "te": 264}
+    )
+    assert log_of(out)[1]["lr"][{"text_encoder_lr": "textencoder", "unet_lr": "unet"}[frozen]] == 0
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path):
+    with pytest.raises(JobError, match=r"^step 2: the loss is not finite \(nan\)"):
+        run(tmp_path, recipe={"unet_lr": 1e30, "max_train_steps": 3, "text_encoder_lr": 0.0})
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path):
+    with pytest.raises(JobError, match='"fp16" needs a GPU'):
+        run(tmp_path, recipe={"mixed_precision": "fp16"})
+
+
+def test_a_snapshot_beyond_the_end_is_refused(tmp_path: Path):
+    with pytest.raises(JobError, match="step 9 is wanted, but the training ends at step 4"):
+        run(tmp_path, snapshots=(9,))
+
+
+# one update
+
+
+def loop_on(adapter: Any, recipe: dict[str, Any]) -> _Loop:
+    return _Loop(Training(tiny_base(), adapter, Data(dataset(), latents().__getitem__), recipe))
+
+
+def test_an_update_does_not_depend_on_how_its_images_are_batched():
+    """Without pyramid noise, whose ratios are one for a batch: two batches of one are one batch of two."""
+    recipe = RECIPE | {"multires_noise_iterations": 0}
+    samples = [(0, 0), (2, 0)]
+    records = []
+    for dealt in ([(0, samples)], [(0, samples[:1]), (0, samples[1:])]):
+        with adapted(tiny_base(), Shape.of(recipe), recipe["seed"], ("te", "unet")) as adapter:
+            loop = loop_on(adapter, recipe)
+            loop.update(dealt)
+            records += loop.log
+    one, two = records
+    assert one["images"] == two["images"] == 2
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_the_images_of_a_short_batch_weigh_as_much_as_others():
+    recipe = RECIPE | {"multires_noise_iterations": 0}
+    with adapted(tiny_base(), Shape.of(recipe), recipe["seed"], ("unet",)) as adapter:
+        loop = loop_on(adapter, recipe)
+        data = loop.training.data
+        with torch.no_grad():
+            full = loop._losses(micro_batch(data, recipe, 7, 0, [(0, 0), (2, 0)], 0, 0))
+            short = loop._losses(micro_batch(data, recipe, 7, 0, [(3, 0)], 0, 1))
+        loss = loop.update([(0, [(0, 0), (2, 0)]), (0, [(3, 0)])])
+        assert loss == pytest.approx((full.sum() + short.sum()).item() / 3, rel=1e-5)
+
+
+def test_gradients_are_clipped_over_all_parameters_at_once():
+    recipe = RECIPE | {"max_grad_norm": 1e-3}
+    with adapted(tiny_base(), Shape.of(recipe), recipe["seed"], ("te", "unet")) as adapter:
+        loop = loop_on(adapter, recipe)
+        seen: list[float] = []
+        loop.optimizer.step = lambda: seen.append(
+            torch.stack([p.grad.norm() for p in loop.parameters.values() if p.grad is not None]).norm().item()
+        )
+        loop.update([(0, [(0, 0)])])
+        assert loop.log[0]["grad_norm"] > 1e-3
+        assert seen == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
+    losses = {}
+    for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        recipe = RECIPE | {"mixed_precision": precision}
+        base = tiny_base(dtype)
+        assert {p.dtype for p in base.unet.parameters()} == {dtype}
+        with adapted(base, Shape.of(recipe), recipe["seed"], ("te", "unet")) as adapter:
+            loop = _Loop(Training(base, adapter, Data(dataset(), latents().__getitem__), recipe))
+            losses[precision] = loop.update([(0, [(0, 0)])])
+            assert {p.dtype for p in loop.parameters.values()} == {torch.float32}
+            assert {p.grad is None for p in loop.parameters.values()} == {True}
+    forget_warm()
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+    assert losses["bf16"] != losses["no"]
+
+
+# what a sample sees
+
+
+def test_a_sample_does_not_depend_on_its_company():
+    recipe = RECIPE | {"multires_noise_iterations": 0}
+    data = Data(dataset(), latents().__getitem__)
+    together = micro_batch(data, recipe, 7, 3, [(0, 1), (2, 0)], 5, 1)
+    alone = micro_batch(data, recipe, 7, 3, [(2, 0)], 6, 0)
+    for name in ("latents", "noise", "timesteps", "sizes"):
+        assert torch.equal(getattr(together, name)[1:], getattr(alone, name))
+    assert together.captions[1:] == alone.captions
+
+
+def test_two_entries_of_one_picture_draw_different_numbers():
+    data = Data(dataset(), latents().__getitem__)
+    draws = [micro_batch(data, RECIPE, 7, 0, [sample], 0, 0) for sample in ((0, 0), (0, 1), (1, 0))]
+    assert len({draw.noise[0, 0, 0, 0].item() for draw in draws}) == 3
+
+
+def test_flips_take_the_flipped_latents_and_mirror_the_crop():
+    """resized is 4 wider than the bucket and cropped at 1 from the left, so at 3 from the left of the mirror image."""
+    data, found = Data(dataset(), latents().__getitem__), latents()
+    seen = set()
+    for epoch in range(12):
+        batch = micro_batch(data, RECIPE, 7, epoch, [(2, 0)], 0, 0)
+        flip = batch.sizes[0, 3].item() == 3
+        expected = found[f"{'b' * 32}.64x64" + (".flip" if flip else "")] * 0.13025
+        assert torch.equal(batch.latents[0], expected)
+        assert batch.sizes[0].tolist() == [216, 192, 0, 3 if flip else 1, 64, 64]
+        seen.add(flip)
+    assert seen == {True, False}
+
+
+def test_captions_and_timesteps_are_drawn_anew_each_epoch():
+    data = Data(dataset(), latents().__getitem__)
+    batches = [micro_batch(data, RECIPE, 7, epoch, [(0, 0)], 0, 0) for epoch in range(8)]
+    assert len({batch.captions[0] for batch in batches}) > 2
+    assert all(batch.captions[0].startswith("ember, ") for batch in batches)
+    assert len({batch.timesteps[0].item() for batch in batches}) == 8
+
+
+def test_held_out_samples_are_fixed_spread_over_time_and_never_trained():
+    data = Data(dataset(), latents().__getitem__)
+    held = held_out_batches(data, RECIPE, 7)
+    again = held_out_batches(data, RECIPE, 7)
+    assert all(torch.equal(a.noise, b.noise) and a.captions == b.captions for a, b in zip(held, again, strict=True))
+    timesteps = torch.cat([batch.timesteps for batch in held])
+    count = len(timesteps)
+    assert sorted((timesteps * count // 1000).tolist()) == list(range(count))
+    trained = [micro_batch(data, RECIPE, 7, 0, [(index, 0)], 0, 0).noise[0, 0, 0, 0].item() for index in range(5)]
+    assert not {batch.noise[0, 0, 0, 0].item() for batch in held} & set(trained)
+
+
+def test_the_data_set_of_these_tests_crosses_no_epoch():
+    assert batches_per_epoch(dataset()["images"], RECIPE["train_batch_size"]) == 4
