@@ -16,6 +16,7 @@ SAVE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32", "F64")  # what can be read as numbers here
 
 _NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # bf16 is none of numpy's: the upper half of a float32
+_HALF_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
 _LARGEST = {"F16": "65504", "BF16": "3.39e38", "F32": "3.40e38", "F64": "1.80e308"}
 
 
@@ -52,12 +53,11 @@ def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     import numpy as np
 
     with np.errstate(over="ignore"):
-        if dtype == "BF16":
-            result = _bfloat16(array)
-            finite = (result & 0x7F80) != 0x7F80
-        else:
-            result = np.ascontiguousarray(array, _NUMPY[dtype])
-            finite = np.isfinite(result)
+        result = _bfloat16(array) if dtype == "BF16" else np.ascontiguousarray(array, _NUMPY[dtype])
+    if exponent := _HALF_EXPONENT.get(dtype):  # by its bits: numpy's isfinite takes fifteen times as long for halves
+        finite = (result.view("<u2") & exponent) != exponent
+    else:
+        finite = np.isfinite(result)
     if not finite.all():
         worst = array.flat[int(np.argmin(finite))]
         raise JobError(

@@ -60,7 +60,9 @@ def write_norms(path: Path, norms: dict[str, float]) -> Path:
     return path
 
 
-def layer(name: str, out: int, rank: int, *rest: int, alpha: float | None = 2.0, seed: int = 0) -> dict[str, torch.Tensor]:
+def layer(
+    name: str, out: int, rank: int, *rest: int, alpha: float | None = 2.0, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Random up, down and alpha of a layer [out, *rest]; rest is in channels and, for a convolution, its kernel."""
     random = torch.Generator().manual_seed(seed)
     tensors = {

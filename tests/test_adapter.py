@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorabuild.errors import JobError
 from lorabuild.header import read_header
-from lorabuild.nn.adapter import Adapter, Shape, adapted
+from lorabuild.nn.adapter import Adapter, Shape, _convolution, adapted
 from lorabuild.nn.export import fold, one_alpha, write_adapter
 from lorabuild.nn.keymap import EXPECTED
 from lorabuild.nn.lowrank import lowrank_linear
@@ -52,6 +52,21 @@ def test_output_and_gradients_are_lycoris(bias: bool, bypass: bool):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
     for mine, expected in zip(gradients(ours, x, down, up), gradients(theirs, x, down, up), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bypass", [True, False], ids=["bypass", "rebuild"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_convolutions_are_lycoris_too(kernel: int, stride: int, bypass: bool):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 10, kernel, stride, kernel // 2).requires_grad_(False)
+    module = lycoris(layer, bypass=bypass)
+    x = torch.randn(2, 6, 8, 8, requires_grad=True)
+    parameters = (x, module.lora_down.weight, module.lora_up.weight)
+    theirs = module(x)
+    ours = _convolution(module)(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for mine, expected in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -169,7 +184,10 @@ def test_it_leaves_no_trace_on_the_base_nor_on_lycoris():
 def test_a_base_that_is_not_sdxl_is_refused_and_left_alone():
     base = tiny_base()
     other = replace(base, unet=nn.ModuleDict({"mid_block": base.unet.mid_block}))
-    with pytest.raises(JobError, match="unet: the adapter found 108 layers, SDXL has 788"), adapted(other, SHAPE, 7, BOTH):
+    with (
+        pytest.raises(JobError, match="unet: the adapter found 108 layers, SDXL has 788"),
+        adapted(other, SHAPE, 7, BOTH),
+    ):
         pass
     assert not any("forward" in vars(module) for module in base.unet.modules())
 

@@ -82,11 +82,13 @@ def test_tensors_of_no_block_pass_and_are_counted(tmp_path: Path):
 
 
 def test_nothing_left_is_an_error_unless_allowed(tmp_path: Path):
-    path = write_lora(tmp_path / "in", {**layer("lora_te2_x", 4, 2, 4), **layer("lora_unet_input_blocks_4_1_x", 4, 2, 4)})
+    path = write_lora(
+        tmp_path / "in", {**layer("lora_te2_x", 4, 2, 4), **layer("lora_unet_input_blocks_4_1_x", 4, 2, 4)}
+    )
     with pytest.raises(JobError) as error:
         run(STAGE, tmp_path, params(keep=["OUT01"]), weights=path)
     assert str(error.value) == (
-        "chop.keep keeps nothing of this LoRA: it has INP04, TE2 (chop.allow_empty = true permits it)"
+        "[chop] keeps nothing of this LoRA: it has INP04, TE2 (chop.allow_empty = true permits it)"
     )
     done = run(STAGE, tmp_path, params(keep=["OUT01"], allow_empty=True), weights=path)
     assert read(done.path("weights")) == {}
@@ -125,7 +127,9 @@ def test_the_body_is_canonical_whatever_the_input_is(tmp_path: Path):
     path = run(STAGE, tmp_path, params(keep=["!MID*"]), weights=tmp_path / "in").path("weights")
     header = read_header(path)
     assert list(header.tensors) == sorted(header.tensors) and header.metadata == {}
-    assert path.read_bytes().startswith(header_bytes([(name, one.dtype, one.shape) for name, one in header.tensors.items()]))
+    assert path.read_bytes().startswith(
+        header_bytes([(name, one.dtype, one.shape) for name, one in header.tensors.items()])
+    )
     assert all(torch.equal(one, tensors[name]) for name, one in read(path).items())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,7 +63,15 @@ def test_zero_matrices(shape: str, flaw: str):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "flaw", ["zero rank in up", "zero rank in down", "repeated in up", "repeated in down", "half of the ranks", "nearly repeated"]
+    "flaw",
+    [
+        "zero rank in up",
+        "zero rank in down",
+        "repeated in up",
+        "repeated in down",
+        "half of the ranks",
+        "nearly repeated",
+    ],
 )
 def test_dependent_ranks(shape: str, flaw: str):
     up, down = factors(shape)

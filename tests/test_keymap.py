@@ -20,7 +20,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def clip_paths(layers: int) -> list[str]:
-    parts = [f"self_attn.{p}_proj" for p in "q k v out".split()] + ["mlp.fc1", "mlp.fc2", "layer_norm1"]
+    parts = [*(f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2", "layer_norm1"]
     return [f"encoder.layers.{layer}.{part}" for layer in range(layers) for part in parts]
 
 
@@ -42,7 +42,31 @@ def test_layers_a_block_are_sdxls():
     for name, _, kind in rows():
         if kind == "adapted":
             counts[block_of(name)] += 1
-    assert list(counts.values()) == [0, 3, 3, 1, 26, 25, 1, 106, 105, 3, 102, 3, 106, 106, 107, 26, 26, 27, 4, 4, 4, 0, 0]
+    assert list(counts.values()) == [
+        0,
+        3,
+        3,
+        1,
+        26,
+        25,
+        1,
+        106,
+        105,
+        3,
+        102,
+        3,
+        106,
+        106,
+        107,
+        26,
+        26,
+        27,
+        4,
+        4,
+        4,
+        0,
+        0,
+    ]
 
 
 def test_parameters_and_layers_without_adapter_have_sgm_names_too():
@@ -65,7 +89,9 @@ def test_text_encoders_have_kohyas_names_with_and_without_text_model(prefix: str
     assert found[f"lora_{component}_text_model_encoder_layers_11_self_attn_out_proj"].endswith("11.self_attn.out_proj")
 
 
-@pytest.mark.parametrize("path", ["encoder.layers.0.mlp.fc1", "down_blocks.0.resnets.0.nonlinearity", "down_blocks", ""])
+@pytest.mark.parametrize(
+    "path", ["encoder.layers.0.mlp.fc1", "down_blocks.0.resnets.0.nonlinearity", "down_blocks", ""]
+)
 def test_a_path_that_sdxl_does_not_have_is_refused(path: str):
     with pytest.raises(ValueError, match="not a layer of SDXL's U-Net"):
         to_sgm(path)

@@ -66,7 +66,8 @@ def test_importing_the_package_is_light():
 
 
 @pytest.mark.parametrize(
-    "changed", ["projects/ember/lora.toml", "recipes/low.toml", "recipes/lower.toml", "lorabuild.toml", "lorabuild.local.toml"]
+    "changed",
+    ["projects/ember/lora.toml", "recipes/low.toml", "recipes/lower.toml", "lorabuild.toml", "lorabuild.local.toml"],
 )
 def test_a_change_in_any_layer_is_seen(files: Files, changed: str):
     files.write("recipes/lower.toml", "")

@@ -66,7 +66,9 @@ def test_a_local_file_is_named_for_its_own_mistakes(files: Files):
 
 def test_an_unknown_recipe_has_a_near_miss_and_hides_no_other_mistake(files: Files):
     files.write("recipes/schnell.toml", "[project]\nbase = 'tiny'\n")
-    files.write("projects/ember/lora.toml", "extends = 'schnel'\n[[dataset.subset]]\nimage_dir = 'i'\n[recipe]\nsede = 1\n")
+    files.write(
+        "projects/ember/lora.toml", "extends = 'schnel'\n[[dataset.subset]]\nimage_dir = 'i'\n[recipe]\nsede = 1\n"
+    )
     assert [str(one) for one in files.mistakes()] == [
         'projects/ember/lora.toml:1: extends: "schnel" is not in recipes/ (did you mean "schnell"?)',
         'projects/ember/lora.toml:5: recipe.sede: unknown key (did you mean "seed"?)',
@@ -112,6 +114,7 @@ def test_a_broken_lorabuild_toml_does_not_make_bases_unknown(files: Files):
         (b"seed = " + b"9" * 5000, 1, "wrong TOML"),
         (b"seed = 0x" + b"f" * 5000, 1, "wrong TOML: whole numbers have at most 64 bits"),
         (b"a = " + b"[" * 2000 + b"]" * 2000, 1, "nested too deeply"),
+        (b".".join([b"a"] * 400) + b" = 1\n[variants.x.chop]\n", 1, "nested too deeply"),
         (b"[project]\n\"a\\nb\" = 1\n[[dataset.subset]]\nimage_dir = 'i\\u0000'\n", 2, 'project."a\\nb": unknown key'),
     ],
 )

@@ -14,16 +14,15 @@ from lorabuild.manifest.schema import Manifest, SharedFile, Table, table_at, wal
 from lorabuild.names import STAGES
 
 TABLES = [one for _, one in inspect.getmembers(schema, inspect.isclass) if issubclass(one, Table) and one is not Table]
-KEYS_OF_MANIFEST = {
-    path for path, field in walk(Manifest) if not path.startswith("variants") and not holds_table(field)
-} if (holds_table := lambda field: schema._inner(field)[0]) else set()
+# What can be set: keys that hold no table of their own. Those of a variant are the keys of its tables.
+SETTABLE = {path for path, field in walk(Manifest) if not schema.inner_table(field) and "*" not in path}
 
 
 def test_every_key_of_the_manifest_is_in_exactly_one_class():
     classes = Counter(
         f"{table}.{key}".removeprefix(".") for table, of in KEYS.items() for keys in of.values() for key in keys.split()
     )
-    assert set(classes) == KEYS_OF_MANIFEST
+    assert set(classes) == SETTABLE
     assert set(classes.values()) == {1}
     assert set(CLASS_OF.values()) == {"result", "saved", "execution", "presentation"}
 

@@ -34,10 +34,11 @@ def vector(first: float = 1, **blocks: float) -> str:
 
 
 def test_blocks_are_those_of_sdxl_in_order():
-    assert BLOCKS == (
+    in_order = (
         *("INP00", "INP01", "INP02", "INP03", "INP04", "INP05", "INP06", "INP07", "INP08", "MID00", "MID01", "MID02"),
         *("OUT00", "OUT01", "OUT02", "OUT03", "OUT04", "OUT05", "OUT06", "OUT07", "OUT08", "TE1", "TE2"),
     )
+    assert in_order == BLOCKS
     assert len(VECTOR_BLOCKS) == 20
 
 

@@ -84,12 +84,13 @@ def test_the_base_has_exactly_sdxls_modules(tmp_path: Path):
     tensors = clip(12)
     tensors.pop(LARGE)
     save_file(tensors, tmp_path / "te1.safetensors")
-    with pytest.raises(JobError, match="te1.safetensors: has 71 adaptable modules, SDXL's te1 has 72"):
+    with pytest.raises(JobError, match=r"te1\.safetensors: has 71 adaptable modules, SDXL's te1 has 72"):
         dict(frobenius_norms(tmp_path / "te1.safetensors", "te1"))
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(torch.full((4, 4), torch.nan), "NaN or infinity"), (torch.ones(4, dtype=torch.int8), "dtype I8")]
+    ("value", "said"),
+    [(torch.full((4, 4), torch.nan), "NaN or infinity"), (torch.ones(4, dtype=torch.int8), "dtype I8")],
 )
 def test_a_broken_weight_is_named(tmp_path: Path, value: torch.Tensor, said: str):
     save_file({**clip(12), LARGE: value}, tmp_path / "te1.safetensors")

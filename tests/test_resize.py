@@ -63,7 +63,9 @@ def known(tmp_path: Path) -> Path:
 
 def lora(tmp_path: Path, dtype: torch.dtype | None = torch.float32, alpha: float = 2.0, **more: torch.Tensor) -> Path:
     tensors = {**layer("lora_te1_a", 24, 4, 16, alpha=alpha), **layer("lora_unet_b", 12, 6, 8, 3, 3, alpha=alpha)}
-    return write_lora(tmp_path / "lora", {**tensors, **{name.replace("__", "."): one for name, one in more.items()}}, dtype)
+    return write_lora(
+        tmp_path / "lora", {**tensors, **{name.replace("__", "."): one for name, one in more.items()}}, dtype
+    )
 
 
 @pytest.mark.parametrize("save_precision", DTYPE)
@@ -97,7 +99,13 @@ def test_a_rank_counts_from_exactly_its_score_on(tmp_path: Path, known: Path, ra
 
 @pytest.mark.parametrize(
     ("alpha", "save_precision", "written"),
-    [(4.0, "fp16", 4.0), (0.3, "fp16", 0.300048828125), (0.3, "bf16", 0.30078125), (1e-9, "fp16", 1.0), (1e6, "fp16", 1.0)],
+    [
+        (4.0, "fp16", 4.0),
+        (0.3, "fp16", 0.300048828125),
+        (0.3, "bf16", 0.30078125),
+        (1e-9, "fp16", 1.0),
+        (1e6, "fp16", 1.0),
+    ],
 )
 def test_one_alpha_for_the_file_whatever_its_precision_and_ranks(
     tmp_path: Path, known: Path, alpha: float, save_precision: str, written: float
@@ -121,11 +129,17 @@ def test_the_body_is_canonical(tmp_path: Path, known: Path):
     path = resize(tmp_path, lora(tmp_path), known, -3).path("weights")
     header = read_header(path)
     assert list(header.tensors) == sorted(header.tensors) and header.metadata == {}
-    assert path.read_bytes().startswith(header_bytes([(name, one.dtype, one.shape) for name, one in header.tensors.items()]))
+    assert path.read_bytes().startswith(
+        header_bytes([(name, one.dtype, one.shape) for name, one in header.tensors.items()])
+    )
 
 
 def test_layers_without_a_rank_are_absent_and_untrained_ones_counted(tmp_path: Path):
-    tensors = {**layer("lora_te1_a", 24, 4, 16), **layer("lora_unet_b", 12, 6, 8, 3, 3), **layer("lora_unet_zero", 8, 4, 8)}
+    tensors = {
+        **layer("lora_te1_a", 24, 4, 16),
+        **layer("lora_unet_b", 12, 6, 8, 3, 3),
+        **layer("lora_unet_zero", 8, 4, 8),
+    }
     tensors["lora_unet_zero.lora_up.weight"].zero_()
     norms = write_norms(tmp_path / "norms", {"lora_te1_a": 1.0, "lora_unet_b": 1e6, "lora_unet_zero": 1e-9})
     done = resize(tmp_path, write_lora(tmp_path / "in", tensors), norms, -3)
@@ -168,7 +182,9 @@ def test_other_tensors_stay_in_the_files_dtype_but_not_those_of_a_dropped_layer(
 
 def test_a_weight_beyond_half_precision_is_named(tmp_path: Path, known: Path):
     tensors = {**layer("lora_te1_a", 2, 1, 2, alpha=1.0), "lora_te1_a.lora_up.weight": torch.tensor([[1e10], [0.0]])}
-    path = write_lora(tmp_path / "in", tensors | {"lora_te1_a.lora_down.weight": torch.tensor([[1e3, 0.0]])}, torch.float32)
+    path = write_lora(
+        tmp_path / "in", tensors | {"lora_te1_a.lora_down.weight": torch.tensor([[1e3, 0.0]])}, torch.float32
+    )
     with pytest.raises(JobError, match=r"lora_te1_a\.lora_(up|down)\.weight: .* does not fit F16"):
         resize(tmp_path, path, known, -9)
     assert resize(tmp_path / "ok", path, known, -9, "bf16").notes["layers"] == 1

@@ -35,7 +35,9 @@ def test_rounding_is_torchs_bit_for_bit(dtype: str):
     random = np.random.default_rng(0).integers(0, 2**32, 500_000, np.uint32).view(np.float32)
     halves = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     exact = torch.cat([halves.view(torch.float16).float(), halves.view(torch.bfloat16).float()]).numpy()
-    ties = (exact.view(np.uint32) | np.array([[0x1000], [0x0FFF], [0x1001], [0x8000], [0x7FFF], [0x8001]], np.uint32)).ravel()
+    ties = (
+        exact.view(np.uint32) | np.array([[0x1000], [0x0FFF], [0x1001], [0x8000], [0x7FFF], [0x8001]], np.uint32)
+    ).ravel()
     numbers = np.concatenate([random, exact, ties.view(np.float32)])
     largest = {"F16": 65519.99, "BF16": 3.3895313e38, "F32": np.inf}[dtype]
     numbers = numbers[np.abs(numbers) < largest]
@@ -50,7 +52,8 @@ def test_the_shape_stays_also_of_a_scalar_and_of_a_transposed_array():
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"), [(65520.0, "F16"), (-1e30, "F16"), (3.4e38, "BF16"), (np.inf, "F32"), (np.nan, "F16"), (-np.nan, "BF16")]
+    ("value", "dtype"),
+    [(65520.0, "F16"), (-1e30, "F16"), (3.4e38, "BF16"), (np.inf, "F32"), (np.nan, "F16"), (-np.nan, "BF16")],
 )
 def test_what_does_not_fit_is_an_error_that_names_the_tensor(value: float, dtype: str):
     array = np.array([[1.0, 2.0], [value, 3.0]], np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_base import tiny_base, tiny_digests, tiny_folder
 from lorabuild.components import FOLDERS, folder_digests, tensors_digest, tokenizer_digest
 from lorabuild.errors import JobError
 from lorabuild.header import read_header, write_body
-from lorabuild.nn.base import load_unet
+from lorabuild.nn.base import load_text_encoders, load_unet
 from lorabuild.nn.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.objective import LATENT_SCALE
 from lorabuild.nn.text import encode, tokenise
@@ -164,3 +165,24 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     (base / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(JobError, match="Unexpected key"):
         load_unet(base, torch.float32)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, tuple]], None]) -> None:
+    """Change the tensors of a file: name -> (dtype, shape, bytes)."""
+    data = path.read_bytes()
+    tensors = {n: (i.dtype, i.shape, data[i.start : i.stop]) for n, i in read_header(path).tensors.items()}
+    change(tensors)
+    write_body(path, [(name, *rest) for name, rest in tensors.items()])
+
+
+def test_a_text_encoder_with_position_ids_loads_and_one_without_a_weight_does_not(tmp_path: Path):
+    base = shutil.copytree(tiny_folder(), tmp_path / "base")
+    first = base / "text_encoder/model.safetensors"
+    position_ids = ("I64", (1, 77), torch.arange(77).numpy().tobytes())
+    rewrite(first, lambda tensors: tensors.update({"text_model.embeddings.position_ids": position_ids}))
+    assert folder_digests(base) == tiny_digests()
+    te1, _ = load_text_encoders(base, torch.float32)
+    assert torch.equal(te1.embeddings.token_embedding.weight, tiny_base().te1.embeddings.token_embedding.weight)
+    rewrite(first, lambda tensors: tensors.pop("text_model.encoder.layers.3.mlp.fc1.weight"))
+    with pytest.raises(JobError, match=r"not the weights of a CLIPTextModel: .*layers\.3\.mlp\.fc1\.weight"):
+        load_text_encoders(base, torch.float32)

@@ -22,7 +22,6 @@ from lorabuild.nn.adapter import Shape, adapted
 from lorabuild.nn.base import forget_warm
 from lorabuild.nn.batches import Data, held_out_batches, micro_batch
 from lorabuild.nn.trainer import Training, _Loop
-from lorabuild.order import batches_per_epoch
 from lorabuild.stages.train import STAGE
 
 
@@ -60,12 +59,12 @@ def test_the_loss_falls_on_samples_that_are_never_trained(undisturbed: dict[str,
 
 def test_the_log_tells_every_step(undisturbed: dict[str, bytes]):
     first, *steps, last = log_of(undisturbed)
-    assert (first["event"], first["when"]) == (last["event"], last["when"]) == ("held_out", None) or True
+    assert (first["event"], last["event"]) == ("held_out", "held_out")
+    assert (first["when"], last["when"]) == ("before", "after")
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert {key for record in steps for key in record} == {"event", "step", "loss", "lr", "grad_norm", "images"}
     assert steps[0]["lr"] == {"unet": 5e-3, "textencoder": 1e-3}
     assert steps[3]["lr"]["unet"] < steps[2]["lr"]["unet"] < 5e-3
-    assert (first["when"], last["when"]) == ("before", "after")
 
 
 def test_facts_are_the_data_sets(undisturbed: dict[str, bytes]):
@@ -75,11 +74,11 @@ def test_facts_are_the_data_sets(undisturbed: dict[str, bytes]):
     del facts["loss_before"], facts["loss_after"]
     assert facts == {
         "num_images": 5,
-        "num_images_with_repeats": 7,
-        "buckets": {"64x64": 4, "96x32": 3},
+        "num_images_with_repeats": 6,
+        "buckets": {"64x64": 4, "96x32": 2},
         "modules": {"unet": 788, "te": 264},
         "steps": 4,
-        "epochs": 1,
+        "epochs": 2,
     }
 
 
@@ -88,13 +87,11 @@ def test_every_layer_that_can_learn_has_learnt(undisturbed: dict[str, bytes], tm
     (tmp_path / "w").write_bytes(undisturbed["weights"])
     ups = {name: tensor for name, tensor in load_file(tmp_path / "w").items() if ".lora_up." in name}
     still = {name for name, tensor in ups.items() if not tensor.any()}
-    assert still == {name for name in ups if name.startswith("lora_te1_text_model_encoder_layers_11_")} | {
-        name for name in ups if "te2_text_model_encoder_layers_31_" in name and name in still
-    }
+    assert still == {name for name in ups if name.startswith("lora_te1_text_model_encoder_layers_11_")}
     assert all(torch.isfinite(tensor).all() for tensor in ups.values())
 
 
-def test_a_warm_process_other_options_and_known_snapshots_change_no_byte(undisturbed: dict[str, bytes], tmp_path: Path):
+def test_a_warm_process_and_other_options_change_no_byte(undisturbed: dict[str, bytes], tmp_path: Path):
     """The base is warm from the training before; snapshot 2 has a record and is not written again."""
     options = {"gradient_checkpointing": True, "have_steps": ["step/2"], "device": "cpu"}
     notes = run(tmp_path, snapshots=(2, 4), options=options)
@@ -132,6 +129,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(undisturbe
     assert said, "the training did not begin"
     time.sleep(delay)
     os.killpg(killed.pid, signal.SIGKILL)
+    said += [line.split() for line in killed.stdout]
     killed.wait()
     recorded = [role for role, *_ in said if role.startswith("step/")]
     notes = run(tmp_path, snapshots=(2, 4), options={"have_steps": recorded})
@@ -294,7 +292,3 @@ def test_held_out_samples_are_fixed_spread_over_time_and_never_trained():
     assert sorted((timesteps * count // 1000).tolist()) == list(range(count))
     trained = [micro_batch(data, RECIPE, 7, 0, [(index, 0)], 0, 0).noise[0, 0, 0, 0].item() for index in range(5)]
     assert not {batch.noise[0, 0, 0, 0].item() for batch in held} & set(trained)
-
-
-def test_the_data_set_of_these_tests_crosses_no_epoch():
-    assert batches_per_epoch(dataset()["images"], RECIPE["train_batch_size"]) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ class Words:
 
     def __call__(self, captions: list[str], truncation: bool, max_length: int):
         assert truncation
-        return type("Encoded", (), {"input_ids": [[98, *map(ord, c)][: max_length - 1] + [99] for c in captions]})
+        return SimpleNamespace(input_ids=[[98, *map(ord, text[: max_length - 2]), 99] for text in captions])
 
 
 def test_the_first_tokenizer_pads_with_its_end_and_the_second_with_id_0():

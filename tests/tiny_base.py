@@ -65,8 +65,8 @@ def tiny_base(dtype: torch.dtype = torch.float32) -> Base:
 
 
 def dataset() -> dict[str, Any]:
-    """Five pictures in two buckets, one of them in two entries."""
-    shapes = [("a", [64, 64], 2), ("a", [64, 64], 1), ("b", [64, 64], 1), ("c", [96, 32], 1), ("d", [96, 32], 2)]
+    """Four pictures in two buckets, one of them in two entries: three batches of two an epoch."""
+    shapes = [("a", [64, 64], 2), ("a", [64, 64], 1), ("b", [64, 64], 1), ("c", [96, 32], 1), ("d", [96, 32], 1)]
     images = [
         {
             "digest": letter * 32,
@@ -100,7 +100,9 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     paths = {"dataset": folder / "dataset.json", "latents": folder / "latents"}
     paths["dataset"].write_text(json.dumps(dataset()))
     tensors = latents().items()
-    write_body(paths["latents"], [(name, "F32", tuple(t.shape), t.contiguous().numpy().tobytes()) for name, t in tensors])
+    write_body(
+        paths["latents"], [(name, "F32", tuple(t.shape), t.contiguous().numpy().tobytes()) for name, t in tensors]
+    )
     return paths
 
 

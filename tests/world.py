@@ -121,7 +121,7 @@ class World:
         """Run a command in the repository, as a user would."""
         before = self.latest()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"} | env
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=400)
         after = self.latest()
         events = [json.loads(line) for line in after.read_text().splitlines()] if after and after != before else []
         return Result(done.returncode, done.stdout, done.stderr, events)

@@ -64,8 +64,10 @@ def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged)
 
 
 def _fault(error: dict[str, Any], model: type[Table], merged: Merged) -> Fault:
-    path: KeyPath = tuple(part for part in error["loc"] if part != "[key]")
+    path: KeyPath = error["loc"]
     kind, cause = error["type"], error.get("ctx", {}).get("error")
+    if kind != UNKNOWN and path[-1:] == ("[key]",):  # what pydantic adds where a key itself is wrong, not its value
+        path = path[:-1]
     if isinstance(cause, Misfit):
         kind, path = TOGETHER, (*path, *cause.key.split("."))
     place = merged.place(path)

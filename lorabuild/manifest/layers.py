@@ -15,6 +15,7 @@ from lorabuild.hashing import digest_bytes
 from lorabuild.names import quoted
 
 KeyPath = tuple[str | int, ...]  # the way to a value: keys of tables, numbers of elements
+DEEPEST = 50  # levels of tables and lists: the schema has 4, and Python's own limit is met only with a traceback
 
 
 class Memo(Protocol):
@@ -26,10 +27,16 @@ class Memo(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One TOML file as it was read; `file` is what messages call it. Parsed when first asked for."""
+    """One TOML file of the repository at `root`, as it was read. Parsed when first asked for."""
 
-    file: str
+    root: Path
+    path: Path
     data: bytes
+
+    @property
+    def file(self) -> str:
+        """What messages call it."""
+        return shown(self.path, self.root)
 
     @cached_property
     def digest(self) -> str:
@@ -38,7 +45,7 @@ class Layer:
     @cached_property
     def table(self) -> Mapping[str, Any]:
         """The file's content. Raises ConfigError with the line of the fault."""
-        return parsed(self.file, self.data)
+        return _parsed(self)
 
     def line(self, *path: str | int) -> int:
         """The line, from 1, of a key or of an element of an array; of the table around it if the file has no such key."""
@@ -64,13 +71,12 @@ class Reader:
         """The file, or None if there is none. Raises ConfigError if it cannot be read."""
         if path not in self._layers:
             self.looked_for.add(path)
-            file = self.shown(path)
             try:
-                self._layers[path] = Layer(file, path.read_bytes())
+                self._layers[path] = Layer(self.root, path, path.read_bytes())
             except FileNotFoundError:
                 self._layers[path] = None
             except OSError as error:
-                raise ConfigError(Problem(file, 1, f"cannot be read: {error.strerror}")) from None
+                raise ConfigError(Problem(shown(path, self.root), 1, f"cannot be read: {error.strerror}")) from None
         return self._layers[path]
 
     def stack(self, manifest: Layer) -> tuple[list[Layer], list[Problem]]:
@@ -80,14 +86,10 @@ class Reader:
         """
         layers: list[Layer] = []
         problems: list[Problem] = []
-        self._visit(manifest, [manifest.file], layers, problems)
+        self._visit(manifest, [manifest], layers, problems)
         return layers, problems
 
-    def shown(self, path: Path) -> str:
-        """What messages call a file: its path in the repository. Bytes that are not UTF-8 are escaped."""
-        return quoted(path.relative_to(self.root).as_posix())[1:-1]
-
-    def _visit(self, layer: Layer, chain: list[str], layers: list[Layer], problems: list[Problem]) -> None:
+    def _visit(self, layer: Layer, chain: list[Layer], layers: list[Layer], problems: list[Problem]) -> None:
         try:
             names = self._extends(layer, problems)
         except ConfigError as error:
@@ -99,11 +101,11 @@ class Reader:
             except ConfigError as error:
                 problems += error.problems
                 continue
-            if recipe.file in chain:
-                circle = " -> ".join([*chain[chain.index(recipe.file) :], recipe.file])
+            if recipe in chain:
+                circle = " -> ".join(one.file for one in [*chain[chain.index(recipe) :], recipe])
                 problems.append(Problem(layer.file, layer.line(*place), f"extends: a circle: {circle}"))
             elif recipe not in layers:
-                self._visit(recipe, [*chain, recipe.file], layers, problems)
+                self._visit(recipe, [*chain, recipe], layers, problems)
         layers.append(layer)
 
     def _recipe(self, layer: Layer, place: KeyPath, name: str) -> Layer:
@@ -119,7 +121,7 @@ class Reader:
     def _extends(self, layer: Layer, problems: list[Problem]) -> list[tuple[KeyPath, str]]:
         """(place, name) of each recipe that a layer extends. Remembered: an unchanged file is not parsed again."""
         key = f"extends:{layer.digest}"
-        known = self._memo.get(key) if self._memo else None
+        known = None if self._memo is None else self._memo.get(key)
         value = layer.table.get("extends", []) if known is None else json.loads(known)
         if isinstance(value, str):
             names: list[tuple[KeyPath, str]] = [(("extends",), value)]
@@ -129,20 +131,25 @@ class Reader:
             said = 'extends: expected the name of a recipe, or a list of names: extends = ["one", "two"]'
             problems.append(Problem(layer.file, layer.line("extends"), said))
             return []
-        if self._memo and known is None:
+        if self._memo is not None and known is None:
             self._memo.put(key, json.dumps(value))
         return names
 
 
-def parsed(file: str, data: bytes) -> dict[str, Any]:
+def shown(path: Path, root: Path) -> str:
+    """What messages call a file: its path in the repository, on one line."""
+    return quoted(path.relative_to(root).as_posix())[1:-1]
+
+
+def _parsed(layer: Layer) -> dict[str, Any]:
     """TOML as plain values. Raises ConfigError with one problem, at the line of the fault."""
     import tomllib
 
+    data = layer.data
     try:
         table = tomllib.loads(data.decode("utf-8-sig"))
         for path in _beyond_64_bits(table):
-            said = "wrong TOML: whole numbers have at most 64 bits"
-            raise ConfigError(Problem(file, Layer(file, data).line(*path), said))
+            raise ConfigError(Problem(layer.file, layer.line(*path), "wrong TOML: whole numbers have at most 64 bits"))
         return table
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -150,14 +157,16 @@ def parsed(file: str, data: bytes) -> dict[str, Any]:
     except RecursionError:
         line, said = 1, "wrong TOML: tables or lists are nested too deeply"
     except ValueError as error:  # TOMLDecodeError, and what int() says to a number of thousands of digits
-        place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
-        line = int(place[1]) if place else max(1, len(data.splitlines()))
-        said = f"wrong TOML: {re.sub(r' [(]at .*[)]$', '', str(error))}"
-    raise ConfigError(Problem(file, line, said))
+        fault, _, place = str(error).removesuffix(")").partition(" (at ")
+        line = int(place.split()[1].rstrip(",")) if place.startswith("line") else max(1, len(data.splitlines()))
+        said = f"wrong TOML: {fault}"
+    raise ConfigError(Problem(layer.file, line, said))
 
 
 def _beyond_64_bits(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """The places of integers that TOML does not allow, though Python reads them."""
+    """The places of integers that TOML does not allow, though Python reads them. Raises RecursionError below DEEPEST."""
+    if len(path) > DEEPEST:
+        raise RecursionError
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _beyond_64_bits(inner, (*path, key))

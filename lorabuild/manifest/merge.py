@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Merged:
-    """The values of some layers as one table, and the place that each path of it came from."""
+    """The values of one or more layers as one table, and the place that each path of it came from."""
 
     values: dict[str, Any]
     origin: dict[KeyPath, Place]

@@ -12,9 +12,10 @@ from typing import Any
 from lorabuild import __version__
 from lorabuild.errors import ConfigError, Problem
 from lorabuild.hashing import digest_bytes, digest_json
-from lorabuild.manifest.layers import Layer, Memo, Reader
+from lorabuild.manifest.layers import Layer, Memo, Reader, shown
 from lorabuild.names import RESERVED, name_problem, quoted
 
+SHARED_FILES = ("lorabuild.toml", "lorabuild.local.toml")  # the second goes over the first
 BUILTIN_BASES = {"tiny": {"builtin": "tiny-sdxl"}}  # there without a lorabuild.toml
 HERE = Path(__file__).parent
 # What decides how a file is read: if any of it changes, nothing remembered counts.
@@ -56,17 +57,25 @@ def load(root: Path, memo: Memo | None = None) -> Repository:
     remembered = _Remembered(memo)
     problems: list[Problem] = []
 
-    shared = _shared(reader, remembered, problems)
-    bases = None if shared is None else BUILTIN_BASES | shared["bases"]
+    shared_layers: list[Layer | None] = []
+    shared = bases = None
+    try:
+        shared_layers += [reader.read(root / name) for name in SHARED_FILES]
+        shared = remembered.of("shared", shared_layers, lambda: _checked_shared(shared_layers))
+        bases = BUILTIN_BASES | shared["bases"]
+    except ConfigError as error:
+        problems += error.problems
+
     projects: dict[str, Project] = {}
-    for path in _manifests(root, reader, problems):
-        problems += _name_problems(path, reader, projects)
+    for path in _manifests(root, problems):
+        folder = path.parent
+        problems += _name_problems(path, root, projects)
         try:
-            found = _project(path, reader, remembered, bases)
+            found = _project(path, reader, remembered, bases, shared_layers)
         except ConfigError as error:
             found = {"settings": {}, "variants": {}}
             problems += error.problems
-        projects.setdefault(path.parent.name, Project(path.parent.name, path.parent, path, **found))
+        projects.setdefault(folder.name, Project(folder.name, folder, path, **found))
     if problems or shared is None or bases is None:
         raise ConfigError(*sorted(set(problems)))
     return Repository(
@@ -84,13 +93,14 @@ class _Remembered:
 
     def __init__(self, memo: Memo | None):
         self._memo = memo
-        self._code = [__version__, *(digest_bytes(path.read_bytes()) for path in CODE)] if memo else []
+        self._code = digest_json([__version__, *(digest_bytes(path.read_bytes()) for path in CODE)])
 
     def of(self, kind: str, layers: Sequence[Layer | None], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` gives, from memory if these files had the same bytes before. A mistake is not remembered."""
         if self._memo is None:
             return make()
-        key = f"{kind}:{digest_json([self._code, [layer and layer.digest for layer in layers]])}"
+        digests = (layer.digest if layer else "none" for layer in layers)
+        key = f"{kind}:{digest_bytes(' '.join([self._code, *digests]).encode())}"
         if (known := self._memo.get(key)) is not None:
             return json.loads(known)
         value = make()
@@ -98,32 +108,18 @@ class _Remembered:
         return value
 
 
-def _shared(reader: Reader, remembered: _Remembered, problems: list[Problem]) -> dict[str, Any] | None:
-    """What lorabuild.toml says, and over it lorabuild.local.toml. None if that is wrong."""
-    try:
-        layers = _shared_layers(reader)
+def _checked_shared(layers: Sequence[Layer | None]) -> dict[str, Any]:
+    from lorabuild.manifest.check import check_shared
 
-        def make() -> dict[str, Any]:
-            from lorabuild.manifest.check import check_shared
-
-            return check_shared([layer for layer in layers if layer])
-
-        return remembered.of("shared", layers, make)
-    except ConfigError as error:
-        problems += error.problems
-        return None
+    return check_shared([layer for layer in layers if layer])
 
 
-def _shared_layers(reader: Reader) -> list[Layer | None]:
-    return [reader.read(reader.root / name) for name in ("lorabuild.toml", "lorabuild.local.toml")]
-
-
-def _manifests(root: Path, reader: Reader, problems: list[Problem]) -> Iterator[Path]:
+def _manifests(root: Path, problems: list[Problem]) -> Iterator[Path]:
     """projects/**/lora.toml, in the order of their paths."""
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # no projects/ at all: nothing to load
-            problems.append(Problem(reader.shown(Path(error.filename)), 1, f"cannot be read: {error.strerror}"))
+            problems.append(Problem(shown(Path(error.filename), root), 1, f"cannot be read: {error.strerror}"))
 
     for folder, folders, files in os.walk(root / "projects", onerror=unreadable):
         folders.sort()
@@ -131,25 +127,32 @@ def _manifests(root: Path, reader: Reader, problems: list[Problem]) -> Iterator[
             yield Path(folder) / "lora.toml"
 
 
-def _name_problems(path: Path, reader: Reader, others: Mapping[str, Project]) -> list[Problem]:
-    name, file = path.parent.name, reader.shown(path)
+def _name_problems(path: Path, root: Path, others: Mapping[str, Project]) -> list[Problem]:
+    name = path.parent.name
     if problem := name_problem(name):
-        return [Problem(file, 1, f"a project has the name of its folder: {problem}")]
-    if name in RESERVED:
-        return [
-            Problem(file, 1, f"{quoted(name)} is the name of a stage or command: give the project's folder another")
-        ]
-    if name in others:
-        other = reader.shown(others[name].manifest)
-        return [Problem(file, 1, f"{quoted(name)} is the name of two projects, here and in {other}: rename a folder")]
-    return []
+        said = f"a project has the name of its folder: {problem}"
+    elif name in RESERVED:
+        said = f"{quoted(name)} is the name of a stage or command: give the project's folder another"
+    elif name in others:
+        said = (
+            f"{quoted(name)} is the name of two projects, here and in {shown(others[name].manifest, root)}: rename one"
+        )
+    else:
+        return []
+    return [Problem(shown(path, root), 1, said)]
 
 
-def _project(path: Path, reader: Reader, remembered: _Remembered, bases: Mapping | None) -> dict[str, Any]:
+def _project(
+    path: Path,
+    reader: Reader,
+    remembered: _Remembered,
+    bases: Mapping[str, Any] | None,
+    shared_layers: Sequence[Layer | None],
+) -> dict[str, Any]:
     """{"settings": …, "variants": …} of a manifest. Raises ConfigError."""
     manifest = reader.read(path)
     if manifest is None:
-        raise ConfigError(Problem(reader.shown(path), 1, "cannot be read: it vanished just now"))
+        raise ConfigError(Problem(shown(path, reader.root), 1, "cannot be read: no such file"))
     layers, problems = reader.stack(manifest)
 
     def make() -> dict[str, Any]:
@@ -158,9 +161,10 @@ def _project(path: Path, reader: Reader, remembered: _Remembered, bases: Mapping
         return check_project(layers, bases, partial=bool(problems))
 
     if not problems and bases is not None:
-        return remembered.of("project", [*layers, *_shared_layers(reader)], make)
+        return remembered.of("project", [*shared_layers, *layers], make)
     try:
-        make()
+        if layers:  # tell also what is wrong with those that can be read
+            make()
     except ConfigError as error:
         problems += error.problems
     raise ConfigError(*problems)

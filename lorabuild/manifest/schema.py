@@ -247,7 +247,7 @@ class Manifest(Table):
         None, exclude=True, description="Recipes to start from: recipes/<name>.toml."
     )
     project: ProjectTable = Field(description="[project]: what the LoRA is, and the base that it is for.")
-    dataset: DatasetTable = Field(description="[dataset]: images and captions.")
+    dataset: DatasetTable = Field(description="[dataset]: images and captions; at least one [[dataset.subset]].")
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
@@ -281,7 +281,7 @@ class SlotsTable(Table):
 
 
 class BuildTable(Table):
-    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")  # type: ignore[valid-type]
+    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
 
 
 class SharedFile(Table):
@@ -300,8 +300,8 @@ def table_at(model: type[Table], path: tuple[str | int, ...]) -> type[Table] | N
         field = table.model_fields.get(str(part)) if table else None
         if field is None:
             return None
-        table, many = _inner(field)
-        if many:
+        table = inner_table(field)
+        if _holds_many(field):
             next(parts, None)  # the name or the number of the one that is meant
     return table
 
@@ -311,18 +311,21 @@ def walk(model: type[Table], above: str = "") -> Iterator[tuple[str, FieldInfo]]
     for key, field in model.model_fields.items():
         path = f"{above}{key}"
         yield path, field
-        table, many = _inner(field)
-        if table:
-            yield from walk(table, f"{path}.*." if many and get_origin(field.annotation) is dict else f"{path}.")
+        if table := inner_table(field):
+            yield from walk(table, f"{path}.*." if get_origin(field.annotation) is dict else f"{path}.")
 
 
-def _inner(field: FieldInfo) -> tuple[type[Table] | None, bool]:
-    """(the table that a field holds, whether it holds many)."""
-    annotation: Any = field.annotation
-    many = get_origin(annotation) in (dict, list)
-    found = [annotation]
-    for one in found:
-        if isinstance(one, type) and issubclass(one, Table):
-            return one, many
-        found += get_args(one)
-    return None, many
+def inner_table(field: FieldInfo) -> type[Table] | None:
+    """The table that a key holds, or those in its list or its table are; None for a plain value."""
+    return next((one for one in _parts(field.annotation) if isinstance(one, type) and issubclass(one, Table)), None)
+
+
+def _holds_many(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) in (dict, list)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all within it: `list[Table] | None` has a Table."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)

@@ -36,7 +36,7 @@ PRESET = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Rank and alpha of linear layers (and 1x1 convolutions), and of convolutions. An update is scaled by alpha/rank."""
+    """Rank and alpha: of linear layers and 1x1 convolutions, of other convolutions. alpha / rank scales the update."""
 
     dim: int
     alpha: float
@@ -48,8 +48,8 @@ class Shape:
         """From network_dim, network_alpha and network_args, as kohya's trainer reads them; alpha 0 is the rank."""
         args = recipe.get("network_args") or {}
         dim, alpha = int(recipe["network_dim"]), float(recipe["network_alpha"])
-        conv_dim = int(args.get("conv_dim", dim))
-        conv_alpha = float(args.get("conv_alpha", alpha))
+        conv_dim = int(args.get("conv_dim") or dim)
+        conv_alpha = float(alpha if args.get("conv_alpha") is None else args["conv_alpha"])
         return cls(dim, alpha or dim, conv_dim, conv_alpha or conv_dim)
 
 
@@ -94,8 +94,7 @@ def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device:
         modules = _named(network, base, parts)
         for name, module in modules.items():
             _draw(module, seed, name)
-            if module.module_type == "linear":
-                module.bypass_forward = _bypass(module)
+            module.bypass_forward = _linear(module) if module.module_type == "linear" else _convolution(module)
         with _quiet():
             network.apply_to(None, None, "te" in parts, "unet" in parts)
         network.to(device)
@@ -167,13 +166,27 @@ def _draw(module: Any, seed: int, name: str) -> None:
     torch.nn.init.zeros_(module.lora_up.weight)
 
 
-def _bypass(module: Any) -> Callable[..., Tensor]:
-    """LyCORIS' method `bypass_forward` of a linear layer without dropout, in one autograd node."""
+def _linear(module: Any) -> Callable[..., Tensor]:
+    """LyCORIS' `bypass_forward` of a linear layer without dropout, in one autograd node."""
     layer, own_scale = module.org_module[0], module.scale
     weight, bias, down, up = layer.weight, layer.bias, module.lora_down.weight, module.lora_up.weight
 
     def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
         return lowrank_linear(x, weight, bias, down, up, own_scale * scale)
+
+    return bypass_forward
+
+
+def _convolution(module: Any) -> Callable[..., Tensor]:
+    """LyCORIS' `bypass_forward` of a convolution without dropout, scaled where there are fewest channels.
+
+    Theirs asks a kernel library for each call, which on a GPU compiles for each new shape of an image.
+    """
+    base_forward, own_scale = module.org_module[0].forward, module.scale
+    down, up = module.lora_down, module.lora_up
+
+    def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
+        return base_forward(x) + up(down(x) * (own_scale * scale))
 
     return bypass_forward
 

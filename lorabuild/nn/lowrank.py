@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def lowrank_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-) -> Tensor:
+def lowrank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """The layer's output with its adapter. x [..., I], weight [O, I], bias [O], down [R, I], up [O, R] -> [..., O].
 
     The same function as LyCORIS' bypass mode, in one node instead of some twelve: where layers are many and small, time

@@ -112,6 +112,7 @@ MODEL_INDEX = {
 }
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PAD = {"tokenizer": END, "tokenizer_2": "!"}  # SDXL's second tokenizer pads with id 0
+
 # Standard deviation of a weight times the root of its fan-in, by a part of its name; 1 where none fits. Chosen so that
 # hidden states, activations and latents (times scaling_factor) are of order 1 and the U-Net's prediction is about half
 # as large as the noise: the residual branches of the deep stacks are damped, the latents are as large as SDXL's.

@@ -49,7 +49,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     body = list(_chopped(path, tensors, weights))
     if not body and not job.params["chop"]["allow_empty"]:
-        raise JobError(f"chop.keep keeps nothing of this LoRA: {_present(counts)} (chop.allow_empty = true permits it)")
+        raise JobError(f"[chop] keeps nothing of this LoRA: {_present(counts)} (chop.allow_empty = true permits it)")
     write_body(workspace.output("weights"), body)
 
     workspace.note(kept=len(body), dropped=len(tensors) - len(body), passed=counts[None])

@@ -40,7 +40,7 @@ class Layer:
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of U [O, P], S [P], Vh [P, I, *k]."""
-        rank = min(self.up.shape[0], *self.up.shape[1:2], prod(self.down.shape[1:]))
+        rank = min(*self.up.shape[:2], prod(self.down.shape[1:]))
         return (self.up.shape[0], rank), (rank,), (rank, *self.down.shape[1:])
 
 

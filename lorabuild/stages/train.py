@@ -67,13 +67,14 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     base = _load(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 
+    shape = Shape.of(recipe)
     with (
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
-        adapted(base, Shape.of(recipe), recipe["seed"], trained_parts(recipe), device) as adapter,
+        adapted(base, shape, recipe["seed"], trained_parts(recipe), device) as adapter,
     ):
 
         def write(role: str) -> None:
-            write_adapter(workspace.output(role), adapter, recipe["network_alpha"], recipe["save_precision"])
+            write_adapter(workspace.output(role), adapter, shape.alpha, recipe["save_precision"])
 
         def snapshot(step: int) -> None:
             write(f"step/{step}")

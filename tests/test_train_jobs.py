@@ -1,0 +1,94 @@
+"""What the stages base and train declare: keys without pictures or saved steps, and which snapshots are wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorabuild.components import COMPONENTS_FILE, folder_digests
+from lorabuild.errors import ConfigError
+from lorabuild.stage import Artifact, Component, Job
+from lorabuild.stages.base import FILES
+from lorabuild.stages.base import STAGE as BASE
+from lorabuild.stages.train import STAGE as TRAIN
+from lorabuild.workspace import Workspace
+
+RECIPE: dict[str, Any] = {
+    "network_dim": 8,
+    "network_args": {"conv_dim": 4},
+    "unet_lr": 1e-3,
+    "learning_rate": 1e-4,
+    "max_train_steps": 16,
+    "save_every_n_steps": 5,
+    "gradient_checkpointing": True,
+    "seed": 1,
+}
+
+
+def repository(resize: Any = None, variants: dict[str, Any] | None = None, **recipe: Any) -> Any:
+    root = Path("/repository")
+    settings = {"project": {"base": "tiny"}, "dataset": {"subset": []}, "recipe": RECIPE | recipe, "resize": resize}
+    others = {name: settings | {"resize": table} for name, table in (variants or {}).items()}
+    manifest = root / "projects/ember/lora.toml"
+    project = SimpleNamespace(name="ember", settings=settings, variants=others, manifest=manifest)
+    return SimpleNamespace(root=root, projects={"ember": project}, bases={"tiny": {"builtin": "tiny-sdxl"}})
+
+
+def train(*args: Any, **kwargs: Any) -> Job:
+    (job,) = TRAIN.jobs(repository(*args, **kwargs))
+    return job
+
+
+def test_what_shapes_a_training_is_in_its_key_and_nothing_else():
+    job = train()
+    recipe = {"network_dim": 8, "network_args": {"conv_dim": 4}, "unet_lr": 1e-3, "max_train_steps": 16, "seed": 1}
+    assert job.params == {"recipe": recipe, "base": {"prediction_type": "epsilon"}}
+    assert job.options == {"gradient_checkpointing": True}
+    assert job.outputs == ["weights", "log", "facts.json"]
+    assert job.inputs["dataset"] == Artifact("dataset:ember", "dataset.json")
+    assert job.inputs["latents"] == Artifact("latents:ember", "latents")
+    components = {role: item.name for role, item in job.inputs.items() if isinstance(item, Component)}
+    assert components == {name: name for name in ("unet", "te1", "te2", "tokenizer1", "tokenizer2")}
+
+
+def test_wanted_are_the_steps_saved_and_those_that_are_resized():
+    assert train().snapshots == ["step/5", "step/10", "step/15"]
+    assert train(save_every_n_steps=None).snapshots == []
+    assert train(save_every_n_steps=8).snapshots == ["step/8", "step/16"]
+    assert train({"step": "last"}, save_every_n_steps=None).snapshots == []
+    several = train({"step": 7}, {"mini": {"step": 12}, "maxi": None}, save_every_n_steps=6)
+    assert several.snapshots == ["step/6", "step/7", "step/12"]
+
+
+def test_a_step_beyond_the_end_is_told_with_its_manifest():
+    with pytest.raises(ConfigError) as error:
+        train({"step": 7}, {"mini": {"step": 17}})
+    (problem,) = error.value.problems
+    assert str(problem) == "projects/ember/lora.toml: resize.step: 17 is beyond recipe.max_train_steps = 16"
+
+
+def test_a_project_without_a_data_set_trains_nothing():
+    other = repository()
+    other.projects["ember"].settings["dataset"] = None
+    assert list(TRAIN.jobs(other)) == []
+
+
+def test_a_builtin_base_is_made_whether_it_is_used_or_not():
+    other = repository()
+    other.bases["pony"] = {"file": "pony.safetensors"}
+    (job,) = BASE.jobs(other)
+    assert (job.name, job.params, job.inputs) == ("base:tiny", {"base": {"builtin": "tiny-sdxl"}}, {})
+    assert job.outputs == [*FILES, COMPONENTS_FILE]
+
+
+def test_the_job_of_a_base_writes_what_it_declares(tmp_path: Path):
+    (job,) = BASE.jobs(repository())
+    workspace = Workspace(staging=tmp_path / "base", scratch=tmp_path / "scratch", pieces=tmp_path / "pieces")
+    BASE.run(job, workspace, lambda done, total, text: None)
+    written = {str(path.relative_to(tmp_path / "base")) for path in (tmp_path / "base").rglob("*") if path.is_file()}
+    assert written == set(job.outputs)
+    assert json.loads((tmp_path / "base" / COMPONENTS_FILE).read_text()) == folder_digests(tmp_path / "base")
