@@ -98,7 +98,7 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
     """Settings under the names that UIs show; a setting that a recipe lacks is left out."""
     if not recipe:
         return {}
-    step = about["role"].partition("/")[2]
+    step = about["trained"].partition("/")[2]
     steps = int(step) if step else recipe.get("max_train_steps")
     batches = _batches_an_epoch(dataset, recipe) if dataset else 0
     micro_batches = (steps or 0) * recipe.get("gradient_accumulation_steps", 1)

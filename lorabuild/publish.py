@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.hashing import digest_json
 from lorabuild.header import header_bytes, read_header
 from lorabuild.metadata import VERSION, body_sha256, metadata
+from lorabuild.stage import Artifact, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store, staged
 
 if TYPE_CHECKING:
     from lorabuild.engine import Assessment
-    from lorabuild.stage import Job
 
 # stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
 NAMES = {
@@ -78,26 +78,24 @@ def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[s
         if found.job.stage != "base"
     }
     by_stage = {found.job.stage: found for found in lineage.values()}
-    facts = (
-        by_stage["train"].outputs.get("facts.json")
-        if "train" in by_stage and not _from_snapshot(role, made_by)
-        else None
-    )
+    trained = _trained_role(role, lineage)
     data = by_stage["dataset"].outputs.get("dataset.json") if "dataset" in by_stage else None
+    facts = by_stage["train"].outputs.get("facts.json") if trained == "weights" and "train" in by_stage else None
     return {
         "name": stem,
         "project_name": name,
-        "role": role,
+        "trained": trained,
         "project": dict(project),
         "made_by": made_by,
         "dataset": data.digest if data else None,
-        "facts": facts.digest if facts else None,
+        "facts": facts.digest if facts else None,  # a snapshot does not know how the training ended
     }
 
 
-def _from_snapshot(role: str, made_by: Mapping[str, Any]) -> bool:
-    """A snapshot, or what was resized from one, does not know how the training ended."""
-    return "/" in role or made_by.get("resize", {}).get("params", {}).get("resize", {}).get("step", "last") != "last"
+def _trained_role(role: str, lineage: Mapping[str, Assessment]) -> str:
+    """The output of train that an artifact comes from: "weights", or "step/10"."""
+    used = [item for found in lineage.values() for item in found.job.inputs.values() if isinstance(item, Artifact)]
+    return next((item.role for item in used if item.job.startswith("train:")), role)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def opened(root: Path, building: bool) -> Iterator[Engine]:
         stack.callback(shown.close)
         if building:
             stack.enter_context(build_lock(hidden, shown.warn))
-        state = State(hidden / "state.sqlite")
+        state = State(hidden / "state.sqlite", root)
         stack.callback(state.close)
         repository = load(root, memo=state)
         store = Store(hidden / "store")

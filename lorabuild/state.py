@@ -26,7 +26,9 @@ create table if not exists memo (key text primary key, value text, used real);
 class State:
     """All of it is a cache: losing the file costs time, never a result. Safe to use from several threads."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, root: Path | None = None):
+        """`root`: paths below it are kept relative, so that a copied or moved repository knows its own files."""
+        self._root = f"{root or path.parent}{os.sep}"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
         try:
@@ -39,6 +41,9 @@ class State:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def _name(self, path: Path) -> str:
+        return str(path).removeprefix(self._root)
 
     # digests of files
 
@@ -61,12 +66,12 @@ class State:
         signature = signature or _signature(path)
         if ours or not _racy(signature):
             with self._lock:
-                self._db.execute("replace into file values (?,?,?,?,?,?)", (str(path), *signature, digest))
+                self._db.execute("replace into file values (?,?,?,?,?,?)", (self._name(path), *signature, digest))
 
     def _known(self, path: Path, signature: tuple[int, ...]) -> str | None:
         with self._lock:
             row = self._db.execute(
-                "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (str(path),)
+                "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (self._name(path),)
             ).fetchone()
         return row[4] if row and row[:4] == signature else None
 
@@ -75,22 +80,23 @@ class State:
     def published(self, path: Path) -> tuple[str, str] | None:
         """(fingerprint of what was published at `path`, digest of the file written)."""
         with self._lock:
-            row = self._db.execute("select fingerprint, digest from published where path = ?", (str(path),)).fetchone()
-        return row
+            return self._db.execute(
+                "select fingerprint, digest from published where path = ?", (self._name(path),)
+            ).fetchone()
 
     def published_by(self, job: str) -> dict[Path, str]:
         """The files that `job` has published, with their digests."""
         with self._lock:
             rows = self._db.execute("select path, digest from published where job = ?", (job,)).fetchall()
-        return {Path(path): digest for path, digest in rows}
+        return {Path(self._root, path): digest for path, digest in rows}
 
     def set_published(self, path: Path, job: str, fingerprint: str, digest: str) -> None:
         with self._lock:
-            self._db.execute("replace into published values (?,?,?,?)", (str(path), job, fingerprint, digest))
+            self._db.execute("replace into published values (?,?,?,?)", (self._name(path), job, fingerprint, digest))
 
     def drop_published(self, path: Path) -> None:
         with self._lock:
-            self._db.execute("delete from published where path = ?", (str(path),))
+            self._db.execute("delete from published where path = ?", (self._name(path),))
 
     # what jobs were made of
 

@@ -58,6 +58,15 @@ def test_a_mistake_stands_where_the_value_was_written(files: Files):
     assert [(one.file, one.line) for one in files.mistakes()] == [("recipes/high.toml", 3), ("recipes/low.toml", 3)]
 
 
+def test_a_variant_of_several_layers_has_its_mistakes_in_each(files: Files):
+    files.write("recipes/low.toml", "[variants.mini.resize]\n\nthr = 'x'\n")
+    files.write("projects/ember/lora.toml", "extends = 'low'\n" + GOOD + "[variants.mini.resize]\nstep = 0\n")
+    assert [(one.file, one.line) for one in files.mistakes()] == [
+        ("projects/ember/lora.toml", 7),
+        ("recipes/low.toml", 3),
+    ]
+
+
 def test_a_local_file_is_named_for_its_own_mistakes(files: Files):
     files.write("lorabuild.toml", "[slots]\ncpu = 4\n")
     files.write("lorabuild.local.toml", "[slots]\n\ngpu = -1\n")
@@ -115,14 +124,32 @@ def test_a_broken_lorabuild_toml_does_not_make_bases_unknown(files: Files):
         (b"seed = 0x" + b"f" * 5000, 1, "wrong TOML: whole numbers have at most 64 bits"),
         (b"a = " + b"[" * 2000 + b"]" * 2000, 1, "nested too deeply"),
         (b".".join([b"a"] * 400) + b" = 1\n[variants.x.chop]\n", 1, "nested too deeply"),
-        (b"[project]\n\"a\\nb\" = 1\n[[dataset.subset]]\nimage_dir = 'i\\u0000'\n", 2, 'project."a\\nb": unknown key'),
     ],
 )
 def test_whatever_stands_in_a_file_gives_one_line(files: Files, content: bytes, line: int, words: str):
     files.write("projects/ember/lora.toml", content)
-    first = files.mistakes()[0] if b"\\n" not in content else files.mistakes()[1]
-    assert (first.file, first.line) == ("projects/ember/lora.toml", line)
-    assert words in first.message
+    (said,) = files.mistakes()
+    assert (said.file, said.line) == ("projects/ember/lora.toml", line)
+    assert words in said.message
+
+
+def test_odd_characters_keep_a_message_on_one_line(files: Files):
+    odd = r"""
+        [project]
+        base = "ti\nny"
+        "my\nkey" = 1
+        [[dataset.subset]]
+        image_dir = "i\u0000"
+        [chop]
+        keep = ["\n"]
+    """
+    files.write("projects/ember/lora.toml", odd)
+    assert [str(one).partition("toml:")[2] for one in files.mistakes()] == [
+        r'3: project.base: "ti\nny" is not a base of lorabuild.toml (did you mean "tiny"?)',
+        r'4: project."my\nkey": unknown key',
+        "6: dataset.subset.image_dir: a folder's name cannot hold a zero character",
+        r'8: chop.keep: "\n": no such block',
+    ]
 
 
 def test_an_unreadable_file_is_one_line(files: Files):

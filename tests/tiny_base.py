@@ -32,8 +32,8 @@ RECIPE: dict[str, Any] = {
     "lr_scheduler": "cosine",
     "lr_scheduler_args": {"num_cycles": 0.375},
     "lr_warmup_steps": 0,
-    "max_train_steps": 4,
-    "train_batch_size": 2,
+    "max_train_steps": 3,
+    "train_batch_size": 3,
     "gradient_accumulation_steps": 1,
     "multires_noise_iterations": 4,
     "multires_noise_discount": 0.4,
@@ -65,8 +65,8 @@ def tiny_base(dtype: torch.dtype = torch.float32) -> Base:
 
 
 def dataset() -> dict[str, Any]:
-    """Four pictures in two buckets, one of them in two entries: three batches of two an epoch."""
-    shapes = [("a", [64, 64], 2), ("a", [64, 64], 1), ("b", [64, 64], 1), ("c", [96, 32], 1), ("d", [96, 32], 1)]
+    """Four pictures in two buckets, one of them in two entries: an epoch is two batches of three."""
+    shapes = [("a", [64, 64], 1), ("a", [64, 64], 1), ("b", [64, 64], 1), ("c", [96, 32], 1), ("d", [96, 32], 2)]
     images = [
         {
             "digest": letter * 32,

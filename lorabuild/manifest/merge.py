@@ -44,9 +44,7 @@ class Merged:
 
     def place(self, path: KeyPath) -> Place:
         """Where `path` was written; for what nobody wrote, the last place of the table around it."""
-        known = path
-        while known not in self.origin:
-            known = known[:-1]
+        known = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in self.origin)
         place = self.origin[known]
         return Place(place.layer, (*place.path, *path[len(known) :]))
 

@@ -22,9 +22,7 @@ class Lines:
 
     def of(self, path: KeyPath) -> int:
         """The line of `path`, or of the nearest table around it that the file has."""
-        while path not in self._line:
-            path = path[:-1]
-        return self._line[path]
+        return next(self._line[path[:length]] for length in range(len(path), -1, -1) if path[:length] in self._line)
 
     def _add(self, node: Any) -> None:
         if not node.named_children:
