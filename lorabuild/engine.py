@@ -47,6 +47,7 @@ class Engine:
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
+    default: Sequence[str]  # the stages that a build without targets is for
     store: Store
     state: State
     publisher: Publisher

@@ -169,12 +169,14 @@ class _Command:
 
     @staticmethod
     def jobs_of(names: Sequence[str]) -> list[str]:
-        """The jobs that `names` stand for; all if there are none. Raises UsageError with a near miss."""
+        """The jobs that `names` stand for; the default ones if there are none. Raises UsageError with a near miss."""
+        if not names:
+            return [name for name, job in engine().jobs.items() if job.stage in engine().default]
         known = targets(engine().jobs)
         for name in names:
             if name not in known:
                 raise UsageError(f"{name}: no such target{near_miss(name, known)}; `doit list --all` shows them")
-        return list(dict.fromkeys(job for name in names for job in known[name])) or list(engine().jobs)
+        return list(dict.fromkeys(job for name in names for job in known[name]))
 
 
 class Run(_Command, DoitRun):
@@ -197,6 +199,8 @@ class Run(_Command, DoitRun):
         wanted = self.jobs_of(pos_args)
         if not current.projects:
             print("no projects/**/lora.toml here: nothing to build")
+        if not pos_args:
+            self.sel_tasks = wanted
         if always:
             current.anew = frozenset(wanted)
             self._announce(current, wanted)

@@ -39,6 +39,7 @@ def opened(root: Path, building: bool) -> Iterator[Engine]:
             stages=STAGES,
             jobs=jobs_of(repository),
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
+            default=repository.build_default,
             store=store,
             state=state,
             publisher=Publisher(store, state),

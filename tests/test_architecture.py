@@ -113,3 +113,17 @@ def test_every_module_says_what_it_is_in_one_sentence():
         doc = ast.get_docstring(parsed(module))
         assert doc, f"{module} has no docstring"
         assert len(doc.split("\n\n")[0].splitlines()) <= 2, f"{module}: the first sentence is too long"
+
+
+def test_the_manifest_reference_is_the_schemas():
+    from lorabuild.manifest.reference import reference
+
+    page = (PACKAGE.parent / "docs/manifest.md").read_text()
+    assert page == reference() + "\n", "python -m lorabuild.manifest.reference > docs/manifest.md"
+
+
+def test_every_command_is_in_the_readme():
+    from lorabuild.cli import VERBS
+
+    readme = (PACKAGE.parent / "README.md").read_text()
+    assert [verb for verb in VERBS if verb not in readme] == []

@@ -67,6 +67,24 @@ def test_a_variant_of_several_layers_has_its_mistakes_in_each(files: Files):
     ]
 
 
+def test_what_the_project_lacks_is_not_told_again_for_each_variant(files: Files):
+    files.write("projects/ember/lora.toml", GOOD + "[resize]\n[variants.mini.resize]\nstep = 4\n")
+    (said,) = files.mistakes()
+    assert said.line == 5 and said.message.startswith("resize.thr: required")
+
+
+def test_a_recipe_is_in_the_recipes_folder_and_nowhere_else(files: Files):
+    files.write("secret.toml", "")
+    files.write("recipes/inner/own.toml", "")
+    files.write("projects/ember/lora.toml", "extends = ['../secret', 'inner/own']\n" + GOOD)
+    assert [one.line for one in files.mistakes()] == [1, 1]
+
+
+def test_a_byte_order_mark_shifts_no_line(files: Files):
+    files.write("projects/ember/lora.toml", b"\xef\xbb\xbf" + GOOD.replace("base", "bse").encode())
+    assert [(one.file, one.line) for one in files.mistakes()] == [("projects/ember/lora.toml", 2)]
+
+
 def test_a_local_file_is_named_for_its_own_mistakes(files: Files):
     files.write("lorabuild.toml", "[slots]\ncpu = 4\n")
     files.write("lorabuild.local.toml", "[slots]\n\ngpu = -1\n")

@@ -22,7 +22,7 @@ from lorabuild.nn.adapter import Shape, adapted
 from lorabuild.nn.base import forget_warm
 from lorabuild.nn.batches import Data, held_out_batches, micro_batch
 from lorabuild.nn.trainer import Training, _Loop
-from lorabuild.stages.train import STAGE
+from lorabuild.stages.train import STAGE, _saved_state
 
 
 def run(folder: Path, **kwargs: Any) -> dict[str, Any]:
@@ -109,7 +109,8 @@ torch.set_num_threads(1)
 import tiny_base
 tiny_base.tiny_folder = lambda: Path({base!r})
 from lorabuild.stages.train import STAGE
-job, workspace = tiny_base.training(Path({folder!r}), snapshots=(2, 3), on_saved=lambda role, path: print(role, flush=True))
+saved = lambda role, path: print(role, flush=True)
+job, workspace = tiny_base.training(Path({folder!r}), snapshots=(2, 3), on_saved=saved)
 STAGE.run(job, workspace, lambda done, total, text: print("step", done, flush=True))
 """
 
@@ -139,27 +140,48 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(undisturbe
     assert {role: data for role, data in again.items() if role in expected} == expected
 
 
-def test_a_damaged_or_passed_state_is_left_with_a_warning(undisturbed: dict[str, bytes], tmp_path: Path):
-    job, workspace = training(tmp_path, recipe={"max_train_steps": 1})
+@pytest.fixture(scope="module")
+def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], dict[str, Any]]:
+    """One update of the U-Net alone, with a damaged state in the way: its folder, its warnings, its notes."""
+    folder = tmp_path_factory.mktemp("frozen")
+    job, workspace = training(folder, recipe={"text_encoder_lr": 0.0, "max_train_steps": 1})
     warnings: list[str] = []
     workspace.warn = warnings.append
-    (tmp_path / "scratch/state").write_bytes(b"rubbish")
+    (folder / "scratch/state").write_bytes(b"rubbish")
     STAGE.run(job, workspace, lambda done, total, text: None)
-    assert len(warnings) == 1 and "damaged: training starts at the beginning" in warnings[0]
-    assert "resumed_at" not in workspace.notes
-    assert (tmp_path / "scratch/state").stat().st_size > 1000, "the next state took its place"
+    return folder, warnings, workspace.notes
 
 
-@pytest.mark.parametrize(("frozen", "kept"), [("text_encoder_lr", "lora_unet_"), ("unet_lr", "lora_te")])
-def test_a_part_with_rate_0_is_neither_trained_nor_in_the_file(tmp_path: Path, frozen: str, kept: str):
-    run(tmp_path, recipe={frozen: 0.0, "max_train_steps": 1})
-    out = outputs(tmp_path)
-    names = load_file(tmp_path / "staging/weights")
-    assert names and all(name.startswith(kept) for name in names)
-    assert json.loads(out["facts.json"])["modules"] == (
-        {"unet": 788, "te": 0} if kept == "lora_unet_" else {"unet": 0, "te": 264}
-    )
-    assert log_of(out)[1]["lr"][{"text_encoder_lr": "textencoder", "unet_lr": "unet"}[frozen]] == 0
+def test_a_damaged_state_is_left_with_a_warning(frozen_text: tuple[Path, list[str], dict[str, Any]]):
+    folder, warnings, notes = frozen_text
+    assert warnings == ["the saved state is damaged: training starts at the beginning"]
+    assert "resumed_at" not in notes
+    assert (folder / "scratch/state").stat().st_size > 1000, "the next state took its place"
+
+
+def test_a_state_past_a_wanted_snapshot_is_left_with_a_warning(frozen_text: tuple[Path, list[str], dict[str, Any]]):
+    folder, _, _ = frozen_text
+    job, workspace = training(folder, recipe={"text_encoder_lr": 0.0, "max_train_steps": 1})
+    warnings: list[str] = []
+    workspace.warn = warnings.append
+    assert _saved_state(job, workspace, [1])[1].facts["step"] == 1
+    assert (warnings, workspace.notes) == ([], {"resumed_at": 1})
+    assert _saved_state(job, workspace, [0])[1] is None
+    assert warnings == ["the saved state is past step 0, which is wanted: training starts at the beginning"]
+
+
+@pytest.mark.parametrize("frozen", ["te", "unet"])
+def test_a_part_with_rate_0_is_neither_trained_nor_in_the_file(
+    tmp_path: Path, frozen: str, frozen_text: tuple[Path, list[str], dict[str, Any]]
+):
+    if frozen == "unet":
+        run(tmp_path, recipe={"unet_lr": 0.0, "max_train_steps": 1})
+    out = outputs(tmp_path if frozen == "unet" else frozen_text[0])
+    (tmp_path / "w").write_bytes(out["weights"])
+    names = load_file(tmp_path / "w")
+    assert names and not any(name.startswith(f"lora_{frozen}") for name in names)
+    assert json.loads(out["facts.json"])["modules"] == {"unet": 788, "te": 264} | {frozen: 0}
+    assert log_of(out)[1]["lr"][{"te": "textencoder", "unet": "unet"}[frozen]] == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path):
@@ -231,7 +253,7 @@ def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
         recipe = RECIPE | {"mixed_precision": precision}
         base = tiny_base(dtype)
         assert {p.dtype for p in base.unet.parameters()} == {dtype}
-        with adapted(base, Shape.of(recipe), recipe["seed"], ("te", "unet")) as adapter:
+        with adapted(base, Shape.of(recipe), recipe["seed"], ("unet",)) as adapter:
             loop = _Loop(Training(base, adapter, Data(dataset(), latents().__getitem__), recipe))
             losses[precision] = loop.update([(0, [(0, 0)])])
             assert {p.dtype for p in loop.parameters.values()} == {torch.float32}
