@@ -112,7 +112,7 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         "ss_total_batch_size": recipe.get("train_batch_size"),
     }
     same_name = (
-        "seed learning_rate unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
+        "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
         "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
     )
     return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}

@@ -95,10 +95,12 @@ def test_importing_all_that_a_no_op_needs_is_light():
 
 
 def test_every_stage_file_is_in_stages():
+    from lorabuild import names
     from lorabuild.stages import STAGES
 
     files = {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
     assert files == set(STAGES)
+    assert tuple(STAGES) == names.STAGES
     assert all(name == stage.name for name, stage in STAGES.items())
 
 

@@ -17,7 +17,7 @@ class Lines:
 
         self._line: dict[KeyPath, int] = {(): 1}
         self._elements: dict[KeyPath, int] = {}  # array of tables -> index of its last table
-        for node in Parser(Language(language())).parse(data.removeprefix(b"\xef\xbb\xbf")).root_node.children:
+        for node in Parser(Language(language())).parse(data).root_node.children:
             self._add(node)
 
     def of(self, path: KeyPath) -> int:
