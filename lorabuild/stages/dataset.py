@@ -41,7 +41,7 @@ def image_folders(repository: Repository, project: Project) -> tuple[Subset, ...
     folders = []
     for subset in dataset["subset"]:
         folder = project.folder / subset["image_dir"]
-        extension = subset.get("caption_extension") or subset["caption_extension"]
+        extension = subset.get("caption_extension") or dataset["caption_extension"]
         folders.append(Subset(folder, _shown(folder, repository.root), subset["num_repeats"], extension))
     return tuple(folders)
 
