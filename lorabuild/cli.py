@@ -40,9 +40,7 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write(
-            "no repository here or above: none of the folders holds lorabuild.toml, dodo.py or projects/\n"
-        )
+        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
         return 2
     from lorabuild.graph import main as run
 
@@ -50,8 +48,8 @@ def _main(args: list[str]) -> int:
 
 
 def find_root(folder: Path) -> Path | None:
-    """The nearest folder, from `folder` upwards, that is a repository of ours."""
+    """The nearest folder, from `folder` upwards, that holds lorabuild.toml or projects with manifests."""
     for one in (folder, *folder.parents):
-        if (one / "lorabuild.toml").is_file() or (one / "dodo.py").is_file() or (one / "projects").is_dir():
+        if (one / "lorabuild.toml").is_file() or any(one.glob("projects/*/lora.toml")):
             return one
     return None

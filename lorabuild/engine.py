@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ class Assessment:
     key: str
     inputs: Mapping[str, Resolved]
     components: Mapping[str, Any]
-    outputs: Mapping[str, Output]
-    missing: Sequence[str]  # why it must be built, if it must
-    unpublished: Sequence[tuple[Publication, str]]  # files to write, with the reason of each
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    missing: Sequence[str] = ()  # why it must be built, if it must
+    unpublished: Sequence[tuple[Publication, str]] = ()  # files to write, with the reason of each
 
 
 @dataclass
@@ -58,9 +59,12 @@ class Engine:
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     failures: dict[str, str] = field(default_factory=dict)
-    _built: set[str] = field(default_factory=set)
+    _built: set[str] = field(default_factory=set)  # keys that this run has built
     _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._resolver = Resolver(self.state, self._artifact, self._component)
 
     # the two questions that doit asks
 
@@ -70,7 +74,7 @@ class Engine:
             return False
         try:
             found = self.assess(name)
-        except UserError:
+        except (UserError, OSError, sqlite3.Error):
             return False
         if found.missing or found.unpublished:
             return False
@@ -82,7 +86,10 @@ class Engine:
         """Build, restore or publish the job, and log what was done. Raises UserError in one line."""
         start = time.monotonic()
         try:
-            event, why, notes = self._realise(name)
+            try:
+                event, why, notes = self._realise(name)
+            except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
+                raise JobError(_one_line(error)) from error
         except UserError as error:
             self._failed(name, "; ".join(map(str, error.problems)), time.monotonic() - start)
             raise
@@ -97,30 +104,34 @@ class Engine:
         """Look at a job whose inputs are built: its key, what the store holds of it, what stands in build/."""
         job = self.jobs[name]
         stage = self.stages[job.stage]
-        inputs = Resolver(self.state, self._artifact, self._component).resolve(job)
+        inputs = self._resolver.resolve(job)
         key = key_of(stage.name, stage.version, job.params, inputs)
-        outputs, missing = self._stored(job, key)
-        found = Assessment(job, key, inputs, components(stage.version, job.params, inputs), outputs, missing, [])
-        self.assessed[name] = found
+        return self._look(Assessment(job, key, inputs, components(stage.version, job.params, inputs)))
+
+    def _look(self, found: Assessment) -> Assessment:
+        """The same key and inputs, and what is there of it now. The user's files are not looked at again."""
+        outputs, missing = self._stored(found.job, found.key)
+        found = self.assessed[found.job.name] = replace(found, outputs=outputs, missing=missing, unpublished=())
         if not missing:
-            found = Assessment(**{**found.__dict__, "unpublished": self._unpublished(found)})
-            self.assessed[name] = found
+            stale = [(publication, self.publisher.stale(publication)) for publication in self._publications(found)]
+            found = replace(found, unpublished=[(publication, why) for publication, why in stale if why])
+            self.assessed[found.job.name] = found
         return found
 
     def _stored(self, job: Job, key: str) -> tuple[dict[str, Output], list[str]]:
         """The outputs that the store holds whole, and why others are missing. A damaged blob is dropped."""
         outputs, missing = {}, []
-        for record_key in [key, *(f"{key}/{role}" for role in job.snapshots)]:
+        wanted = {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
+        for record_key, roles in wanted.items():
             record = self.store.record(record_key)
-            if record is None:
-                missing.append("never built" if record_key == key else f"{record_key.partition('/')[2]}: never built")
-                continue
-            for role, output in record.outputs.items():
-                if self._whole(output):
-                    outputs[role] = output
-                else:
+            for role in roles:
+                if record is None or role not in record.outputs:
+                    missing.append("never built" if record_key == key else f"{role}: never built")
+                elif not self._whole(record.outputs[role]):
                     missing.append(f"{role}: blob damaged or gone")
-        return outputs, missing
+                else:
+                    outputs[role] = record.outputs[role]
+        return outputs, list(dict.fromkeys(missing))
 
     def _whole(self, output: Output) -> bool:
         path = self.store.blob(output.digest)
@@ -132,19 +143,10 @@ class Engine:
         self.store.drop(output.digest)
         return False
 
-    def _unpublished(self, found: Assessment) -> list[tuple[Publication, str]]:
-        stale = []
-        for publication in self._publications(found):
-            if why := self.publisher.stale(publication):
-                stale.append((publication, why))
-        return stale
-
-    def _publications(self, found: Assessment) -> list[Publication]:
-        return self._shown(found, found.outputs)
-
-    def _shown(self, found: Assessment, outputs: Mapping[str, Output]) -> list[Publication]:
+    def _publications(self, found: Assessment, outputs: Mapping[str, Output] | None = None) -> list[Publication]:
         project = self.projects.get(found.job.target.partition("@")[0], {})
-        return publications(self.root, found.job, outputs, self._lineage(found.job.name), project)
+        lineage = self._lineage(found.job.name)
+        return publications(self.root, found.job, found.outputs if outputs is None else outputs, lineage, project)
 
     def _lineage(self, name: str) -> dict[str, Assessment]:
         """The job and its ancestors by name: what an artifact's header tells of. All were assessed before it."""
@@ -179,7 +181,7 @@ class Engine:
         for _ in range(RETRIES):
             found = self.assess(name)
             with self._lock_of(found.key):
-                found = self.assess(name)  # another job with this key may have built it while we waited
+                found = self._look(found)  # another job with this key may have built it while we waited
                 why, notes = self._why(found), {}
                 must_build = found.missing or (name in self.anew and found.key not in self._built)
                 if must_build:
@@ -187,18 +189,18 @@ class Engine:
                         notes = self._build(found)
                     except InputChanged as change:
                         changed = change
+                        self._resolver.forget_images()
                         continue
-                    found = self.assess(name)
+                    found = self._look(found)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
-            headers_only = self._same_key(found) and all(why == "header" for _, why in found.unpublished)
+            headers = [reason == "header" for _, reason in found.unpublished]
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
-            self.publisher.retract(name, self._publications(found))
-            self.assess(name)
+            only_headers = bool(headers) and all(headers) and self._same_key(found)
+            self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
-            event = "built" if must_build else "published" if headers_only else "restored"
-            return event, why, notes
+            return "built" if must_build else "published" if only_headers else "restored", why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
     def _build(self, found: Assessment) -> dict[str, Any]:
@@ -217,10 +219,9 @@ class Engine:
             self.state.remember(blob, output.digest, ours=True)
             if role not in job.snapshots:
                 outputs[role] = output
-                return
-            if job.name in self.anew or self.store.record(f"{key}/{role}") is None:
+            elif not self._keeps(f"{key}/{role}", job):
                 self.store.put_record(f"{key}/{role}", record({role: output}))
-            self._publish_early(found, role, output)
+                self._publish_early(found, role, output)
 
         def record(outputs: Mapping[str, Output], pieces: Sequence[str] = ()) -> Record:
             digests = {role: one.digest for role, one in found.inputs.items()}
@@ -235,25 +236,28 @@ class Engine:
             warn=lambda text: self.face.warn(f"{job.name}: {text}"),
         )
         made_with.update(result["made_with"])
-        if found.missing or job.name in self.anew:
-            whole = self.store.record(key)
-            keep = whole is not None and job.name not in self.anew and all(map(self._whole, whole.outputs.values()))
-            if not keep:  # an existing record is kept: other bytes under its key would only disturb who holds them
-                self.store.put_record(key, record(outputs, result["pieces"]))
+        if not self._keeps(key, job):
+            self.store.put_record(key, record(outputs, result["pieces"]))
         self._built.add(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         return result["notes"]
 
+    def _keeps(self, record_key: str, job: Job) -> bool:
+        """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""
+        record = self.store.record(record_key)
+        return record is not None and job.name not in self.anew and all(map(self._whole, record.outputs.values()))
+
     def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
         """All that a worker is told: plain data."""
         job = found.job
         run = self.stages[job.stage].run
+        have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
             "params": job.params,
-            "options": {**job.options, "have_steps": [role for role in job.snapshots if role in found.outputs]},
+            "options": {**job.options, "have_steps": have},
             "outputs": list(job.outputs),
             "snapshots": list(job.snapshots),
             "inputs": {
@@ -273,7 +277,7 @@ class Engine:
 
     def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
         """A snapshot stands in build/ while its training goes on."""
-        for publication in self._shown(found, {role: output}):
+        for publication in self._publications(found, {role: output}):
             if self.publisher.stale(publication):
                 self.publisher.publish(publication)
 
@@ -308,16 +312,42 @@ class Engine:
 
     # what the other verbs need
 
+    def tidy(self) -> list[Path]:
+        """Remove from build/ what this run found no longer wanted: a snapshot, a chop whose table is gone.
+
+        Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
+        """
+        removed: list[Path] = []
+        for name in self.state.publishers():
+            project = name.partition(":")[2].partition("@")[0]
+            found = self.assessed.get(name)
+            if found and not found.missing and name in self.jobs:
+                wanted = [publication.path for publication in self._publications(found)]
+            elif name not in self.jobs and project in self.projects:
+                wanted = []
+            else:
+                continue
+            removed += self.publisher.retract(name, wanted)
+        return removed
+
     def forget(self, name: str) -> bool:
         """Drop the record of the job's present key, so that it is built again. True if there was one."""
         return self.store.drop_record(self.assess(name).key)
 
-    def seconds_by_record(self, names: Sequence[str]) -> float:
-        """How long these jobs took when they were built: an estimate for building them anew."""
-        records = (self.store.record(self.state.last(name)[0]) for name in names if self.state.last(name))
-        return sum(record.seconds for record in records if record)
+    def seconds_of(self, names: Sequence[str]) -> list[float | None]:
+        """How long each of these jobs took when it was built last; None for what was never built here."""
+        lasts = [self.state.last(name) for name in names]
+        records = [self.store.record(last[0]) if last else None for last in lasts]
+        return [record.seconds if record else None for record in records]
 
 
 def base_folder(root: Path, base: str) -> Path:
     """Where the files of a base stand as a diffusers folder."""
     return root / ".lorabuild" / "base" / base
+
+
+def _one_line(error: Exception) -> str:
+    """`No space left on device: build/ember/ember.safetensors`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"

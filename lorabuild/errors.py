@@ -49,6 +49,10 @@ class JobError(UserError):
     exit_code = 1
 
 
+class Interrupted(Exception):
+    """The build was stopped while this job ran. Nobody failed."""
+
+
 class InputChanged(Exception):
     """A user's file is not what it was when the job's key was made: the job is keyed and run once more."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 from doit.cmd_base import ModuleTaskLoader
 from doit.cmd_clean import Clean as DoitClean
+from doit.cmd_clean import opt_clean_dryrun
 from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_forget import opt_forget_all
 from doit.cmd_list import List as DoitList
 from doit.cmd_run import Run as DoitRun
 from doit.cmdparse import CmdParseError
@@ -21,7 +24,7 @@ from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
-from lorabuild.errors import UsageError, UserError, near_miss
+from lorabuild.errors import Interrupted, UsageError, UserError, near_miss
 from lorabuild.progress import summary
 from lorabuild.session import dependencies, opened, targets
 from lorabuild.stages import STAGES
@@ -63,21 +66,28 @@ class Reporter(ZeroReporter):
             sys.stderr.write(f"{task.name}: a fault in lorabuild, please report it\n{fail.get_msg()}\n")
 
 
-DOIT_CONFIG = {"reporter": Reporter, "verbosity": 2, "par_type": "thread"}
+DOIT_CONFIG = {
+    "reporter": Reporter,
+    "verbosity": 2,
+    "par_type": "thread",
+    "backend": "json",  # for doit's verbs that we do not replace: their file stays out of sight
+    "dep_file": ".lorabuild/doit.json",
+}
 
 
 # tasks
 
 _open = ExitStack()  # what the running command holds
 _engine: Engine | None = None
-_building = False
+_running: type[_Command] | None = None
 
 
 def engine() -> Engine:
     """The engine of the running command, opened when doit first asks for tasks."""
     global _engine
     if _engine is None:
-        _engine = _open.enter_context(opened(Path.cwd(), _building))
+        writing, building = (_running.writes, _running.builds) if _running else (False, False)
+        _engine = _open.enter_context(opened(Path.cwd(), writing, building))
     return _engine
 
 
@@ -90,8 +100,8 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
         yield {
             "basename": job.stage,
             "name": job.target,
-            "uptodate": [_Fresh(name)],
-            "actions": [(_realise, [name])],
+            "uptodate": [_Fresh(current, name)],
+            "actions": [(_realise, [current, name])],
             "task_dep": dependencies(job),
             "clean": [(_clean, [name])],
             "io": {"capture": False},
@@ -108,17 +118,17 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
 class _Fresh:
     """doit calls it when all that the job needs is done. A class: doit takes a plain function's arguments as options."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, current: Engine, name: str):
+        self.current, self.name = current, name
 
     def __call__(self, task: Any, values: Any) -> bool:
-        return engine().fresh(self.name)
+        return self.current.fresh(self.name)
 
 
-def _realise(name: str) -> Any:
+def _realise(current: Engine, name: str) -> Any:
     try:
-        engine().realise(name)
-    except UserError as error:
+        current.realise(name)
+    except (UserError, Interrupted) as error:
         return TaskFailed(str(error), report=False)
     return True
 
@@ -143,11 +153,11 @@ def _summary(function: Any) -> str:
 class _Command:
     """What our commands share: errors in one line, exit codes, doit's database in memory."""
 
-    writes = False
+    writes = builds = False
 
     def parse_execute(self, args: list[str]) -> int:
-        global _building, _engine
-        _building = self.writes
+        global _running, _engine
+        _running = type(self)
         try:
             return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
         except UserError as error:
@@ -156,6 +166,9 @@ class _Command:
         except (CmdParseError, InvalidCommand) as error:
             _complain([str(error)])
             return UsageError.exit_code
+        except (OSError, sqlite3.Error) as error:  # what no job is to blame for: the state cannot be written, say
+            _complain([f"{type(error).__name__}: {error}"])
+            return 1
         except KeyboardInterrupt:
             _complain(["interrupted: what was finished is kept, a training goes on from its last state"])
             return 130
@@ -182,7 +195,7 @@ class _Command:
 class Run(_Command, DoitRun):
     """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`."""
 
-    writes = True
+    writes = builds = True
 
     def _execute(  # type: ignore[override]  # doit passes what the signature names
         self,
@@ -197,8 +210,9 @@ class Run(_Command, DoitRun):
     ) -> int:
         current = engine()
         wanted = self.jobs_of(pos_args)
-        if not current.projects:
-            print("no projects/**/lora.toml here: nothing to build")
+        if not wanted:
+            print("nothing to build: no projects/**/lora.toml here")
+            return 0
         if not pos_args:
             self.sel_tasks = wanted
         if always:
@@ -209,26 +223,28 @@ class Run(_Command, DoitRun):
             outfile, verbosity, False, continue_, Reporter, num_process, "thread", single=single, pdb=pdb
         )
         current.face.close()
-        print(summary(current.counts, time.monotonic() - start))
+        for path in current.tidy():
+            print(f"removed {path.relative_to(current.root)}: no longer wanted")
+        print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
         for name, message in sorted(current.failures.items()) if len(current.failures) > 1 else ():
             print(f"failed: {name}: {message}")
         return 1 if code else 0
 
     @staticmethod
     def _announce(current: Engine, wanted: Sequence[str]) -> None:
-        seconds = current.seconds_by_record(wanted)
-        print(f"building {len(wanted)} jobs anew: about {seconds:.0f} s by their last builds")
+        seconds = current.seconds_of(wanted)
+        known = [one for one in seconds if one is not None]
+        unknown = f"; {len(seconds) - len(known)} were never built here" if len(known) < len(seconds) else ""
+        print(f"building {len(wanted)} jobs anew: about {sum(known):.0f} s by their last builds{unknown}")
 
 
 class Clean(_Command, DoitClean):
     """`doit clean [TARGET]`: removes named files in build/, never the store."""
 
     writes = True
+    cmd_options = (opt_clean_dryrun,)
 
-    def execute(self, params: Any, args: list[str]) -> int:
-        return super().execute(params, args)
-
-    def _execute(self, dryrun: bool, cleandep: bool, cleanall: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
+    def _execute(self, dryrun: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
         for name in self.jobs_of(pos_args):
             _clean(name, dryrun)
 
@@ -237,6 +253,7 @@ class Forget(_Command, DoitForget):
     """`doit forget TARGET`: drops the record of what was built, so that it is built again."""
 
     writes = True
+    cmd_options = (opt_forget_all,)
 
     def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
         if not pos_args and not forget_all:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_json
-from lorabuild.images import caption_path, list_images
-from lorabuild.stage import Artifact, Component, Images, Input, Job
+from lorabuild.images import EXTENSIONS, caption_path, list_images
+from lorabuild.stage import Artifact, Component, Images, Input, Job, Subset
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -35,11 +35,19 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Resolver:
-    """Looks inputs up: artifacts and components through what the jobs before have left, images by their stat."""
+    """Looks inputs up: artifacts and components through what the jobs before have left, images by their stat.
+
+    A folder is looked at once a run, so that all jobs of the run see the same files in it.
+    """
 
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+    _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
+
+    def forget_images(self) -> None:
+        """Look at the folders again: a file in them has changed."""
+        self._folders.clear()
 
     def resolve(self, job: Job) -> dict[str, Resolved]:
         """All inputs of `job` by role. Raises JobError for a missing image folder or an unreadable file."""
@@ -57,38 +65,48 @@ class Resolver:
                 return self._images(item)
 
     def _images(self, item: Images) -> Resolved:
-        found = [image for number in range(len(item.subsets)) for image in self._subset(item, number)]
+        found = [
+            replace(image, subset=number) for number, subset in enumerate(item.subsets) for image in self._files(subset)
+        ]
         rows: list[Any] = [[image.digest, image.caption_digest, image.repeats] for image in found]
         if not item.captions:  # the pictures alone: how often and with what words does not count
-            rows = [list(row) for row in {(image.digest,) for image in found}]
+            found = [replace(image, caption=None, caption_digest=None) for image in found]
+            rows = [[digest] for digest in {image.digest for image in found}]
         return Resolved(digest_json(sorted(rows, key=repr)), images=found)
 
-    def _subset(self, item: Images, number: int) -> list[ImageFile]:
-        subset = item.subsets[number]
-        try:
-            paths = list_images(subset.folder)
-        except FileNotFoundError:
-            raise JobError(f"{subset.shown}: no such folder (image_dir of a dataset.subset)") from None
-        except NotADirectoryError:
-            raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
-        except OSError as error:
-            raise JobError(f"{subset.shown}: {error.strerror}") from None
-        images = []
-        for path in paths:
-            shown = f"{subset.shown}/{path.name}"
-            image = ImageFile(path, self._digest(path, shown), shown, number, subset.repeats)
-            caption = caption_path(path, subset.caption_extension) if item.captions else None
-            if caption is not None and caption.exists():
-                digest = self._digest(caption, f"{subset.shown}/{caption.name}")
-                image = ImageFile(path, image.digest, shown, number, subset.repeats, caption, digest)
-            images.append(image)
-        return images
+    def _files(self, subset: Subset) -> list[ImageFile]:
+        if subset not in self._folders:
+            self._folders[subset] = [self._image(path, subset) for path in _listed(subset)]
+        return self._folders[subset]
+
+    def _image(self, path: Path, subset: Subset) -> ImageFile:
+        shown = f"{subset.shown}/{path.name}"
+        image = ImageFile(path, self._digest(path, shown), shown, 0, subset.repeats)
+        caption = caption_path(path, subset.caption_extension)
+        if not caption.exists():
+            return image
+        return replace(image, caption=caption, caption_digest=self._digest(caption, f"{subset.shown}/{caption.name}"))
 
     def _digest(self, path: Path, shown: str) -> str:
         try:
             return self.state.digest(path)
         except OSError as error:
             raise JobError(f"{shown}: {error.strerror}") from None
+
+
+def _listed(subset: Subset) -> list[Path]:
+    """The images of a folder. Raises JobError if there are none."""
+    try:
+        if found := list_images(subset.folder):
+            return found
+    except FileNotFoundError:
+        raise JobError(f"{subset.shown}: no such folder (image_dir of a dataset.subset)") from None
+    except NotADirectoryError:
+        raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
+    except OSError as error:
+        raise JobError(f"{subset.shown}: {error.strerror}") from None
+    kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
+    raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.names import BLOCKS
+from lorabuild.order import batches_per_epoch
 
 if TYPE_CHECKING:
     from lorabuild.state import State
@@ -100,12 +101,12 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         return {}
     step = about["trained"].partition("/")[2]
     steps = int(step) if step else recipe.get("max_train_steps")
-    batches = _batches_an_epoch(dataset, recipe) if dataset else 0
+    batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"]) if dataset else 0
     micro_batches = (steps or 0) * recipe.get("gradient_accumulation_steps", 1)
     optimizer_args = ", ".join(f"{key}={value}" for key, value in sorted((recipe.get("optimizer_args") or {}).items()))
     shown = {
         "ss_steps": steps,
-        "ss_epoch": micro_batches // batches if batches else None,
+        "ss_epoch": -(-micro_batches // batches) if batches else None,
         "ss_num_batches_per_epoch": batches or None,
         "ss_optimizer": f"{recipe.get('optimizer_type')}({optimizer_args})",
         "ss_batch_size_per_device": recipe.get("train_batch_size"),
@@ -116,15 +117,6 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
     )
     return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}
-
-
-def _batches_an_epoch(dataset: Mapping, recipe: Mapping) -> int:
-    """Batches never mix buckets, so each bucket may end in a short one."""
-    sizes: Counter = Counter()
-    for image in dataset["images"]:
-        sizes[tuple(image["bucket"])] += image["repeats"]
-    batch = recipe.get("train_batch_size", 1)
-    return sum(-(-count // batch) for count in sizes.values())
 
 
 def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str, Any]:

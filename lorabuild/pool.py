@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import InputChanged, JobError
+from lorabuild.errors import InputChanged, Interrupted, JobError
 from lorabuild.store import Output
 
 Saved = Callable[[str, Output], None]
@@ -40,30 +40,27 @@ class Pool:
         log = self._logs / f"{spec['name'].replace(':', '-')}.log"
         with self._slots:
             worker = self._take()
+            last: dict[str, Any] = {}
             try:
-                return self._converse(worker, {**spec, "log": str(log)}, log, saved, progress, warn)
-            except BaseException:
-                if worker.poll() is None and worker not in self._idle:
-                    _kill(worker)
-                raise
+                last = self._converse(worker, {**spec, "log": str(log)}, saved, progress, warn)
+            finally:  # a worker that has not told its end is in an unknown state
+                self._put_back(worker) if last else _kill(worker)
+            return _result(last, log)
 
     def close(self) -> None:
-        """End all workers: the idle ones see their input end, a busy one is killed; its scratch keeps its state."""
+        """End all workers. What a busy one was at is taken up again by the next build."""
         with self._mutex:
             self._closed = True
-            workers, self._idle = self._all, []
+            workers, self._all, self._idle = self._all, [], []
         for worker in workers:
             _kill(worker)
 
     def _converse(
-        self, worker: subprocess.Popen[str], spec: Mapping, log: Path, saved: Saved, progress: Progress, warn: Warn
+        self, worker: subprocess.Popen[str], spec: Mapping, saved: Saved, progress: Progress, warn: Warn
     ) -> dict[str, Any]:
-        assert worker.stdin is not None and worker.stdout is not None
-        try:
-            worker.stdin.write(json.dumps(spec) + "\n")
-            worker.stdin.flush()
-        except BrokenPipeError:
-            raise JobError(f"the worker ended before the job began (log: {log})") from None
+        """Give the worker a job, pass on what it reports, and return its last event."""
+        assert worker.stdout is not None
+        _tell(worker, spec)
         for line in worker.stdout:
             event = json.loads(line)
             match event["event"]:
@@ -73,21 +70,14 @@ class Pool:
                     warn(event["text"])
                 case "saved":
                     saved(event["role"], Output(event["digest"], event["size"]))
-                case "done":
-                    self._put_back(worker)
+                    _tell(worker, {"noted": event["role"]})
+                case _:
                     return event
-                case "changed":
-                    self._put_back(worker)
-                    raise InputChanged(Path(event["path"]))
-                case "failed":
-                    self._put_back(worker)
-                    raise JobError(*event["lines"])
-                case "crashed":
-                    self._put_back(worker)
-                    raise JobError(f"{event['message']} (log: {log})")
+        if self._closed:
+            raise Interrupted
         code = worker.wait()
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise JobError(f"the worker ended in the middle of the job: {cause} (log: {log})")
+        raise JobError(f"the worker ended in the middle of the job: {cause} (log: {spec['log']})")
 
     def _take(self) -> subprocess.Popen[str]:
         with self._mutex:
@@ -96,9 +86,9 @@ class Pool:
                 if worker.poll() is None:
                     return worker
             if self._closed:
-                raise JobError("interrupted")
+                raise Interrupted
             worker = self._start()
-            self._all.append(worker)
+            self._all = [one for one in self._all if one.poll() is None] + [worker]
             return worker
 
     def _put_back(self, worker: subprocess.Popen[str]) -> None:
@@ -121,7 +111,30 @@ class Pool:
             )
 
 
+def _tell(worker: subprocess.Popen[str], message: Mapping[str, Any]) -> None:
+    assert worker.stdin is not None
+    try:
+        worker.stdin.write(json.dumps(message) + "\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        pass  # its output has ended, too, and that is where we notice
+
+
+def _result(last: Mapping[str, Any], log: Path) -> dict[str, Any]:
+    """What a worker's last event means: a result, or an exception."""
+    match last["event"]:
+        case "changed":
+            raise InputChanged(Path(last["path"]))
+        case "failed":
+            raise JobError(*last["lines"])
+        case "crashed":
+            raise JobError(f"{last['message']} (log: {log})")
+    return dict(last)
+
+
 def _kill(worker: subprocess.Popen[str]) -> None:
+    if worker.poll() is not None:
+        return  # its number may be somebody else's by now
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

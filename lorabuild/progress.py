@@ -60,27 +60,16 @@ class PlainFace:
 
 
 class TerminalFace(PlainFace):
-    """Bars with time left for what runs, above them the same lines as ever."""
+    """Bars with time left for what runs, above them the same lines as ever. Nothing to do: no bars, rich not imported."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         super().__init__()
-        self._console = Console()
-        self._bars = Progress(
-            TextColumn("{task.fields[job]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=self._console,
-            transient=True,
-        )
-        self._bars.start()
+        self._bars: Any = None
         self._tasks: dict[str, Any] = {}
 
     def started(self, job: str, why: Sequence[str]) -> None:
+        with self._lock:
+            self._bars = self._bars or _bars()
         super().started(job, why)
         self._tasks[job] = self._bars.add_task(job, total=None, job=job, text="")
 
@@ -97,15 +86,27 @@ class TerminalFace(PlainFace):
         super().failed(job, message)
 
     def close(self) -> None:
-        self._bars.stop()
+        if self._bars:
+            self._bars.stop()
 
     def _end(self, job: str) -> None:
         if job in self._tasks:
             self._bars.remove_task(self._tasks.pop(job))
 
     def _print(self, line: str) -> None:
+        if self._bars is None:
+            return super()._print(line)
         with self._lock:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bars() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    job, text = TextColumn("{task.fields[job]}"), TextColumn("{task.fields[text]}")
+    bars = Progress(job, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
+    bars.start()
+    return bars
 
 
 def face() -> Face:

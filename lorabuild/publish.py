@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,6 @@ def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[s
             "inputs": {role: one.digest for role, one in found.inputs.items()},
         }
         for found in lineage.values()
-        if found.job.stage != "base"
     }
     by_stage = {found.job.stage: found for found in lineage.values()}
     trained = _trained_role(role, lineage)
@@ -106,13 +105,15 @@ class Publisher:
     state: State
 
     def stale(self, publication: Publication) -> str:
-        """Why the file must be written: "missing", "changed on disk", "other content", "header"; empty if it stands."""
+        """Why the file must be written: "missing", "changed on disk", "header", …; empty if it stands."""
         row = self.state.published(publication.path)
         try:
             digest = self.state.digest(publication.path)
         except OSError:
             return "missing"
-        if row is None or digest != row[1]:
+        if row is None:
+            return "not known to be ours"
+        if digest != row[1]:
             return "changed on disk"
         if row[0] == publication.fingerprint:
             return ""
@@ -121,7 +122,7 @@ class Publisher:
     def publish(self, publication: Publication) -> None:
         """Write the file beside its place, then rename: whoever reads it sees the old one or the new one, whole."""
         blob = self.store.blob(publication.output.digest)
-        with staged(publication.path) as part:
+        with staged(publication.path, self.store.parts) as part:
             if publication.about is None:
                 shutil.copyfile(blob, part)
             else:
@@ -142,15 +143,15 @@ class Publisher:
     def _json(self, digest: str | None) -> Any:
         return json.loads(self.store.blob(digest).read_bytes()) if digest else None
 
-    def retract(self, job: str, wanted: list[Publication]) -> None:
-        """Remove files that `job` published once and no longer wants, unless somebody has changed them since."""
-        keep = {publication.path for publication in wanted}
+    def retract(self, job: str, wanted: Iterable[Path]) -> Iterator[Path]:
+        """Remove what `job` published once and no longer wants, unless somebody has changed it since; the paths."""
         for path, digest in self.state.published_by(job).items():
-            if path in keep:
+            if path in wanted:
                 continue
             try:
                 if self.state.digest(path) == digest:
                     path.unlink()
+                    yield path
             except OSError:
                 pass  # gone already
             self.state.drop_published(path)

@@ -16,22 +16,24 @@ from lorabuild.runlog import RunLog
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
-from lorabuild.store import Store
+from lorabuild.store import Store, empty_folder
 
 
 @contextmanager
-def opened(root: Path, building: bool) -> Iterator[Engine]:
-    """The engine of one command. `building`: hold the lock and keep a run log. Raises ConfigError for wrong TOML."""
+def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
+    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML."""
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
         shown = face()
         stack.callback(shown.close)
-        if building:
+        if writing:
             stack.enter_context(build_lock(hidden, shown.warn))
         state = State(hidden / "state.sqlite", root)
         stack.callback(state.close)
         repository = load(root, memo=state)
         store = Store(hidden / "store")
+        if writing:
+            empty_folder(store.parts)  # what a killed run was writing
         pool = Pool(max(1, repository.slots["cpu"]), hidden / "logs")
         stack.callback(pool.close)
         yield Engine(

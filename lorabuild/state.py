@@ -14,6 +14,7 @@ from lorabuild.hashing import digest_file
 # and look the same: git calls such an entry racily clean. 20 ms covers ext4, xfs, btrfs and APFS;
 GRAIN_NS = 20_000_000
 COARSE_GRAIN_NS = 2_000_000_000  # FAT and some network file systems keep whole (even) seconds.
+DAY = 86_400  # seconds
 
 SCHEMA = """
 create table if not exists file (path text primary key, size int, mtime_ns int, ctime_ns int, ino int, digest text);
@@ -33,7 +34,10 @@ class State:
         self._lock = threading.RLock()
         try:
             self._db = _open(path)
-        except sqlite3.DatabaseError:  # damaged: derived data, made anew
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise  # locked, or the disk is full: the file may be whole
+            # damaged: derived data, made anew
             for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
                 name.unlink(missing_ok=True)
             self._db = _open(path)
@@ -90,6 +94,11 @@ class State:
             rows = self._db.execute("select path, digest from published where job = ?", (job,)).fetchall()
         return {Path(self._root, path): digest for path, digest in rows}
 
+    def publishers(self) -> list[str]:
+        """The jobs that have files in build/."""
+        with self._lock:
+            return [job for (job,) in self._db.execute("select distinct job from published order by job")]
+
     def set_published(self, path: Path, job: str, fingerprint: str, digest: str) -> None:
         with self._lock:
             self._db.execute("replace into published values (?,?,?,?)", (self._name(path), job, fingerprint, digest))
@@ -113,13 +122,15 @@ class State:
 
     def get(self, key: str) -> str | None:
         with self._lock:
-            row = self._db.execute("select value from memo where key = ?", (key,)).fetchone()
+            row = self._db.execute("select value, used from memo where key = ?", (key,)).fetchone()
+            if row and time.time() - row[1] > DAY:
+                self._db.execute("update memo set used = ? where key = ?", (time.time(), key))
         return row[0] if row else None
 
     def put(self, key: str, value: str) -> None:
         with self._lock:
             self._db.execute("replace into memo values (?,?,?)", (key, value, time.time()))
-            self._db.execute("delete from memo where used < ?", (time.time() - 90 * 86400,))
+            self._db.execute("delete from memo where used < ?", (time.time() - 90 * DAY,))
 
 
 def _open(path: Path) -> sqlite3.Connection:

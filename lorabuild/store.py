@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -46,14 +47,18 @@ class Store:
     def pieces(self) -> Path:
         return self.root / "piece"
 
+    @property
+    def parts(self) -> Path:
+        """Where files are written before they get their place: what a killed run left there is nobody's."""
+        return self.root / "part"
+
     def blob(self, digest: str) -> Path:
         """Where the blob of this digest lies or would lie."""
         return self.root / "blob" / digest[:2] / digest
 
     def put(self, path: Path) -> Output:
         """Move a finished file into the store. It must lie on the store's file system. Raises OSError (disk full)."""
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         output = Output(digest_file(path), path.stat().st_size)
         target = self.blob(output.digest)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,8 @@ class Store:
 
     def put_record(self, key: str, record: Record) -> None:
         """Write the record; every blob that it names must be in the store."""
-        write_atomic(self.record_path(key), json.dumps(asdict(record), indent=1, sort_keys=True).encode())
+        with staged(self.record_path(key), self.parts) as part:
+            part.write_bytes(json.dumps(asdict(record), indent=1, sort_keys=True).encode())
 
     def drop_record(self, key: str) -> bool:
         """Forget what was built under `key` (and its snapshots). True if there was something."""
@@ -93,35 +99,50 @@ class Store:
         return bool(found)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: temporary file, fsync, rename. A kill at any moment leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path) as part:
-        part.write_bytes(data)
+class staged:  # reads as a verb: `with staged(path, parts) as part`
+    """`with staged(path, parts) as part:` write `part`, a file in the folder `parts`; at the end it becomes `path`.
 
+    Temporary file, fsync, rename: a kill at any moment leaves the old file or the new one at `path`, and nothing beside
+    it. If the block fails, `path` stays as it was. Raises OSError (disk full).
+    """
 
-class staged:  # reads as a verb: `with staged(path) as part`
-    """`with staged(path) as part:` write `part`; it replaces `path` at the end, or vanishes if the block fails."""
-
-    def __init__(self, path: Path, mode: int | None = None):
-        self.path, self.mode = path, mode
+    def __init__(self, path: Path, parts: Path):
+        self.path, self.parts = path, parts
 
     def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent)
+        self.parts.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=self.parts)
         os.close(handle)
         self.part = Path(name)
         return self.part
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
             self.part.unlink(missing_ok=True)
-            return
-        with open(self.part, "rb") as file:
-            os.fsync(file.fileno())
-        self.part.chmod(self.mode if self.mode is not None else 0o666 & ~_umask())
-        os.replace(self.part, self.path)
+
+    def _finish(self) -> None:
+        sync(self.part)
+        self.part.chmod(0o666 & ~_umask())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(self.part, self.path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            beside = self.path.with_name(f".{self.path.name}.part")  # build/ is a link to another file system
+            shutil.copyfile(self.part, beside)
+            sync(beside)
+            os.replace(beside, self.path)
         sync_folder(self.path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes outlive a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,20 +22,22 @@ from lorabuild.stage import Job
 from lorabuild.store import Store, empty_folder
 from lorabuild.workspace import ImageFile, Workspace, staged_roles
 
+Inbox = queue.Queue[Any]  # what the driver says: a job, and while it runs an answer to each output that is handed over
+
 
 def main() -> None:
     """Serve until the input ends. When the driver dies, its end of the pipe closes, and so does this process."""
     jobs, events = _channels()
     for spec in iter(jobs.get, None):
         with _output_to(Path(spec["log"])):
-            report = _run(spec, events)
+            report = _run(spec, jobs, events)
         _send(events, report)
 
 
-def _run(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+def _run(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:
     """Run one job; the last event says how it ended."""
     try:
-        return _run_locked(spec, events)
+        return _run_locked(spec, jobs, events)
     except InputChanged as change:
         return {"event": "changed", "path": str(change.path)}
     except UserError as error:
@@ -52,12 +54,12 @@ def _run(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
         }
 
 
-def _run_locked(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+def _run_locked(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:
     folder = Path(spec["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # an orphan of a killed run may still be at it for a moment
         store = Store(Path(spec["store"]))
-        workspace = _workspace(spec, folder, store, events)
+        workspace = _workspace(spec, folder, store, jobs, events)
         job = Job(spec["name"], spec["params"], {}, spec["outputs"], spec["snapshots"], spec["options"])
         module, _, function = spec["run"].partition(":")
         run = getattr(importlib.import_module(module), function)
@@ -76,12 +78,15 @@ def _run_locked(spec: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
     }
 
 
-def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, events: TextIO) -> Workspace:
+def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, jobs: Inbox, events: TextIO) -> Workspace:
     inputs = spec["inputs"]
 
     def saved(role: str, path: Path) -> None:
+        if role not in (*spec["outputs"], *spec["snapshots"]):
+            raise RuntimeError(f"{spec['name']} wrote {role}, which it does not declare")
         output = store.put(path)
         _send(events, {"event": "saved", "role": role, "digest": output.digest, "size": output.size})
+        jobs.get()  # the driver has it on record: a state that is saved from now on may count on it
 
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -117,13 +122,13 @@ def _made_with() -> dict[str, str]:
     return found
 
 
-def _channels() -> tuple[queue.Queue[Any], TextIO]:
+def _channels() -> tuple[Inbox, TextIO]:
     """Jobs from the driver and events to it, on saved descriptors: libraries print to 1 and 2 as they like."""
     source, events = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     with open(os.devnull) as null:
         os.dup2(null.fileno(), 0)
     os.dup2(2, 1)
-    jobs: queue.Queue[Any] = queue.Queue()
+    jobs: Inbox = queue.Queue()
 
     def read() -> None:
         for line in source:

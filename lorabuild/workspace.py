@@ -88,7 +88,10 @@ class Workspace:
         if not self.anew and (data := _read_piece(path)) is not None:
             return data, False
         data = make()
-        _write_piece(path, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.staging.with_name(f"{key}.part")  # in the job's own folder: a kill leaves nothing among the pieces
+        part.write_bytes(digest_bytes(data).encode() + data)
+        os.replace(part, path)
         return data, True
 
 
@@ -99,13 +102,6 @@ def _read_piece(path: Path) -> bytes | None:
         return None
     head, data = raw[:32], raw[32:]
     return data if digest_bytes(data).encode() == head else None
-
-
-def _write_piece(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(digest_bytes(data).encode() + data)
-    os.replace(part, path)
 
 
 def staged_roles(staging: Path) -> Iterable[str]:

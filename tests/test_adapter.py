@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +103,28 @@ def test_a_small_update_is_not_rounded_away_on_a_bf16_base(size: float, bias: bo
     rebuilt = (layer.weight.float() + update).to(torch.bfloat16).float() - layer.weight.float()
     lost = ((rebuilt - update).norm() / update.norm()).item()
     assert lost > {3e-4: 0.8, 3e-3: 0.3, 3e-2: 0.03}[size], "what rounding W + dW to bf16 would lose"
+
+
+@pytest.mark.parametrize("size", [3e-4, 3e-3])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_nor_is_that_of_a_convolution(size: float, kernel: int):
+    """As above. The base's output is rounded to bf16, the update added to it is not."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, kernel, padding=kernel // 2, bias=False).to(torch.bfloat16).requires_grad_(False)
+    module = SimpleNamespace(
+        org_module=[conv],
+        scale=1.0,
+        lora_down=nn.Conv2d(64, 8, kernel, padding=kernel // 2, bias=False),
+        lora_up=nn.Conv2d(8, 64, 1, bias=False),
+    )
+    x = torch.randn(16, 64, 16, 16).to(torch.bfloat16)
+    with torch.no_grad():
+        exact = module.lora_up(module.lora_down(x.float()))
+        module.scale = (size * conv(x).float().norm() / exact.norm()).item()
+        exact *= module.scale
+        with torch.autocast("cpu", torch.bfloat16):
+            change = _convolution(module)(x) - conv(x).float()
+    assert ((change * exact).sum() / exact.square().sum()).item() == pytest.approx(1, abs=0.02)
 
 
 def test_under_autocast_products_are_in_bf16_and_gradients_in_float32():

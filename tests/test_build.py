@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from world import World
 
 from lorabuild.header import read_header
+from lorabuild.names import block_of
 
 VECTOR = 'vector = "1,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0"'
 
@@ -65,12 +67,11 @@ def test_another_keep_chops_and_nothing_else_without_torch(built: World):
     assert heavy == set()
     assert "OUT01 1 -> 0" in result.why("chop:ember")
     names = read_header(built.root / "build/ember/ember-chopped.safetensors").tensors
-    assert {name.split("_")[1] for name in names} <= {"te1", "te2", "unet"}
-    assert not any("output_blocks_1_" in name for name in names)
+    assert {block_of(name) for name in names} == {"TE1", "TE2", "OUT02"}
 
 
 def test_another_threshold_resizes_and_chops_without_svd_or_base(built: World):
-    built.manifest(thr=-2.2)
+    built.manifest(thr=-2.8)
     result, heavy = built.imports()
     assert result.ran == {"resize:ember": "built", "chop:ember": "built"}
     assert heavy <= {"numpy"}
@@ -88,7 +89,7 @@ def test_a_title_is_published_and_builds_nothing(built: World):
 
 def test_setting_an_edit_back_restores(built: World):
     before = built.built_files()
-    built.manifest(keep='["TE", "OUT02"]', thr=-2.2, title='title = "Ember"')
+    built.manifest(keep='["TE", "OUT02"]', thr=-2.8, title='title = "Ember"')
     assert built.doit().built == {"resize:ember", "chop:ember"}
     built.manifest()
     result = built.doit()
@@ -150,6 +151,45 @@ def record_of(world: World, stage: str) -> dict:
     raise AssertionError(f"no record of {stage}")
 
 
+# what is no longer wanted
+
+
+def test_a_snapshot_that_is_no_longer_wanted_leaves_build_and_comes_back(built: World):
+    manifest = built.root / "projects/ember/lora.toml"
+    before, text = built.built_files(), manifest.read_text()
+    manifest.write_text(text.replace("save_every_n_steps = 2", "save_every_n_steps = 4"))
+    result = built.doit()
+    assert result.built == set() and "removed build/ember/ember-step00000002.safetensors" in result.out
+    assert before.keys() - built.built_files().keys() == {"ember/ember-step00000002.safetensors"}
+    manifest.write_text(text)
+    assert built.doit().ran == {"train:ember": "restored"}
+    assert built.built_files() == before
+
+
+def test_without_its_table_a_chop_leaves_build(built: World):
+    manifest = built.root / "projects/ember/lora.toml"
+    manifest.write_text(manifest.read_text().partition("[chop]")[0])
+    before = built.built_files()
+    assert built.doit().events == []
+    assert before.keys() - built.built_files().keys() == {"ember/ember-chopped.safetensors"}
+
+
+def test_what_somebody_has_changed_is_not_removed(built: World):
+    manifest = built.root / "projects/ember/lora.toml"
+    manifest.write_text(manifest.read_text().partition("[chop]")[0])
+    chopped = built.root / "build/ember/ember-chopped.safetensors"
+    chopped.write_bytes(b"mine")
+    built.doit()
+    assert chopped.read_bytes() == b"mine"
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(built: World):
+    part = built.root / ".lorabuild/store/part/ember.safetensors.x1"
+    part.write_bytes(b"half a file")
+    assert built.doit().events == []
+    assert not part.exists()
+
+
 # edits that train
 
 
@@ -181,6 +221,29 @@ def test_two_projects_with_equal_inputs_train_once(built: World):
     assert headers[0].metadata["sshs_model_hash"] == headers[1].metadata["sshs_model_hash"]
 
 
+@pytest.mark.slow
+def test_asked_for_anew_a_training_makes_its_snapshots_anew(built: World):
+    records = {
+        path: path.stat().st_mtime_ns for path in (built.root / ".lorabuild/store/record").rglob("*.step.*.json")
+    }
+    before = built.built_files()
+    assert built.doit("-a", "train:ember").ran == {"train:ember": "built"}
+    assert len(records) == 2 and all(path.stat().st_mtime_ns > then for path, then in records.items())
+    assert built.built_files() == before
+
+
+@pytest.mark.slow
+def test_an_image_that_is_added_during_a_training_is_for_the_next_build(built: World):
+    built.manifest(seed=12)
+    driver = in_training(built)
+    built.picture("projects/ember/images/5.png", 5)
+    assert driver.wait(240) == 0
+    made = (json.loads(line) for line in built.latest().read_text().splitlines())
+    assert {line["job"]: line["event"] for line in made}["chop:ember"] == "built"
+    result = built.doit("latents:ember")
+    assert (result.events[-1]["encoded"], result.events[-1]["reused"]) == (1, 4)
+
+
 def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(built_once: World, tmp_path: Path):
     straight = built_once.copy(tmp_path / "straight")
     straight.manifest(steps=12, seed=11)
@@ -199,19 +262,20 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(built_once: World,
 
 
 def kill_in_training(world: World) -> None:
-    """Start a build, wait until a training state is on disk, and kill the whole process group."""
+    """Kill the whole process group of a build in the middle of its training."""
+    driver = in_training(world)
+    time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def in_training(world: World) -> subprocess.Popen:
+    """A build that has begun to train: a state is on disk."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "doit"]
-    driver = subprocess.Popen(
-        command,
-        cwd=world.root,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    driver = subprocess.Popen(command, cwd=world.root, start_new_session=True, stdout=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 240
     while not any(path.is_file() for path in world.root.glob(".lorabuild/scratch/*/scratch/*")):
         assert driver.poll() is None and time.monotonic() < deadline, "no training state was written"
         time.sleep(0.05)
-    time.sleep(0.5)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    return driver

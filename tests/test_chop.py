@@ -25,11 +25,11 @@ LOCON = GOLDENS / "locon.safetensors"
 
 
 def params(allow_empty: bool = False, **chop) -> dict:
-    return {"chop": {"keep": resolve_chop(chop), "allow_empty": allow_empty}}
+    return {"chop": {"keep": resolve_chop(chop)} | ({"allow_empty": True} if allow_empty else {})}
 
 
 def weights(allow_empty: bool = False, **blocks: float) -> dict:
-    return {"chop": {"keep": dict.fromkeys(BLOCKS, 1.0) | blocks, "allow_empty": allow_empty}}
+    return {"chop": {"keep": dict.fromkeys(BLOCKS, 1.0) | blocks} | ({"allow_empty": True} if allow_empty else {})}
 
 
 @pytest.mark.parametrize("case", CHOPS)

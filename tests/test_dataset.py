@@ -75,8 +75,6 @@ def test_another_caption_decodes_no_image_again(lab: Lab):
 
 def test_everything_wrong_is_told_at_once(lab: Lab):
     lab.settings["bucket_no_upscale"] = True
-    lab.settings["subset"].append({"image_dir": "empty", "num_repeats": 1})
-    lab.write("empty/notes.md", b"")
     good = (lab.project / "images/1.png").read_bytes()
     lab.write("images/1.png", good[: len(good) // 2])
     lab.write("images/1.txt", b"ember, caf\xe9")
@@ -84,13 +82,19 @@ def test_everything_wrong_is_told_at_once(lab: Lab):
     lab.picture("3.png", 3, (20, 90))
     with pytest.raises(JobError) as caught:
         lab.run(DATASET)
-    empty, truncated, encoding, unknown, small = map(str, caught.value.problems)
-    assert empty.startswith("projects/ember/empty: no images")
+    truncated, encoding, unknown, small = map(str, caught.value.problems)
     assert truncated.startswith("projects/ember/images/1.png: truncated")
     assert encoding.startswith("projects/ember/images/1.txt: not UTF-8 (byte 0xe9 at offset 10)")
     assert unknown.startswith("projects/ember/images/2.png: ")
     assert small.startswith("projects/ember/images/3.png: 20x90 is smaller than one bucket step (32 px)")
     assert not lab.output("dataset.json").exists()
+
+
+def test_a_folder_without_images_is_refused(lab: Lab):
+    lab.settings["subset"].append({"image_dir": "empty", "num_repeats": 1})
+    lab.write("empty/notes.md", b"")
+    with pytest.raises(JobError, match=r"^projects/ember/empty: no images \(png, jpg"):
+        lab.prepare(DATASET)
 
 
 def test_settings_that_contradict_each_other_are_refused(lab: Lab):

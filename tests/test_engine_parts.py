@@ -13,7 +13,7 @@ from lorabuild.hashing import digest_bytes
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
 from lorabuild.state import GRAIN_NS, State
-from lorabuild.store import Output, Record, Store, staged, write_atomic
+from lorabuild.store import Output, Record, Store, staged
 from lorabuild.workspace import Workspace
 
 
@@ -58,13 +58,15 @@ def test_a_record_comes_back_and_a_damaged_one_is_none(tmp_path: Path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path):
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-    with pytest.raises(RuntimeError), staged(path) as part:
+    path, parts = tmp_path / "build/file", tmp_path / "parts"
+    with staged(path, parts) as part:
+        part.write_bytes(b"old")
+    with pytest.raises(RuntimeError), staged(path, parts) as part:
         part.write_bytes(b"half")
+        assert part.parent == parts  # killed now, it would leave nothing beside the artifact
         raise RuntimeError
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert os.listdir(path.parent) == ["file"] and os.listdir(parts) == []
 
 
 # state
@@ -105,7 +107,7 @@ def test_a_damaged_state_file_is_made_anew(tmp_path: Path):
 
 
 def test_a_damaged_piece_is_made_again(tmp_path: Path):
-    workspace = Workspace(tmp_path, tmp_path, tmp_path / "pieces")
+    workspace = Workspace(tmp_path / "staging", tmp_path, tmp_path / "pieces")
     assert workspace.piece({"image": 1}, lambda: b"latent") == (b"latent", True)
     assert workspace.piece({"image": 1}, lambda: b"latent") == (b"latent", False)
     (file,) = [path for path in (tmp_path / "pieces").rglob("*") if path.is_file()]

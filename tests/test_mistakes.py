@@ -97,6 +97,23 @@ def test_a_chop_that_keeps_nothing_fails_in_one_line(built: World):
     assert len([line for line in result.out.splitlines() if "FAILED" in line]) == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_line(built: World):
+    path = built.root / "build/ember/ember-chopped.safetensors"
+    path.unlink()
+    path.mkdir()
+    result = built.doit()
+    assert result.code == 1 and result.ran == {"chop:ember": "failed"}
+    assert "Traceback" not in result.out + result.err
+    path.rmdir()
+    assert built.doit().ran == {"chop:ember": "restored"}
+
+
+def test_without_projects_nothing_is_built(empty: World):
+    result = empty.doit()
+    assert (result.code, result.events) == (0, [])
+    assert "no projects" in result.out and not (empty.root / ".lorabuild/base").exists()
+
+
 def test_with_continue_other_projects_are_built(built: World):
     built.project("broken")
     built.write("projects/broken/images/1.png", b"not an image")

@@ -118,8 +118,8 @@ print(used() - before)
     assert int(done.stdout) < 40, f"{done.stdout} MiB more"
 
 
-def test_one_job_a_base():
-    jobs = list(STAGE.jobs(SimpleNamespace(bases={"tiny": {}, "pony": {}})))
+def test_one_job_a_base_that_is_used():
+    jobs = list(STAGE.jobs(SimpleNamespace(bases={"tiny": {}, "pony": {}, "idle": {}}, used_bases=["tiny", "pony"])))
     assert [job.name for job in jobs] == ["norms:tiny", "norms:pony"]
     assert jobs[1].inputs == {name: Component("pony", name) for name in ("unet", "te1", "te2")}
     assert (jobs[0].params, jobs[0].outputs) == ({}, ["norms.json"])

@@ -28,10 +28,10 @@ from lorabuild.stages.base import FILES
 DIGESTS = {
     "vae": "a45aab1cb5240eec5beccefdd9e1fe76",
     "unet": "b17cc840e6c0eb3522cc06899eef85ef",
-    "te1": "9f0714bb36830f22732b39e924009926",
-    "te2": "64907fb4da232848284cf095e4ecd3d2",
-    "tokenizer1": "4d19ceb265234a90d7cedb85ca8c0858",
-    "tokenizer2": "4d19ceb265234a90d7cedb85ca8c0858",
+    "te1": "aba8fcdedd6c2f52ce8570b963d2bfdb",
+    "te2": "ecc7c7c1581e588fd2d99d32d1b32a43",
+    "tokenizer1": "7583b99b616f8b571a4b4e38e6d3d3a8",
+    "tokenizer2": "7583b99b616f8b571a4b4e38e6d3d3a8",
 }
 
 

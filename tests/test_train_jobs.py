@@ -7,10 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from lorabuild.components import COMPONENTS_FILE, folder_digests
-from lorabuild.errors import ConfigError
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages.base import FILES
 from lorabuild.stages.base import STAGE as BASE
@@ -35,7 +32,8 @@ def repository(resize: Any = None, variants: dict[str, Any] | None = None, **rec
     others = {name: settings | {"resize": table} for name, table in (variants or {}).items()}
     manifest = root / "projects/ember/lora.toml"
     project = SimpleNamespace(name="ember", settings=settings, variants=others, manifest=manifest)
-    return SimpleNamespace(root=root, projects={"ember": project}, bases={"tiny": {"builtin": "tiny-sdxl"}})
+    bases = {"tiny": {"builtin": "tiny-sdxl"}, "other": {"builtin": "tiny-sdxl"}}
+    return SimpleNamespace(root=root, projects={"ember": project}, bases=bases, used_bases=["tiny"])
 
 
 def train(*args: Any, **kwargs: Any) -> Job:
@@ -64,23 +62,14 @@ def test_wanted_are_the_steps_saved_and_those_that_are_resized():
     assert several.snapshots == ["step/6", "step/7", "step/12"]
 
 
-def test_a_step_beyond_the_end_is_told_with_its_manifest():
-    with pytest.raises(ConfigError) as error:
-        train({"step": 7}, {"mini": {"step": 17}})
-    (problem,) = error.value.problems
-    assert str(problem) == "projects/ember/lora.toml: resize.step: 17 is beyond recipe.max_train_steps = 16"
-
-
 def test_a_project_without_a_data_set_trains_nothing():
     other = repository()
     other.projects["ember"].settings["dataset"] = None
     assert list(TRAIN.jobs(other)) == []
 
 
-def test_a_builtin_base_is_made_whether_it_is_used_or_not():
-    other = repository()
-    other.bases["pony"] = {"file": "pony.safetensors"}
-    (job,) = BASE.jobs(other)
+def test_a_builtin_base_is_made_if_a_project_uses_it():
+    (job,) = BASE.jobs(repository())
     assert (job.name, job.params, job.inputs) == ("base:tiny", {"base": {"builtin": "tiny-sdxl"}}, {})
     assert job.outputs == [*FILES, COMPONENTS_FILE]
 

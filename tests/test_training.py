@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import GroupNorm
 from safetensors.torch import load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
 
@@ -116,8 +117,7 @@ STAGE.run(job, workspace, lambda done, total, text: print("step", done, flush=Tr
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(undisturbed: dict[str, bytes], tmp_path: Path):
-    update, delay = random.choice([1, 2]), random.uniform(0, 0.6)
-    print(f"killed {delay:.2f} s after update {update}")
+    update, delay = 1, 0.3  # in the middle of the second update, and of its snapshot on a slow machine
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = KILLED.format(path=path, base=str(tiny_folder()), folder=str(tmp_path))
     killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -141,27 +141,25 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(undisturbe
 
 
 @pytest.fixture(scope="module")
-def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], dict[str, Any]]:
-    """One update of the U-Net alone, with a damaged state in the way: its folder, its warnings, its notes."""
+def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One update of the U-Net alone, with a damaged state in the way: what it left, warned of and noted."""
     folder = tmp_path_factory.mktemp("frozen")
     job, workspace = training(folder, recipe={"text_encoder_lr": 0.0, "max_train_steps": 1})
     warnings: list[str] = []
     workspace.warn = warnings.append
     (folder / "scratch/state").write_bytes(b"rubbish")
     STAGE.run(job, workspace, lambda done, total, text: None)
-    return folder, warnings, workspace.notes
+    return SimpleNamespace(folder=folder, outputs=outputs(folder), warnings=warnings, notes=workspace.notes)
 
 
-def test_a_damaged_state_is_left_with_a_warning(frozen_text: tuple[Path, list[str], dict[str, Any]]):
-    folder, warnings, notes = frozen_text
-    assert warnings == ["the saved state is damaged: training starts at the beginning"]
-    assert "resumed_at" not in notes
-    assert (folder / "scratch/state").stat().st_size > 1000, "the next state took its place"
+def test_a_damaged_state_is_left_with_a_warning(frozen_text: SimpleNamespace):
+    assert frozen_text.warnings == ["the saved state is damaged: training starts at the beginning"]
+    assert "resumed_at" not in frozen_text.notes
+    assert (frozen_text.folder / "scratch/state").stat().st_size > 1000, "the next state took its place"
 
 
-def test_a_state_past_a_wanted_snapshot_is_left_with_a_warning(frozen_text: tuple[Path, list[str], dict[str, Any]]):
-    folder, _, _ = frozen_text
-    job, workspace = training(folder, recipe={"text_encoder_lr": 0.0, "max_train_steps": 1})
+def test_a_state_past_a_wanted_snapshot_is_left_with_a_warning(frozen_text: SimpleNamespace):
+    job, workspace = training(frozen_text.folder, recipe={"text_encoder_lr": 0.0, "max_train_steps": 1})
     warnings: list[str] = []
     workspace.warn = warnings.append
     assert _saved_state(job, workspace, [1])[1].facts["step"] == 1
@@ -172,11 +170,11 @@ def test_a_state_past_a_wanted_snapshot_is_left_with_a_warning(frozen_text: tupl
 
 @pytest.mark.parametrize("frozen", ["te", "unet"])
 def test_a_part_with_rate_0_is_neither_trained_nor_in_the_file(
-    tmp_path: Path, frozen: str, frozen_text: tuple[Path, list[str], dict[str, Any]]
+    tmp_path: Path, frozen: str, frozen_text: SimpleNamespace
 ):
     if frozen == "unet":
         run(tmp_path, recipe={"unet_lr": 0.0, "max_train_steps": 1})
-    out = outputs(tmp_path if frozen == "unet" else frozen_text[0])
+    out = outputs(tmp_path) if frozen == "unet" else frozen_text.outputs
     (tmp_path / "w").write_bytes(out["weights"])
     names = load_file(tmp_path / "w")
     assert names and not any(name.startswith(f"lora_{frozen}") for name in names)
@@ -192,11 +190,6 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path):
 def test_fp16_needs_a_gpu(tmp_path: Path):
     with pytest.raises(JobError, match='"fp16" needs a GPU'):
         run(tmp_path, recipe={"mixed_precision": "fp16"})
-
-
-def test_a_snapshot_beyond_the_end_is_refused(tmp_path: Path):
-    with pytest.raises(JobError, match="step 9 is wanted, but the training ends at step 3"):
-        run(tmp_path, snapshots=(9,))
 
 
 # one update
@@ -252,7 +245,8 @@ def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
     for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
         recipe = RECIPE | {"mixed_precision": precision}
         base = tiny_base(dtype)
-        assert {p.dtype for p in base.unet.parameters()} == {dtype}
+        norms = {id(p) for module in base.unet.modules() if isinstance(module, GroupNorm) for p in module.parameters()}
+        assert {p.dtype for p in base.unet.parameters() if id(p) not in norms} == {dtype}
         with adapted(base, Shape.of(recipe), recipe["seed"], ("unet",)) as adapter:
             loop = _Loop(Training(base, adapter, Data(dataset(), latents().__getitem__), recipe))
             losses[precision] = loop.update([(0, [(0, 0)])])

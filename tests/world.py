@@ -93,7 +93,7 @@ class World:
 
     def manifest(self, name: str = "ember", **changes: Any) -> None:
         """Write a manifest: steps, seed, thr, keep, title."""
-        values = {"steps": 4, "seed": 7, "thr": -2.0, "keep": '["TE", "OUT01"]', "title": ""} | changes
+        values = {"steps": 4, "seed": 7, "thr": -2.6, "keep": '["TE", "OUT01"]', "title": ""} | changes
         self.write(f"projects/{name}/lora.toml", MANIFEST.format(**values))
 
     def picture(self, name: str, seed: int, size: tuple[int, int] = (64, 64)) -> None:

@@ -45,6 +45,11 @@ class Repository:
     build_default: Sequence[str]
     files: Sequence[Path]
 
+    @property
+    def used_bases(self) -> list[str]:
+        """The bases that projects train on; what is only listed costs nothing."""
+        return sorted({project.settings["project"]["base"] for project in self.projects.values()})
+
 
 def load(root: Path, memo: Memo | None = None) -> Repository:
     """Read all TOML files below `root`. Raises ConfigError with every problem of every file.

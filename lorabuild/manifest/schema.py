@@ -185,6 +185,8 @@ class RecipeTable(Table):
             raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
         if self.lr_warmup_steps < 1:
             self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
+        if self.multires_noise_iterations == 0:
+            self.multires_noise_discount = 0.3  # it weighs nothing: another value is no other training
         self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
         self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
         if self.unet_lr == self.text_encoder_lr == 0:

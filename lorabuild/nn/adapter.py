@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from lorabuild.errors import JobError
 from lorabuild.nn.base import Base
-from lorabuild.nn.keymap import EXPECTED, lora_name
+from lorabuild.nn.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.lowrank import lowrank_linear
 from lorabuild.nn.noise import generator
 
@@ -143,18 +143,20 @@ def _quiet() -> Iterator[None]:
 
 
 def _named(network: Any, base: Base, parts: tuple[str, ...]) -> dict[str, Any]:
-    """kohya's name -> module, in name order, once it is sure that it is the whole set."""
+    """kohya's name -> module, in name order, once it is sure that it is the whole set, name by name."""
     components = {"unet": base.unet} if "unet" in parts else {}
     components |= {"te1": base.te1, "te2": base.te2} if "te" in parts else {}
     adapters = {id(module.org_module[0]): module for module in network.loras}
     found: dict[str, Any] = {}
     for component, root in components.items():
-        paths = {path: id(module) for path, module in root.named_modules() if id(module) in adapters}
-        named = {lora_name(component, path): adapters[number] for path, number in paths.items()}
-        if len(named) != EXPECTED[component]:
+        modules = dict(root.named_modules())
+        layers = adaptable_modules(component, modules)
+        named = {name: adapters[id(modules[path])] for name, path in layers.items() if id(modules[path]) in adapters}
+        count = sum(id(module) in adapters for module in modules.values())
+        if not len(named) == len(layers) == count == EXPECTED[component]:
             raise JobError(
-                f"{component}: the adapter found {len(named)} layers, SDXL has {EXPECTED[component]}; the base is not "
-                "SDXL, or diffusers, transformers or lycoris-lora is not the version of constraints.txt"
+                f"{component}: the adapter found {count} layers, SDXL has {EXPECTED[component]}; the base is not SDXL, or "
+                "diffusers, transformers or lycoris-lora is not the version of constraints.txt"
             )
         found |= named
     return dict(sorted(found.items()))
@@ -186,7 +188,9 @@ def _convolution(module: Any) -> Callable[..., Tensor]:
     down, up = module.lora_down, module.lora_up
 
     def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
-        return base_forward(x) + up(down(x) * (own_scale * scale))
+        base, update = base_forward(x), up(down(x) * (own_scale * scale))
+        # In float32, also where both come in half precision: their sum in bf16 would swallow a young update.
+        return base.float() + update.float()
 
     return bypass_forward
 

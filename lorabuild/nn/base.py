@@ -103,6 +103,9 @@ def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:  # missing, unexpected and misshapen weights, one a line
         raise JobError(f"{weights}: {' '.join(str(error).split())[:300]}") from None
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.float()  # it is given float32 where an adapted convolution stands before it
     return network
 
 

@@ -80,9 +80,6 @@ class StateFile:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise Unusable("the saved state is of another version") from error
 
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-
 
 def _sync_folder(folder: Path) -> None:
     """A rename is on disk when its folder is. Windows cannot open a folder, and need not."""

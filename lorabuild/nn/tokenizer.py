@@ -26,8 +26,11 @@ door table chair bed castle tower bridge road spring summer autumn winter fire f
 wood glass paper gem crystal stripes striped dots dotted checkered zigzag spiral pattern plain gradient shadow glow
 shiny style art drawing painting sketch watercolor ink oil pixel flat vector photo photograph realistic cartoon anime
 comic chibi poster logo icon line lines lineart shading outline monochrome greyscale detailed abstract minimal vintage
-retro portrait closeup full upper lower half side front view from above below wide shot best quality masterpiece high
-low one two three four five left right top bottom middle signature text watermark border
+retro portrait closeup full upper lower half side front view above below shot best quality masterpiece high low one
+two three four five left right top bottom middle signature text watermark border sit stand lie walk run jump fly sleep
+read eat drink dance fight laugh cry sing sleepy blueprint hatching wave waves sand rock rocks steam snowflake rainbow
+wheel boat ship sail train rail car cart bicycle basket windmill lighthouse teapot lid rug bench balloon kite apple
+pear cherry bread cake fence gate roof wall stairs clock bell drum key
 """
 
 START, END = "<|startoftext|>", "<|endoftext|>"

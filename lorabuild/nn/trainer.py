@@ -60,7 +60,7 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     """Train to the end, from `state` if there is one. The log: a record a step, and two of the held-out loss.
 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
-    is the mean over its images. The state is saved whenever that is cheap, and at each snapshot. A training that is
+    is the mean over its images. The state is saved whenever that is cheap. A training that is
     taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
     Raises JobError, with the step, when a loss or a gradient is not finite.
     """
@@ -70,17 +70,14 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
         loop.measure("before")
     else:
         loop.restore(state)
-        if loop.step in observer.steps:  # killed between saving the state and the snapshot
-            observer.snapshot(loop.step)
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
     while loop.step < recipe["max_train_steps"]:
         loss = loop.update(list(islice(dealt, accumulate)))
-        wanted = loop.step in observer.steps
-        if wanted or state_file.due():
-            state_file.save(loop.state())
-        if wanted:
+        if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
             observer.snapshot(loop.step)
+        if state_file.due():
+            state_file.save(loop.state())
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     loop.measure("after")
     return loop.log
@@ -110,7 +107,7 @@ class _Loop:
         for micro, (epoch, samples) in enumerate(dealt):
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
             share = self._losses(batch).sum() / images
-            loss += self._finite("loss", share.item())
+            loss += _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
         norm = self._apply_gradients()
         self.step += 1
@@ -124,7 +121,7 @@ class _Loop:
         """Log the mean loss over the held-out micro-batches."""
         recipe = self.training.recipe
         losses = [self._losses(batch) for batch in held_out_batches(self.training.data, recipe, recipe["seed"])]
-        loss = self._finite("held-out loss", torch.cat(losses).mean().item())
+        loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
 
     def state(self) -> State:
@@ -169,19 +166,18 @@ class _Loop:
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
         if not self.scaler.is_enabled():
-            self._finite("norm of the gradients", norm)
+            _finite(f"step {self.step + 1}: the norm of the gradients", norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _finite(self, what: str, value: float) -> float:
-        if math.isfinite(value):
-            return value
-        raise JobError(
-            f"step {self.step + 1}: the {what} is not finite ({value}): lower unet_lr and text_encoder_lr, or use "
-            'mixed_precision = "bf16" or "no"'
-        )
+
+def _finite(what: str, value: float) -> float:
+    if math.isfinite(value):
+        return value
+    advice = 'lower unet_lr and text_encoder_lr, or set mixed_precision = "bf16" or "no"'
+    raise JobError(f"{what} is not finite ({value}): {advice}")
 
 
 def _rounded(value: float) -> float | None:

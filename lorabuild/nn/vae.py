@@ -33,7 +33,7 @@ def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
     )
     if strange := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
         raise JobError(f"{folder / 'vae'}: not the weights of its config.json: {strange}"[:300])
-    vae.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    vae.eval().requires_grad_(False)
     if digest is not None:
         _warm.clear()
         _warm[digest] = vae

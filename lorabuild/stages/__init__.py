@@ -2,7 +2,4 @@
 
 from lorabuild.stages import base, chop, dataset, latents, norms, resize, spectrum, train
 
-STAGES = {
-    module.STAGE.name: module.STAGE
-    for module in (base, norms, dataset, latents, train, spectrum, resize, chop)
-}
+STAGES = {module.STAGE.name: module.STAGE for module in (base, norms, dataset, latents, train, spectrum, resize, chop)}

@@ -29,8 +29,9 @@ FILES = (
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    """One for each base that lorabuild makes itself, whether a project trains on it or not."""
-    for name, settings in repository.bases.items():
+    """One for each base that lorabuild makes itself and a project trains on."""
+    for name in repository.used_bases:
+        settings = repository.bases[name]
         if "builtin" in settings:
             yield Job(
                 name=f"base:{name}",

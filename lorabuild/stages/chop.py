@@ -29,7 +29,9 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 source = Artifact(f"resize:{target}" if settings["resize"] else f"train:{name}", "weights")
                 yield Job(
                     name=f"chop:{target}",
-                    params={"chop": {"keep": resolve_chop(chop), "allow_empty": bool(chop["allow_empty"])}},
+                    params={
+                        "chop": {"keep": resolve_chop(chop)} | ({"allow_empty": True} if chop["allow_empty"] else {})
+                    },
                     inputs={"weights": source},
                     outputs=["weights"],
                     options={"named": named_blocks(chop)},
@@ -48,7 +50,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     counts = Counter(block_of(name) for name in tensors)
 
     body = list(_chopped(path, tensors, weights))
-    if not body and not job.params["chop"]["allow_empty"]:
+    if not body and not job.params["chop"].get("allow_empty"):
         raise JobError(f"[chop] keeps nothing of this LoRA: {_present(counts)} (chop.allow_empty = true permits it)")
     write_body(workspace.output("weights"), body)
 

@@ -12,7 +12,7 @@ from lorabuild.buckets import geometry, settings_problem
 from lorabuild.captions import read_caption
 from lorabuild.errors import JobError, Problem
 from lorabuild.hashing import canonical_json
-from lorabuild.images import EXTENSIONS, decode, pixels_digest
+from lorabuild.images import decode, pixels_digest
 from lorabuild.stage import Images, Job, Stage, Subset
 from lorabuild.workspace import ImageFile, Progress, Workspace
 
@@ -31,7 +31,6 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 params={"dataset": settings},
                 inputs={"images": Images(folders, captions=True)},
                 outputs=["dataset.json", "geometry.json"],
-                options={"folders": [folder.shown for folder in folders]},
             )
 
 
@@ -54,7 +53,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     settings, images = job.params["dataset"], workspace.images["images"]
     if problem := settings_problem(settings):
         raise JobError(f"dataset.{problem}")
-    problems = _empty_folders(job.options["folders"], images)
+    problems: list[Problem] = []
     rows: list[dict[str, Any]] = []
     files: dict[str, dict[str, Any]] = {}
     for done, image in enumerate(images):
@@ -66,20 +65,14 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             files[image.digest] = {"file": image.digest, **place}
     if problems:
         raise JobError(*problems)
+    if silent := [image.shown for image in images if image.caption is None]:
+        workspace.warn(
+            f"{len(silent)} of {len(images)} images have no caption file: {silent[0]}" + ", …" * (len(silent) > 1)
+        )
     rows.sort(key=lambda row: (row["digest"], row["caption"], row["repeats"]))
     dataset = b'{"settings":%b,"images":%b}\n' % (canonical_json(settings), _list(rows))
     workspace.output("dataset.json").write_bytes(dataset)
     workspace.output("geometry.json").write_bytes(_list([place for _, place in sorted(files.items())]) + b"\n")
-
-
-def _empty_folders(folders: Sequence[str], images: Sequence[ImageFile]) -> list[Problem]:
-    filled = {image.subset for image in images}
-    kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
-    return [
-        Problem("", 0, f"{shown}: no images ({kinds}) in this folder; folders inside it are not searched")
-        for number, shown in enumerate(folders)
-        if number not in filled
-    ]
 
 
 def _tried(problems: list[Problem], work: Callable[[], Any]) -> Any:

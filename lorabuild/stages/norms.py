@@ -18,7 +18,7 @@ ADAPTABLE = ("unet", "te1", "te2")
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    for base in repository.bases:
+    for base in repository.used_bases:
         yield Job(
             name=f"norms:{base}",
             params={},

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.errors import ConfigError, JobError, Problem
+from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
@@ -23,16 +23,12 @@ READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    problems: list[Problem] = []
     for name, project in repository.projects.items():
         settings = project.settings
         if not settings["dataset"]:
             continue
         base = settings["project"]["base"]
         prediction_type = repository.bases[base].get("prediction_type", "epsilon")
-        steps, late = _snapshot_steps(project)
-        manifest = project.manifest.relative_to(repository.root).as_posix()
-        problems += [Problem(manifest, 0, line) for line in late]
         yield Job(
             name=f"train:{name}",
             params={"recipe": result_keys(settings, "recipe"), "base": {"prediction_type": prediction_type}},
@@ -42,18 +38,16 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 **{component: Component(base, component) for component in READ_COMPONENTS},
             },
             outputs=["weights", "log", "facts.json"],
-            snapshots=[f"step/{step}" for step in steps],
+            snapshots=[f"step/{step}" for step in _snapshot_steps(project)],
             options=keys_of_class(settings, "recipe", "execution"),
         )
-    if problems:
-        raise ConfigError(*problems)
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
-    `gradient_checkpointing` saves memory, `threads` sets how many threads torch uses.
+    `gradient_checkpointing` saves memory.
     """
     from lorabuild.nn.adapter import Shape, adapted
     from lorabuild.nn.base import checkpointing
@@ -63,7 +57,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     recipe, options = job.params["recipe"], job.options
     dataset = json.loads(workspace.path("dataset").read_bytes())
     steps = _wanted_steps(job)
-    device = _prepare(options, recipe, workspace)
+    device = _device(options, recipe, workspace)
     base = _load(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 
@@ -89,37 +83,24 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
 
 
-def _snapshot_steps(project: Project) -> tuple[list[int], list[str]]:
-    """The steps whose weights are saved on the way, and what is wrong with those that the training never reaches."""
+def _snapshot_steps(project: Project) -> list[int]:
+    """The steps whose weights are saved on the way: every so many, and each that a resize starts from."""
     last = project.settings["recipe"]["max_train_steps"]
     every = project.settings["recipe"]["save_every_n_steps"]
-    steps = set(range(every, last + 1, every)) if every else set()
-    late = []
-    for settings in (project.settings, *project.variants.values()):
-        step = (settings["resize"] or {}).get("step", "last")
-        if step != "last":
-            steps.add(step)
-        if step != "last" and step > last:
-            late.append(f"resize.step: {step} is beyond recipe.max_train_steps = {last}")
-    return sorted(steps), late
+    resized = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
+    return sorted({*(range(every, last + 1, every) if every else ()), *(resized - {"last"})})
 
 
 def _wanted_steps(job: Job) -> list[int]:
-    """The snapshots to write. Raises JobError for one that the training does not reach."""
-    last = job.params["recipe"]["max_train_steps"]
+    """The snapshots to write: those that are wanted and not yet there."""
     wanted = [role for role in job.snapshots if role not in job.options.get("have_steps", ())]
-    steps = [int(role.partition("/")[2]) for role in wanted]
-    if late := [step for step in steps if step > last]:
-        raise JobError(f"step {late[0]} is wanted, but the training ends at step {last} (recipe.max_train_steps)")
-    return steps
+    return [int(role.partition("/")[2]) for role in wanted]
 
 
-def _prepare(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
-    """Set the number of threads and choose the device."""
+def _device(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
+    """The device to train on."""
     import torch
 
-    if "threads" in options:
-        torch.set_num_threads(options["threads"])
     device = options.get("device", "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         workspace.warn(f"device {device} is not there: training on the CPU")
