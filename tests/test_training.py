@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import GroupNorm
 from safetensors.torch import load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
+from torch.nn import GroupNorm
 
 from lorabuild.errors import JobError
 from lorabuild.nn.adapter import Shape, adapted

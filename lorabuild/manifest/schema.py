@@ -278,8 +278,8 @@ class BaseTable(Table):
 
 
 class SlotsTable(Table):
-    gpu: Count = Field(1, description="Heavy jobs at once.")
-    cpu: Count = Field(2, description="Light jobs at once.")
+    gpu: Count = Field(1, description="Jobs on GPUs at once. No job uses one yet: everything runs on the CPU.")
+    cpu: Count = Field(2, description="Jobs at once; each gets an equal share of the cores.")
 
 
 class BuildTable(Table):
