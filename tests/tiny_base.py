@@ -21,7 +21,8 @@ from lorabuild.nn.tiny import write_tiny
 from lorabuild.stage import Job
 from lorabuild.workspace import Workspace
 
-torch.set_num_threads(1)  # equal bytes are promised at an equal number of threads, and killed trainings run in processes
+# Equal bytes are promised at an equal number of threads, and the trainings that are killed run in other processes.
+torch.set_num_threads(1)
 
 RECIPE: dict[str, Any] = {
     "network_dim": 4,
