@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import InputChanged, JobError, UserError
-from lorabuild.inputs import Resolved, Resolver, components, key_of
+from lorabuild.inputs import Resolver, components, key_of
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
-from lorabuild.publish import Publication, Publisher, publications
+from lorabuild.publish import Made, Publication, Publisher, publications
 from lorabuild.reasons import differences
 from lorabuild.runlog import RunLog
 from lorabuild.stage import Job, Stage
@@ -28,14 +28,10 @@ RETRIES = 3  # how often a job is keyed anew when its input files change while t
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Assessment(Made):
     """What a look at a job found. Nothing in `missing` and nothing in `unpublished`: fresh."""
 
-    job: Job
     key: str
-    inputs: Mapping[str, Resolved]
-    components: Mapping[str, Any]
-    outputs: Mapping[str, Output] = field(default_factory=dict)
     missing: Sequence[str] = ()  # why it must be built, if it must
     unpublished: Sequence[tuple[Publication, str]] = ()  # files to write, with the reason of each
 
@@ -106,7 +102,8 @@ class Engine:
         stage = self.stages[job.stage]
         inputs = self._resolver.resolve(job)
         key = key_of(stage.name, stage.version, job.params, inputs)
-        return self._look(Assessment(job, key, inputs, components(stage.version, job.params, inputs)))
+        parts = components(stage.version, job.params, inputs)
+        return self._look(Assessment(job=job, inputs=inputs, components=parts, outputs={}, key=key))
 
     def _look(self, found: Assessment) -> Assessment:
         """The same key and inputs, and what is there of it now. The user's files are not looked at again."""

@@ -7,17 +7,15 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorabuild.hashing import digest_json
 from lorabuild.header import header_bytes, read_header
+from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.stage import Artifact, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store, staged
-
-if TYPE_CHECKING:
-    from lorabuild.engine import Assessment
 
 # stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
 NAMES = {
@@ -26,6 +24,16 @@ NAMES = {
     "resize": {"weights": "{stem}-resized.safetensors"},
     "chop": {"weights": "{stem}-chopped.safetensors"},
 }
+
+
+@dataclass(frozen=True)
+class Made:
+    """A job with what it was made of and what it has made: its own key components are what a header tells of it."""
+
+    job: Job
+    inputs: Mapping[str, Resolved]
+    components: Mapping[str, Any]
+    outputs: Mapping[str, Output]
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Publication:
 
 
 def publications(
-    root: Path, job: Job, outputs: Mapping[str, Output], lineage: Mapping[str, Assessment], project: Mapping[str, Any]
+    root: Path, job: Job, outputs: Mapping[str, Output], lineage: Mapping[str, Made], project: Mapping[str, Any]
 ) -> list[Publication]:
     """What `job` shows to the user of its outputs. `project` is the manifest's [project] table."""
     if job.stage == "base":
@@ -66,7 +74,7 @@ def publications(
     return found
 
 
-def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[str, Assessment]) -> dict[str, Any]:
+def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[str, Made]) -> dict[str, Any]:
     """All that an artifact's header is made of: its name, [project], its own key components and its ancestors'."""
     made_by = {
         found.job.stage: {
@@ -91,7 +99,7 @@ def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[s
     }
 
 
-def _trained_role(role: str, lineage: Mapping[str, Assessment]) -> str:
+def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
     """The output of train that an artifact comes from: "weights", or "step/10"."""
     used = [item for found in lineage.values() for item in found.job.inputs.values() if isinstance(item, Artifact)]
     return next((item.role for item in used if item.job.startswith("train:")), role)
