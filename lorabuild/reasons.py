@@ -29,10 +29,9 @@ def _values(name: str, old: Any, new: Any) -> list[str]:
         return [f"{name}: {_plain(old)} -> {_plain(new)}"]
     if "." not in name:
         return [line for key in sorted({*old, *new}) for line in _values(f"{name}.{key}", old.get(key), new.get(key))]
-    parts = [
-        f"{k} {_plain(old.get(k))} -> {_plain(new.get(k))}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-    ]
-    return [f"{name}: {', '.join(parts)}"]
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    parts = [f"{key} {_plain(old.get(key))} -> {_plain(new.get(key))}" for key in keys]
+    return [f"{name}: {', '.join(_few(parts, 'more'))}"]
 
 
 def _input(role: str, old: Any, new: Any) -> list[str]:
@@ -52,7 +51,11 @@ def _files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     lines += [f"{name}: removed" for name in sorted(removed) if old[name] not in same]
     if not lines:
         lines = ["files were swapped or renamed"]
-    return lines if len(lines) <= FEW + 1 else [*lines[:FEW], f"and {len(lines) - FEW} more files"]
+    return _few(lines, "more files")
+
+
+def _few(lines: list[str], rest: str) -> list[str]:
+    return lines if len(lines) <= FEW + 1 else [*lines[:FEW], f"and {len(lines) - FEW} {rest}"]
 
 
 def _plain(value: Any) -> str:
