@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -37,17 +38,17 @@ def main() -> None:
 def measure(manifest: Path, original: str, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Medians over the rounds; the reference is measured in turn with the rest."""
     (folder / "dodo.py").write_text("def task_a():\n    return {'actions': ['true'], 'uptodate': [True]}\n")
-    keeps = ['["TE", "OUT02"]', '["TE", "OUT03"]']
+    blocks = ["TE1", "TE2", "INP04", "INP05", "INP07", "INP08", "MID01", *(f"OUT0{n}" for n in range(6))]
     times: dict[str, list[float]] = {}
-    for number in range(rounds):
+    for _ in range(rounds):
+        keep = str(random.sample(blocks, 6)).replace("'", '"')  # never built before, or it would be restored
+        thr = f"{-2.3 - random.random() / 5:.9f}"
         edits: dict[str, Callable[[], object]] = {
             "bare doit": lambda: None,
             "nothing to do": lambda: manifest.write_text(original),
-            "keep": lambda n=number: manifest.write_text(
-                put(original, "keep", f"{keeps[n % 2][:-1]}, 'INP0{n % 8 + 1}']")
-            ),
+            "keep": lambda keep=keep: manifest.write_text(put(original, "keep", keep)),
             "keep set back": lambda: manifest.write_text(original),
-            "thr": lambda n=number: manifest.write_text(put(original, "thr", f"{-1.9 - n / 1000}")),
+            "thr": lambda thr=thr: manifest.write_text(put(original, "thr", thr)),
             "thr set back": lambda: manifest.write_text(original),
         }
         for name, edit in edits.items():

@@ -23,14 +23,24 @@ Warn = Callable[[str], None]
 class Pool:
     """Worker processes in groups of their own. A worker that is idle takes the next job; the base stays in its memory."""
 
-    def __init__(self, slots: int, logs: Path):
-        self._slots = threading.Semaphore(slots)
-        self._threads = max(1, _cores() // slots)
+    def __init__(self, logs: Path):
         self._logs = logs
         self._mutex = threading.Lock()
         self._idle: list[subprocess.Popen[str]] = []
         self._all: list[subprocess.Popen[str]] = []
         self._closed = False
+
+    def open(self, slots: int) -> None:
+        """Allow `slots` jobs at once, each with its share of the cores."""
+        self._slots = threading.Semaphore(slots)
+        self._threads = max(1, _cores() // slots)
+
+    def start_early(self) -> None:
+        """Start a worker while there is something else to do: Python and our stages are imported by the time of a job."""
+        with self._mutex:
+            if not self._all:
+                self._all = [self._start()]
+                self._idle = list(self._all)
 
     def run(self, spec: Mapping[str, Any], saved: Saved, progress: Progress, warn: Warn) -> dict[str, Any]:
         """Run one job and return what the worker reports at its end: {"pieces", "notes", "made_with"}.
@@ -42,7 +52,9 @@ class Pool:
             worker = self._take()
             last: dict[str, Any] = {}
             try:
-                last = self._converse(worker, {**spec, "log": str(log)}, saved, progress, warn)
+                last = self._converse(
+                    worker, {**spec, "log": str(log), "threads": self._threads}, saved, progress, warn
+                )
             finally:  # a worker that has not told its end is in an unknown state
                 self._put_back(worker) if last else _kill(worker)
             return _result(last, log)
@@ -97,8 +109,6 @@ class Pool:
 
     def _start(self) -> subprocess.Popen[str]:
         self._logs.mkdir(parents=True, exist_ok=True)
-        number = str(self._threads)
-        threads = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number, "OPENBLAS_NUM_THREADS": number}
         with open(self._logs / "worker.log", "a") as stderr:
             return subprocess.Popen(
                 [sys.executable, "-m", "lorabuild.worker"],
@@ -106,7 +116,7 @@ class Pool:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=os.environ | threads | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C at the terminal is the driver's; it decides what becomes of workers
             )
 

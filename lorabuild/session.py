@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorabuild.engine import Engine
@@ -30,12 +31,13 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             stack.enter_context(build_lock(hidden, shown.warn))
         state = State(hidden / "state.sqlite", root)
         stack.callback(state.close)
-        repository = load(root, memo=state)
+        pool = Pool(hidden / "logs")
+        stack.callback(pool.close)
+        repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
+        pool.open(repository.slots["cpu"])
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
-        pool = Pool(max(1, repository.slots["cpu"]), hidden / "logs")
-        stack.callback(pool.close)
         yield Engine(
             root=root,
             stages=STAGES,
@@ -49,6 +51,23 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             log=RunLog(hidden / "runs", building),
             face=shown,
         )
+
+
+@dataclass(frozen=True)
+class _Memo:
+    """The state's memory of manifests. A manifest that is not in it has changed, so that there will be work."""
+
+    state: State
+    on_miss: Callable[[], None]
+
+    def get(self, key: str) -> str | None:
+        found = self.state.get(key)
+        if found is None:
+            self.on_miss()
+        return found
+
+    def put(self, key: str, value: str) -> None:
+        self.state.put(key, value)
 
 
 def jobs_of(repository: Repository) -> dict[str, Job]:

@@ -28,10 +28,17 @@ Inbox = queue.Queue[Any]  # what the driver says: a job, and while it runs an an
 def main() -> None:
     """Serve until the input ends. When the driver dies, its end of the pipe closes, and so does this process."""
     jobs, events = _channels()
+    importlib.import_module("lorabuild.stages")  # while the driver may still be reading manifests
     for spec in iter(jobs.get, None):
+        _use_threads(spec["threads"])
         with _output_to(Path(spec["log"])):
             report = _run(spec, jobs, events)
         _send(events, report)
+
+
+def _use_threads(number: int) -> None:
+    """For the libraries that read their number of threads when they are imported, which is in a stage's `run`."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number)))
 
 
 def _run(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:
