@@ -52,7 +52,8 @@ Name = Annotated[str, AfterValidator(_checked_name)]
 class Table(BaseModel):
     """Strict: a number is not text, `true` is not 1, unknown keys are errors. Whole numbers do for others."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    # Deferred: only whole files are validated, so that the tables in them need no validator of their own.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class ProjectTable(Table):
