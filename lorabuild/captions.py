@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -41,3 +42,8 @@ def draw_caption(caption: str, settings: Mapping[str, Any], random: Random) -> s
     fixed, free = tags[: settings["keep_tokens"]], tags[settings["keep_tokens"] :]
     random.shuffle(free)
     return ", ".join(fixed + free)
+
+
+def tag_counts(captions: Iterable[str]) -> Counter[str]:
+    """How many captions hold each tag, as sd-scripts counts for a file's metadata: in lower case, commas between them."""
+    return Counter(tag.strip().lower() for caption in captions for tag in caption.split(",") if tag.strip())

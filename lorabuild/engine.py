@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import InputChanged, JobError, UserError
+from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolver, components, key_of
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
-from lorabuild.publish import Made, Publication, Publisher, publications
+from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import differences
 from lorabuild.runlog import RunLog
 from lorabuild.stage import Job, Stage
 from lorabuild.state import State
-from lorabuild.store import Output, Record, Store, empty_folder
+from lorabuild.store import Output, Record, Store
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
 
@@ -286,7 +287,7 @@ class Engine:
         if last is not None and last[0] != found.key and (lines := differences(json.loads(last[1]), found.components)):
             return lines
         if found.missing:
-            return list(dict.fromkeys(found.missing)) if last else ["never built"]
+            return list(found.missing) if last else ["never built"]
         return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]
 
     def _same_key(self, found: Assessment) -> bool:
@@ -336,11 +337,6 @@ class Engine:
         lasts = [self.state.last(name) for name in names]
         records = [self.store.record(last[0]) if last else None for last in lasts]
         return [record.seconds if record else None for record in records]
-
-
-def base_folder(root: Path, base: str) -> Path:
-    """Where the files of a base stand as a diffusers folder."""
-    return root / ".lorabuild" / "base" / base
 
 
 def _one_line(error: Exception) -> str:

@@ -244,7 +244,7 @@ class Clean(_Command, DoitClean):
     writes = True
     cmd_options = (opt_clean_dryrun,)
 
-    def _execute(self, dryrun: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
+    def _execute(self, dryrun: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
         for name in self.jobs_of(pos_args):
             _clean(name, dryrun)
 
@@ -255,7 +255,7 @@ class Forget(_Command, DoitForget):
     writes = True
     cmd_options = (opt_forget_all,)
 
-    def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]
+    def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
         if not pos_args and not forget_all:
             raise UsageError("forget: name a target, or --all: what is forgotten is built again, trainings too")
         for name in self.jobs_of(pos_args):

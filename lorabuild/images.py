@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -91,6 +92,12 @@ def to_chw(pixels: np.ndarray) -> np.ndarray:
 
     unit = pixels.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
+
+
+def latent_name(image: Mapping[str, Any], flip: bool) -> str:
+    """The name, in the packed latents, of an image of dataset.json or geometry.json, or of its mirror image."""
+    width, height = image["bucket"]
+    return f"{image['digest']}.{width}x{height}{'.flip' if flip else ''}"
 
 
 def _is_image(name: str) -> bool:

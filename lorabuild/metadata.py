@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.captions import tag_counts
 from lorabuild.names import BLOCKS
 from lorabuild.order import batches_per_epoch
 
@@ -123,7 +124,7 @@ def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str,
     if dataset is None:
         return {}
     images = dataset["images"]
-    tags = Counter(tag.strip().lower() for image in images for tag in image["caption"].split(",") if tag.strip())
+    tags = tag_counts(image["caption"] for image in images)
     by_repeats = Counter(image["repeats"] for image in images)
     buckets = Counter(tuple(image["bucket"]) for image in images for _ in range(image["repeats"]))
     same_name = (

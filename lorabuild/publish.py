@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorabuild.files import staged
 from lorabuild.hashing import digest_json
 from lorabuild.header import header_bytes, read_header
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.stage import Artifact, Job
 from lorabuild.state import State
-from lorabuild.store import Output, Store, staged
+from lorabuild.store import Output, Store
 
 # stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
 NAMES = {
@@ -56,7 +57,7 @@ def publications(
 ) -> list[Publication]:
     """What `job` shows to the user of its outputs. `project` is the manifest's [project] table."""
     if job.stage == "base":
-        folder = root / ".lorabuild" / "base" / job.target
+        folder = base_folder(root, job.target)
         return [Publication(folder / role, job.name, output) for role, output in outputs.items()]
     name, _, variant = job.target.partition("@")
     stem = f"{name}-{variant}" if variant else name
@@ -72,6 +73,11 @@ def publications(
             about = _about(path.stem, name, role, project, lineage)
         found.append(Publication(path, job.name, output, about))
     return found
+
+
+def base_folder(root: Path, base: str) -> Path:
+    """Where the files of a base stand as a diffusers folder."""
+    return root / ".lorabuild" / "base" / base
 
 
 def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[str, Made]) -> dict[str, Any]:

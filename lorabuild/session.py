@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabuild.engine import Engine
+from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
 from lorabuild.pool import Pool
@@ -17,7 +18,7 @@ from lorabuild.runlog import RunLog
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
-from lorabuild.store import Store, empty_folder
+from lorabuild.store import Store
 
 
 @contextmanager

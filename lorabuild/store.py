@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorabuild.files import staged, sync, sync_folder
 from lorabuild.hashing import digest_file
 
 
@@ -97,74 +95,3 @@ class Store:
         for one in found:
             one.unlink(missing_ok=True)
         return bool(found)
-
-
-class staged:  # reads as a verb: `with staged(path, parts) as part`
-    """`with staged(path, parts) as part:` write `part`, a file in the folder `parts`; at the end it becomes `path`.
-
-    Temporary file, fsync, rename: a kill at any moment leaves the old file or the new one at `path`, and nothing beside
-    it. If the block fails, `path` stays as it was. Raises OSError (disk full).
-    """
-
-    def __init__(self, path: Path, parts: Path):
-        self.path, self.parts = path, parts
-
-    def __enter__(self) -> Path:
-        self.parts.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=self.parts)
-        os.close(handle)
-        self.part = Path(name)
-        return self.part
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self.part.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        sync(self.part)
-        self.part.chmod(0o666 & ~_umask())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.replace(self.part, self.path)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            beside = self.path.with_name(f".{self.path.name}.part")  # build/ is a link to another file system
-            shutil.copyfile(self.part, beside)
-            sync(beside)
-            os.replace(beside, self.path)
-        sync_folder(self.path.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes outlive a power cut."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut, where the system can (not on Windows)."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def empty_folder(folder: Path) -> Path:
-    """`folder`, there and empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _umask() -> int:
-    value = os.umask(0o022)
-    os.umask(value)
-    return value

@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from lorabuild import __version__
 from lorabuild.errors import InputChanged, UserError
+from lorabuild.files import empty_folder
 from lorabuild.stage import Job
-from lorabuild.store import Store, empty_folder
+from lorabuild.store import Store
 from lorabuild.workspace import ImageFile, Workspace, staged_roles
 
 Inbox = queue.Queue[Any]  # what the driver says: a job, and while it runs an answer to each output that is handed over

@@ -189,7 +189,10 @@ def test_it_leaves_no_trace_on_the_base_nor_on_lycoris():
     settings = {name: value for name, value in vars(LycorisNetworkKohya).items() if name.isupper()}
     noise, hidden = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 96)
     conditions = {"text_embeds": torch.randn(1, 56), "time_ids": torch.zeros(1, 6)}
-    predict = lambda: base.unet(noise, torch.tensor([5]), hidden, added_cond_kwargs=conditions).sample  # noqa: E731
+
+    def predict() -> Tensor:
+        return base.unet(noise, torch.tensor([5]), hidden, added_cond_kwargs=conditions).sample
+
     with torch.no_grad():
         before = predict()
         with pytest.raises(KeyError), adapted(base, SHAPE, 7, ("unet",)) as adapter:

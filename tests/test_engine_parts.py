@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from lorabuild.files import staged
 from lorabuild.hashing import digest_bytes
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
 from lorabuild.state import GRAIN_NS, State
-from lorabuild.store import Output, Record, Store, staged
+from lorabuild.store import Output, Record, Store
 from lorabuild.workspace import Workspace
 
 

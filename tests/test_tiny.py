@@ -94,7 +94,10 @@ def test_activations_are_of_order_one():
         noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
         sizes = torch.tensor([[128.0, 128, 0, 0, 128, 128]]).expand(2, 6)
         conditions = {"text_embeds": pooled, "time_ids": sizes}
-        predict = lambda hidden: base.unet(noise, torch.tensor([100, 800]), hidden, added_cond_kwargs=conditions).sample  # noqa: E731
+
+        def predict(hidden: torch.Tensor) -> torch.Tensor:
+            return base.unet(noise, torch.tensor([100, 800]), hidden, added_cond_kwargs=conditions).sample
+
         prediction, other = predict(hidden), predict(hidden.flip(0))
     assert 0.5 < hidden.std() < 2 and 0.5 < pooled.std() < 2
     assert 0.3 < prediction.std() < 0.8

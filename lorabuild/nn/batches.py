@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorabuild.captions import draw_caption
+from lorabuild.images import latent_name
 from lorabuild.nn.noise import batch_noise, generator
 from lorabuild.nn.objective import LATENT_SCALE, STEPS
 from lorabuild.nn.text import size_ids
@@ -70,7 +71,7 @@ def micro_batch(
     ]
     settings = data.dataset["settings"]
     flips = [settings["flip_aug"] and python_random(seed, "flip", *name).random() < 0.5 for name in names]
-    latents = torch.stack([data.latents(_latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    latents = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
     return MicroBatch(
         latents=latents * LATENT_SCALE,
         noise=batch_noise(latents.shape, names, recipe, seed, update, micro),
@@ -103,11 +104,6 @@ def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[M
         MicroBatch(batch.latents, batch.noise, timesteps, batch.captions, batch.sizes)
         for batch, timesteps in zip(batches, parts, strict=True)
     ]
-
-
-def _latent_name(image: Mapping[str, Any], flip: bool) -> str:
-    width, height = image["bucket"]
-    return f"{image['digest']}.{width}x{height}" + (".flip" if flip else "")
 
 
 def _crop(image: Mapping[str, Any], flip: bool) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lorabuild.files import sync_folder
 from lorabuild.hashing import digest_bytes
 
 REST = 20  # the time between two saves is at least this many times what a save takes: at most 5 % of a training
@@ -58,7 +59,7 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         self._saved_at = self.clock()
         self._took = self._saved_at - start
 
@@ -79,13 +80,3 @@ class StateFile:
             return State(load(data), json.loads(metadata["facts"]))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise Unusable("the saved state is of another version") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on disk when its folder is. Windows cannot open a folder, and need not."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.buckets import PIXELS_PER_LATENT, Geometry
 from lorabuild.errors import JobError
 from lorabuild.header import write_body
-from lorabuild.images import decode, resize_and_crop, to_chw
+from lorabuild.images import decode, latent_name, resize_and_crop, to_chw
 from lorabuild.stage import Artifact, Component, Images, Job, Stage
 from lorabuild.stages.dataset import DECODING, image_folders
 from lorabuild.workspace import ImageFile, Progress, Workspace
@@ -65,7 +65,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         return workspace.piece(_identity(rows[digest], flip, workspace.digests["vae"]), make)[0]
 
     views = [
-        (_name(row, flip), "F32", _shape(row), partial(view, digest, flip))
+        (latent_name(row, flip), "F32", _shape(row), partial(view, digest, flip))
         for digest, row in rows.items()
         for flip in flips
     ]
@@ -77,11 +77,6 @@ def _identity(row: Row, flip: bool, vae: str) -> dict[str, Any]:
     """All that shapes the latents of one view of an image."""
     place = {key: row[key] for key in ("digest", "resized", "bucket", "crop")}
     return {"piece": "latents", "version": [DECODING, ENCODING], "vae": vae, "flip": flip, **place}
-
-
-def _name(row: Row, flip: bool) -> str:
-    width, height = row["bucket"]
-    return f"{row['digest']}.{width}x{height}{'.flip' if flip else ''}"
 
 
 def _shape(row: Row) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
@@ -155,7 +156,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What a file's header tells of its training. Tags are counted as sd-scripts does: once an image, in lower case."""
     images = dataset["images"]
-    tags = Counter(tag.strip().lower() for image in images for tag in image["caption"].split(",") if tag.strip())
+    tags = tag_counts(image["caption"] for image in images)
     buckets: Counter[str] = Counter()
     for image in images:
         buckets["{}x{}".format(*image["bucket"])] += image["repeats"]
