@@ -16,9 +16,18 @@ lorabuild: make for LoRAs
   lorabuild clean [TARGET …]   remove files in build/; the next build restores them
   lorabuild forget TARGET      drop what was built, so that it is built again
 
-In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`."""
+In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
-VERBS = ("build", "run", "list", "clean", "forget")
+Any LoRA file, without a repository (each has --help):
+
+  lorabuild resize FILE --base CKPT -r RECIPE -o OUT        keep the ranks that matter
+  lorabuild chop FILE --keep TE,OUT01 -o OUT                keep, scale or drop blocks; or --vector "1,0,…"
+  lorabuild merge A:0.7 B:0.3 -o OUT                        add LoRAs up, exactly
+  lorabuild blocks FILE                                     what each block holds, with ready-made vectors
+  lorabuild show FILE                                       header, metadata, hashes, what loads it"""
+
+VERBS = ("build", "run", "list", "clean", "forget")  # in a repository
+FILE_VERBS = ("resize", "chop", "merge", "blocks", "show")
 
 
 def main() -> None:
@@ -35,8 +44,10 @@ def _main(args: list[str]) -> int:
         return 0
     from lorabuild.errors import near_miss
 
+    if args[0] in FILE_VERBS:
+        return _on_files(args[0], args[1:])
     if args[0] not in VERBS:
-        sys.stderr.write(f"{args[0]}: no such command{near_miss(args[0], VERBS)}\n")
+        sys.stderr.write(f"{args[0]}: no such command{near_miss(args[0], (*VERBS, *FILE_VERBS))}\n")
         return 2
     root = find_root(Path.cwd())
     if root is None:
@@ -45,6 +56,26 @@ def _main(args: list[str]) -> int:
     from lorabuild.graph import main as run
 
     return run(["run" if args[0] == "build" else args[0], *args[1:]], root)
+
+
+def _on_files(verb: str, args: list[str]) -> int:
+    """Run a file-level verb: a mistake is one line, never a traceback."""
+    from importlib import import_module
+
+    from lorabuild.errors import UserError
+
+    try:
+        return import_module(f"lorabuild.verbs.{verb}").main(args)
+    except UserError as error:
+        sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"{where}{error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
 
 
 def find_root(folder: Path) -> Path | None:

@@ -8,11 +8,12 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
 from lorabuild.errors import InputChanged, JobError, UserError
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolver, components, key_of
@@ -21,7 +22,7 @@ from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import differences
 from lorabuild.runlog import RunLog
-from lorabuild.stage import Job, Stage
+from lorabuild.stage import File, Job, Stage
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 
@@ -45,6 +46,7 @@ class Engine:
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
+    base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
     default: Sequence[str]  # the stages that a build without targets is for
     store: Store
     state: State
@@ -161,9 +163,20 @@ class Engine:
         return output.digest, self.store.blob(output.digest)
 
     def _component(self, base: str, name: str) -> tuple[str, Path]:
-        listing = self._outputs_of(f"base:{base}")["components.json"]
+        path = self.base_path(base)
+        if path is not None:
+            return self._component_of(path, name), path
+        listing = self._outputs_of(f"base:{base}")[COMPONENTS_FILE]
         digests = json.loads(self.store.blob(listing.digest).read_bytes())
         return digests[name], base_folder(self.root, base)
+
+    def _component_of(self, path: Path, name: str) -> str:
+        """The digest of a part of a user's base: seven gigabytes are read once, not once a job."""
+        with self._lock_of(str(path)):  # who waits finds what the first one has read
+            what = f"component {DIGESTING} {name}"
+            return self.state.digest_of(
+                component_files(path, name), what, lambda: component_digests(path, [name])[name]
+            )
 
     def _outputs_of(self, name: str) -> Mapping[str, Output]:
         if name not in self.assessed:
@@ -234,12 +247,19 @@ class Engine:
             warn=lambda text: self.face.warn(f"{job.name}: {text}"),
         )
         made_with.update(result["made_with"])
+        self._unchanged(found)
         if not self._keeps(key, job):
             self.store.put_record(key, record(outputs, result["pieces"]))
         self._built.add(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         return result["notes"]
+
+    def _unchanged(self, found: Assessment) -> None:
+        """A file of the user's is read by the job itself: raises InputChanged if it is no longer what the key says."""
+        for role, item in found.job.inputs.items():
+            if isinstance(item, File) and self.state.digest(item.path) != found.inputs[role].digest:
+                raise InputChanged(item.path)
 
     def _keeps(self, record_key: str, job: Job) -> bool:
         """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""

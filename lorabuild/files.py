@@ -14,15 +14,16 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
     """`with staged(path, parts) as part:` write `part`, a file in the folder `parts`; at the end it becomes `path`.
 
     Temporary file, fsync, rename: a kill at any moment leaves the old file or the new one at `path`, and nothing beside
-    it. If the block fails, `path` stays as it was. Raises OSError (disk full).
+    it. If the block fails, `path` stays as it was. Without `durable` it is not waited until the bytes are on the disk: a
+    power cut may take the new file, no kill can. Raises OSError (disk full).
     """
 
-    def __init__(self, path: Path, parts: Path):
-        self.path, self.parts = path, parts
+    def __init__(self, path: Path, parts: Path, durable: bool = True):
+        self.path, self.parts, self.durable = path, parts, durable
 
     def __enter__(self) -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=self.parts)
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.parts)
         os.close(handle)
         self.part = Path(name)
         return self.part
@@ -35,7 +36,8 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
             self.part.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        sync(self.part)
+        if self.durable:
+            sync(self.part)
         self.part.chmod(0o666 & ~_umask())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -47,7 +49,8 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
             shutil.copyfile(self.part, beside)
             sync(beside)
             os.replace(beside, self.path)
-        sync_folder(self.path.parent)
+        if self.durable:
+            sync_folder(self.path.parent)
 
 
 def sync(path: Path) -> None:

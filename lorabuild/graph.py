@@ -102,7 +102,7 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
             "name": job.target,
             "uptodate": [_Fresh(current, name)],
             "actions": [(_realise, [current, name])],
-            "task_dep": dependencies(job),
+            "task_dep": dependencies(job, current.jobs),
             "clean": [(_clean, [name])],
             "io": {"capture": False},
         }
@@ -110,7 +110,7 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
         yield {
             "basename": project,
             "actions": None,
-            "task_dep": targets(current.jobs)[project],
+            "task_dep": targets(current.jobs).get(project, []),
             "doc": f"all of {project}",
         }
 

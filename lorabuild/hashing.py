@@ -1,7 +1,8 @@
-"""Digests: xxh3-128 in hex, over bytes, files and plain values."""
+"""Digests: xxh3-128 in hex, over bytes, files and plain values; sha256 where the world asks for it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ def digest_file(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(CHUNK_BYTES):
             state.update(chunk)
+    return state.hexdigest()
+
+
+def sha256_from(path: Path | str, start: int = 0) -> str:
+    """sha256, in hex, of a file's bytes from `start` on. Raises OSError."""
+    state, buffer = hashlib.sha256(), bytearray(CHUNK_BYTES)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while count := file.readinto(buffer):
+            state.update(memoryview(buffer)[:count])
     return state.hexdigest()
 
 

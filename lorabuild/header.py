@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorabuild.errors import JobError
+from lorabuild.hashing import sha256_from
 
 # Width of an element, as the format's own list has them.
 DTYPE_BITS = {
@@ -114,26 +115,29 @@ def write_body(path: Path | str, tensors: Iterable[Tensor]) -> None:
     Ranges of files are copied by the system, neighbours at once: constant memory, and no tensor passes through Python.
     Raises ValueError where data and shape disagree, FormatError if a range reaches beyond its file.
     """
-    tensors = sorted(tensors, key=lambda tensor: tensor[0])
-    header = header_bytes([(name, dtype, shape) for name, dtype, shape, _ in tensors])
+    tensors = list(tensors)
+    with open(path, "wb", buffering=0) as target:
+        _write_all(target, header_bytes([(name, dtype, shape) for name, dtype, shape, _ in tensors]))
+        _write_tensors(target, tensors)
+
+
+def write_file(path: Path | str, tensors: Iterable[Tensor], metadata: Callable[[str], Mapping[str, str]]) -> None:
+    """Write a canonical file with metadata, which may hold the sha256 of the bytes after the header.
+
+    `metadata` makes it from that digest in hex, and its length may not depend on the digest's value: the header is
+    written twice, first with zeros, as the bytes are known last. Raises as `write_body` does.
+    """
+    tensors = list(tensors)
+    entries = [(name, dtype, shape) for name, dtype, shape, _ in tensors]
+    header = header_bytes(entries, metadata("0" * 64))
     with open(path, "wb", buffering=0) as target:
         _write_all(target, header)
-        waiting: FileRange | None = None
-        for name, dtype, shape, data in tensors:
-            data = data() if callable(data) else data
-            expected = byte_size(dtype, shape)
-            if (found := _length(data)) != expected:
-                raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
-            if waiting and isinstance(data, FileRange) and (waiting.path, waiting.stop) == (data.path, data.start):
-                waiting = FileRange(waiting.path, waiting.start, data.stop)
-                continue
-            if waiting:
-                copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
-            waiting = data if isinstance(data, FileRange) else None
-            if waiting is None:
-                _write_all(target, data)
-        if waiting:
-            copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
+        _write_tensors(target, tensors)
+    final = header_bytes(entries, metadata(sha256_from(path, len(header))))
+    if len(final) != len(header):
+        raise ValueError("the length of the metadata depends on the digest")
+    with open(path, "r+b", buffering=0) as target:
+        _write_all(target, final)
 
 
 def copy_ranges(source: Path | str, ranges: Iterable[tuple[int, int]], target: BinaryIO) -> None:
@@ -264,6 +268,25 @@ def _short(value: Any) -> str:
     except RecursionError:
         return "something nested too deep"
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _write_tensors(target: BinaryIO, tensors: Iterable[Tensor]) -> None:
+    waiting: FileRange | None = None
+    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
+        data = data() if callable(data) else data
+        expected = byte_size(dtype, shape)
+        if (found := _length(data)) != expected:
+            raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
+        if waiting and isinstance(data, FileRange) and (waiting.path, waiting.stop) == (data.path, data.start):
+            waiting = FileRange(waiting.path, waiting.start, data.stop)
+            continue
+        if waiting:
+            copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
+        waiting = data if isinstance(data, FileRange) else None
+        if waiting is None:
+            _write_all(target, data)
+    if waiting:
+        copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
 
 
 def _length(data: Any) -> int:

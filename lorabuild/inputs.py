@@ -10,7 +10,7 @@ from typing import Any
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
-from lorabuild.stage import Artifact, Component, Images, Input, Job, Subset
+from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -63,6 +63,10 @@ class Resolver:
                 return Resolved(digest, folder)
             case Images():
                 return self._images(item)
+            case File(path, shown):
+                if not path.exists():
+                    raise JobError(f"{shown}: no such file (project.source)")
+                return Resolved(self._digest(path, shown), path)
 
     def _images(self, item: Images) -> Resolved:
         found = [

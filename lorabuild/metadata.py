@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
+from lorabuild.hashing import sha256_from
+from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended
 from lorabuild.names import BLOCKS
 from lorabuild.order import batches_per_epoch
 
@@ -18,39 +18,40 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise when equal inputs should give another header: every artifact is published again, nothing is built
 
-ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
-IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
-
-def metadata(about: Mapping[str, Any], sha256: str, dataset: Mapping | None, facts: Mapping | None) -> dict[str, str]:
+def metadata(
+    about: Mapping[str, Any],
+    sha256: str,
+    dataset: Mapping | None,
+    facts: Mapping | None,
+    source: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """The `__metadata__` of an artifact: a pure function of what made it. No clock times, ids or paths; all are strings.
 
     `about` is publish's description, `sha256` the hex digest of the bytes after the header, `dataset` the parsed
-    dataset.json, `facts` train's facts.json (None for a snapshot). Keys: kohya-ss sd-scripts, ModelSpec 1.0.1.
+    dataset.json, `facts` train's facts.json (None for a snapshot), `source` the metadata of the LoRA that a project
+    starts from: it is kept, but for what is said anew. Keys: kohya-ss sd-scripts, ModelSpec 1.0.1.
     """
     tables = _tables(about["made_by"])
     found = {
-        **_identity(about, sha256),
-        **_modelspec(about, sha256, tables),
-        **_training(tables.get("recipe", {}), about, dataset),
+        **_identity(about),
+        **_modelspec(about, tables),
+        **_training(tables.get("recipe", {}) if "train" in about["made_by"] else {}, about, dataset),
         **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
         **_network(tables),
         **_ours(about, tables, facts),
     }
-    return {key: _text(value) for key, value in sorted(found.items()) if value is not None}
+    said = {key: value for key, value in found.items() if value is not None}
+    return amended(source or {}, about["name"], sha256, said)
 
 
 def body_sha256(blob: Path, data_start: int, digest: str, state: State) -> str:
     """sha256, in hex, of the bytes after the header; computed once a body."""
     if known := state.get(f"sha256:{digest}"):
         return known
-    hasher = hashlib.sha256()
-    with open(blob, "rb") as file:
-        file.seek(data_start)
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    state.put(f"sha256:{digest}", hasher.hexdigest())
-    return hasher.hexdigest()
+    found = sha256_from(blob, data_start)
+    state.put(f"sha256:{digest}", found)
+    return found
 
 
 def _tables(made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -62,17 +63,15 @@ def _tables(made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _identity(about: Mapping, sha256: str) -> dict[str, Any]:
+def _identity(about: Mapping) -> dict[str, Any]:
     return {
-        "ss_output_name": about["name"],
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_v2": False,
         "ss_sd_model_name": about["project"].get("base"),
-        "sshs_model_hash": sha256,
     }
 
 
-def _modelspec(about: Mapping, sha256: str, tables: Mapping) -> dict[str, Any]:
+def _modelspec(about: Mapping, tables: Mapping) -> dict[str, Any]:
     project = about["project"]
     tags = project.get("tags")
     resolution = tables.get("dataset", {}).get("resolution")
@@ -81,7 +80,6 @@ def _modelspec(about: Mapping, sha256: str, tables: Mapping) -> dict[str, Any]:
         "modelspec.architecture": ARCHITECTURE,
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": project.get("title") or about["name"],
-        "modelspec.hash_sha256": f"0x{sha256}",
         "modelspec.author": project.get("author"),
         "modelspec.description": project.get("description"),
         "modelspec.license": project.get("license"),
@@ -188,9 +186,3 @@ def _ours(about: Mapping, tables: Mapping, facts: Mapping | None) -> dict[str, A
         "lorabuild.loss": {key: facts[key] for key in ("loss_before", "loss_after")} if facts else None,
     }
 
-
-def _text(value: Any) -> str:
-    """Strings as they are, the rest as kohya writes it: True, 0.0003, or JSON for tables and lists."""
-    if isinstance(value, Mapping | list):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return str(value)

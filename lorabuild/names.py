@@ -27,13 +27,8 @@ UNET_BLOCKS = tuple(f"{short}{number:02}" for short, count in SECTIONS.values() 
 TEXT_ENCODERS = ("TE1", "TE2")
 BLOCKS = UNET_BLOCKS + TEXT_ENCODERS
 
-# What resize_lora and Inspire-Pack number, after the first number. INP00 has no place: no LyCORIS file has that block.
-VECTOR_BLOCKS = UNET_BLOCKS[1:]
-VECTOR_STYLES = ("resize_lora", "inspire")
-
 _UNET_KEY = re.compile(rf"lora_unet_({'|'.join(SECTIONS)})_(\d)_")
 _TEXT_ENCODER_KEY = re.compile(r"lora_te([12])_")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def name_problem(name: str) -> str | None:
@@ -65,23 +60,26 @@ def block_of(key: str) -> str | None:
     return None
 
 
-def resolve_chop(chop: Mapping[str, Any]) -> dict[str, float]:
+def resolve_chop(chop: Mapping[str, Any], present: Sequence[str] | None = None) -> dict[str, float]:
     """The weight of each of BLOCKS, in that order: 0 drops the block, 1 leaves it as it is, 0.5 halves its effect.
 
     `chop` is the manifest's table: `keep` or `vector` selects (all, without either), `weights` scales what is selected.
-    Spellings that mean the same give equal results. Raises ValueError in one line.
+    `present` are the blocks of the file at hand, if there is one: some vectors count these. Spellings that mean the same
+    give equal results. Raises ValueError in one line.
     """
+    from lorabuild.vectors import vector_weights  # not at the top: vectors are made of the blocks that are named here
+
     keep, vector = chop.get("keep"), chop.get("vector")
     if keep is not None and vector is not None:
         raise ValueError('"keep" and "vector" both say which blocks stay: one of them is enough')
     selected = dict.fromkeys(BLOCKS, 1.0)
     if vector is not None:
-        selected = vector_weights(vector, chop.get("vector_style"))
+        selected |= vector_weights(vector, chop.get("vector_style"), present)
     elif keep is not None:
         kept = kept_blocks(keep)
         selected = {block: float(block in kept) for block in BLOCKS}
     scale = block_scales(chop.get("weights") or {})
-    return {block: _weight(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
+    return {block: finite(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
 
 
 def named_blocks(chop: Mapping[str, Any]) -> list[str]:
@@ -119,7 +117,7 @@ def block_scales(weights: Mapping[str, float]) -> dict[str, float]:
     for name in weights:
         block_name(name)
     both = {block: weights["TE"] for block in TEXT_ENCODERS if "TE" in weights}
-    return {block: _weight(weight) for block, weight in {**both, **weights}.items() if block != "TE"}
+    return {block: finite(weight) for block, weight in {**both, **weights}.items() if block != "TE"}
 
 
 def block_name(name: str) -> str:
@@ -129,36 +127,11 @@ def block_name(name: str) -> str:
     return name
 
 
-def vector_weights(vector: str, style: str | None = None) -> dict[str, float]:
-    """The weights that a vector of 21 numbers gives: a first number, then INP01..INP08, MID00..MID02, OUT00..OUT08.
-
-    The first number multiplies the U-Net in resize_lora's chop_blocks, and is the text encoders' weight in Inspire-Pack.
-    1 means the same in both; any other needs a `style`. INP00 goes with INP01. Raises ValueError in one line.
-    """
-    numbers = [_number(text.strip(), place) for place, text in enumerate(vector.split(","), 1)]
-    if len(numbers) != 1 + len(VECTOR_BLOCKS):
-        raise ValueError(f"{1 + len(VECTOR_BLOCKS)} numbers are expected, got {len(numbers)}")
-    first, *rest = numbers
-    if style is None and first != 1:
-        raise ValueError(
-            f"the first number is {first:g}: resize_lora multiplies the U-Net by it, Inspire-Pack the text encoders; "
-            'say which by vector_style = "resize_lora" or "inspire", or write 1'
-        )
-    unet, text_encoders = (1.0, first) if style == "inspire" else (first, 1.0)
-    weights = {block: _weight(unet * number) for block, number in zip(VECTOR_BLOCKS, rest, strict=True)}
-    return {"INP00": weights["INP01"], **weights, **dict.fromkeys(TEXT_ENCODERS, _weight(text_encoders))}
-
-
-def _number(text: str, place: int) -> float:
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(f"number {place} is {quoted(text)}: a number like 0, 1 or 0.5 is expected")
-    return _weight(float(text))
-
-
-def _weight(weight: float) -> float:
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"a weight is a finite number of 0 or more, got {weight:g}")
-    return weight + 0.0  # -0 is 0
+def finite(weight: float, name: str = "a weight") -> float:
+    """`weight`, if it is a number that a block can have, negative ones too; -0 is 0. Raises ValueError."""
+    if not math.isfinite(weight):
+        raise ValueError(f"{name} is {weight:g}: a finite number is expected")
+    return weight + 0.0
 
 
 def _near_block(name: str) -> str:

@@ -14,7 +14,7 @@ from lorabuild.hashing import digest_json
 from lorabuild.header import header_bytes, read_header
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
-from lorabuild.stage import Artifact, Job
+from lorabuild.stage import Artifact, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store
 
@@ -39,12 +39,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Publication:
-    """A file that should stand at `path`: the blob as it is, or (`about`) its tensors under a header made from `about`."""
+    """A file that should stand at `path`: the blob as it is, or (`about`) its tensors under a header made from `about`.
+
+    `source` is the user's LoRA that it comes from, if it does: its metadata is kept. Its digest stands in `about`.
+    """
 
     path: Path
     job: str
     output: Output
     about: Mapping[str, Any] | None = None
+    source: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +75,7 @@ def publications(
         about = None
         if path.suffix == ".safetensors":
             about = _about(path.stem, name, role, project, lineage)
-        found.append(Publication(path, job.name, output, about))
+        found.append(Publication(path, job.name, output, about, _source(lineage)))
     return found
 
 
@@ -111,6 +115,12 @@ def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
     return next((item.role for item in used if item.job.startswith("train:")), role)
 
 
+def _source(lineage: Mapping[str, Made]) -> Path | None:
+    """The file of the user's that an artifact comes from."""
+    used = [item for found in lineage.values() for item in found.job.inputs.values()]
+    return next((item.path for item in used if isinstance(item, File)), None)
+
+
 @dataclass(frozen=True)
 class Publisher:
     """Writes files into build/ and knows whether they still stand as written."""
@@ -148,7 +158,8 @@ class Publisher:
         about, body = publication.about, read_header(blob)
         assert about is not None
         sha256 = body_sha256(blob, body.data_start, publication.output.digest, self.state)
-        header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]))
+        source = read_header(publication.source).metadata if publication.source else None
+        header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]), source)
         with open(part, "wb") as target, open(blob, "rb") as source:
             target.write(header_bytes([(name, one.dtype, one.shape) for name, one in body.tensors.items()], header))
             source.seek(body.data_start)

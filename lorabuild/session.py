@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorabuild.engine import Engine
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
+from lorabuild.manifest.bases import base_path
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -44,6 +46,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             stages=STAGES,
             jobs=jobs_of(repository),
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
+            base_path=partial(base_path, repository),
             default=repository.build_default,
             store=store,
             state=state,
@@ -76,13 +79,13 @@ def jobs_of(repository: Repository) -> dict[str, Job]:
     return {job.name: job for stage in STAGES.values() for job in stage.jobs(repository)}
 
 
-def dependencies(job: Job) -> list[str]:
-    """The jobs whose results `job` needs, in no particular order and each once."""
+def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
+    """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
     needed = []
     for item in job.inputs.values():
         if isinstance(item, Artifact):
             needed.append(item.job)
-        elif isinstance(item, Component):
+        elif isinstance(item, Component) and f"base:{item.base}" in jobs:
             needed.append(f"base:{item.base}")
     return list(dict.fromkeys(needed))
 

@@ -46,7 +46,15 @@ class Images:
     captions: bool
 
 
-Input = Artifact | Component | Images
+@dataclass(frozen=True)
+class File:
+    """A file of the user's. Its content is what counts. `shown` is what messages call it."""
+
+    path: Path
+    shown: str
+
+
+Input = Artifact | Component | Images | File
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorabuild.hashing import digest_file
@@ -65,6 +67,22 @@ class State:
         self.remember(path, digest, signature)
         return digest
 
+    def digest_of(self, files: Sequence[Path], what: str, make: Callable[[], str]) -> str:
+        """The digest of `what` these files hold, a part of a checkpoint, say; made only if the stat of one is not the
+        remembered one. Raises OSError."""
+        while True:
+            signatures = [_signature(path) for path in files]
+            key = json.dumps([what, *zip(map(self._name, files), signatures, strict=True)])
+            if (known := self.get(key)) is not None:
+                return known
+            racy = any(map(_racy, signatures))
+            digest = make()
+            if [_signature(path) for path in files] == signatures:  # else written while we read: once more
+                break
+        if not racy:
+            self.put(key, digest)
+        return digest
+
     def remember(self, path: Path, digest: str, signature: tuple[int, ...] | None = None, ours: bool = False) -> None:
         """Keep the digest of a file for the next run. `ours`: nobody else writes it, so that its age does not matter."""
         signature = signature or _signature(path)
@@ -118,7 +136,7 @@ class State:
         with self._lock:
             self._db.execute("replace into job values (?,?,?)", (job, key, components))
 
-    # parsed manifests
+    # parsed manifests, digests of parts of files: text by a key that says all that it was made of
 
     def get(self, key: str) -> str | None:
         with self._lock:

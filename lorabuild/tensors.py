@@ -15,33 +15,40 @@ if TYPE_CHECKING:
 SAVE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32", "F64")  # what can be read as numbers here
 
-_NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # bf16 is none of numpy's: the upper half of a float32
+_PART = 1 << 15  # numbers that are rounded at a time
+# Of float32 -> fp16, as bits of float32: from 65520 on a half is infinite, so that 65536 will do for all.
+_TOO_LARGE, _TO_HALF_BIAS = 65536.0, 2.0**-112
+_EXPONENT, _LEAST_NORMAL, _TIMES_2_13 = 0x7F800000, (127 - 14) << 23, 13 << 23
+_NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}  # bf16 is none of numpy's: half of a float32
 _HALF_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
+_LIMIT = {"F16": 65520, "BF16": 3.396e38, "F32": 3.4028236e38, "F64": float("inf")}  # does not fit, from here on
 _LARGEST = {"F16": "65504", "BF16": "3.39e38", "F32": "3.40e38", "F64": "1.80e308"}
 
 
-def read_tensor(path: Path, name: str, info: TensorInfo, precision: str = "float32") -> np.ndarray:
+def read_tensor(
+    path: Path, name: str, info: TensorInfo, precision: str = "float32", trusted: bool = False
+) -> np.ndarray:
     """Tensor `name` of the file at `path` as an array of its shape, in "float32" or "float64". Exact where it fits.
 
     Only its own bytes are read. Raises JobError, which names the tensor, for a dtype that is none of FLOATS and for a
-    value that is not finite; FormatError if the file ends early.
+    value that is not finite (but not of a file that is `trusted` to hold none); FormatError if the file ends early.
     """
     import numpy as np
 
     if info.dtype not in FLOATS:
         raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
-    stored = np.dtype(_NUMPY.get(info.dtype, "<u2"))
+    stored = np.dtype(_NUMPY[info.dtype])
     count = (info.stop - info.start) // stored.itemsize
     array = np.fromfile(path, stored, count, offset=info.start)
     if array.size < count:
         raise FormatError(f"{path}: truncated while {name} was being read")
-    if info.dtype == "BF16":
-        array = (array.astype("<u4") << 16).view("<f4")
-    with np.errstate(over="ignore"):
-        array = array.astype(precision, copy=False)
-    if not np.isfinite(array).all():
+    if not trusted and not _finite(array, info.dtype):
         raise JobError(f"{name}: holds NaN or infinity; the weights are broken")
-    return array.reshape(info.shape)
+    with np.errstate(over="ignore"):
+        wide = _WIDENED.get(info.dtype, lambda array: array)(array).astype(precision, copy=False)
+    if info.dtype == "F64" and not np.isfinite(wide).all():
+        raise JobError(f"{name}: does not fit {precision}")
+    return wide.reshape(info.shape)
 
 
 def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
@@ -52,18 +59,70 @@ def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """
     import numpy as np
 
+    halves = {"F16": _half, "BF16": _bfloat16}
     with np.errstate(over="ignore"):
-        result = _bfloat16(array) if dtype == "BF16" else np.ascontiguousarray(array, _NUMPY[dtype])
-    if exponent := _HALF_EXPONENT.get(dtype):  # by its bits: numpy's isfinite takes fifteen times as long for halves
-        finite = (result.view("<u2") & exponent) != exponent
-    else:
-        finite = np.isfinite(result)
-    if not finite.all():
-        worst = array.flat[int(np.argmin(finite))]
+        result = halves.get(dtype, lambda array: np.ascontiguousarray(array, _NUMPY[dtype]))(array)
+    if not _finite(result, dtype):
+        worst = array.flat[int(np.argmax(~(np.abs(array.astype("<f8")) < _LIMIT[dtype])))]
         raise JobError(
             f"{name}: {worst:.6g} does not fit {dtype} (largest: {_LARGEST[dtype]}); see recipe.save_precision"
         )
     return result.reshape(array.shape)
+
+
+def _finite(array: np.ndarray, dtype: str) -> bool:
+    """Halves are judged by the bits of their exponent: numpy's isfinite takes fifteen times as long for them."""
+    import numpy as np
+
+    if exponent := _HALF_EXPONENT.get(dtype):
+        return not ((array.view("<u2") & exponent) == exponent).any()
+    return bool(np.isfinite(array).all())
+
+
+def _from_half(array: np.ndarray) -> np.ndarray:
+    """fp16 -> float32, exact, by moving the bits and correcting the exponent's bias: seven times as fast as astype."""
+    import numpy as np
+
+    wide = array.view("<i2").astype("<i4")  # brings the sign to the top
+    wide <<= 13
+    wide &= np.int32(-0x70000001)  # sign, and the 15 bits of exponent and fraction in float32's places
+    result = wide.view("<f4")
+    result *= np.float32(2.0**112)
+    return result
+
+
+def _from_bfloat16(array: np.ndarray) -> np.ndarray:
+    return (array.astype("<u4") << 16).view("<f4")
+
+
+def _half(array: np.ndarray) -> np.ndarray:
+    """float -> fp16. From float32 three times as fast as astype, in parts that stay in the cache.
+
+    Adding 2^13 times the power of two of a number (of the least normal half's, if that is more) and taking it away again
+    rounds it to the 11 bits of a half, ties to even, as the processor does; the rest is moving bits.
+    """
+    import numpy as np
+
+    if array.dtype != np.float32:
+        return np.ascontiguousarray(array, "<f2")
+    source, target = np.ascontiguousarray(array).reshape(-1), np.empty(array.size, "<u2")
+    scratch = np.empty((2, min(_PART, source.size)), "<f4")
+    for start in range(0, source.size, _PART):
+        part = source[start : start + _PART]
+        size, power = scratch[:, : len(part)]
+        bits, power_bits = size.view("<u4"), power.view("<u4")
+        np.minimum(np.abs(part, out=size), _TOO_LARGE, out=size)
+        np.maximum(np.bitwise_and(bits, _EXPONENT, out=power_bits), _LEAST_NORMAL, out=power_bits)
+        power_bits += _TIMES_2_13
+        size += power
+        size -= power
+        size *= _TO_HALF_BIAS
+        bits >>= 13
+        np.right_shift(part.view("<u4"), 16, out=power_bits)
+        power_bits &= 0x8000  # the sign
+        bits |= power_bits
+        target[start : start + _PART] = bits
+    return target.view("<f2")
 
 
 def _bfloat16(array: np.ndarray) -> np.ndarray:
@@ -75,12 +134,15 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
     return ((bits + up.astype("<u4")) >> 16).astype("<u2")
 
 
+_WIDENED = {"F16": _from_half, "BF16": _from_bfloat16}
+
+
 def nearest(value: float, dtype: str) -> float:
     """The number nearest to `value` that a dtype of FLOATS has, by way of float32; infinity beyond its largest."""
     import numpy as np
 
     single = np.array([value], "<f4")
     if dtype == "BF16":
-        return (_bfloat16(single).astype("<u4") << 16).view("<f4").item()
+        return _from_bfloat16(_bfloat16(single)).item()
     with np.errstate(over="ignore"):
         return single.astype(_NUMPY[dtype]).item()

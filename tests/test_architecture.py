@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors hashing files header components names buckets captions images streams order tensors manifest",
+    "ground": "errors hashing files header components names vectors buckets captions images streams order tensors"
+    " sdxl_names loaders",
+    "lora": "lora",
+    "manifest": "manifest",
     "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",
     "stages": "stages",
     "graph": "pool worker engine session graph",

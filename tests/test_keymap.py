@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorabuild.names import BLOCKS, block_of
-from lorabuild.nn.keymap import EXPECTED, adaptable_modules, lora_name, to_sgm
+from lorabuild.lora.keymap import EXPECTED, adaptable_modules, lora_name, to_sgm
 
 GOLDEN = Path(__file__).parent / "goldens/unet_keymap.tsv"  # from a run of kohya's trainer on the SGM U-Net
 
@@ -103,5 +103,5 @@ def test_what_is_no_adaptable_text_layer_is_refused():
 
 
 def test_names_need_no_torch():
-    code = "import sys, lorabuild.nn.keymap; print('torch' in sys.modules)"
+    code = "import sys, lorabuild.lora.keymap; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -11,14 +11,13 @@ from lorabuild.names import (
     RESERVED,
     STAGES,
     UNET_BLOCKS,
-    VECTOR_BLOCKS,
     block_of,
     kept_blocks,
     name_problem,
     named_blocks,
     resolve_chop,
-    vector_weights,
 )
+from lorabuild.vectors import ATTENTION_BLOCKS, VECTOR_BLOCKS
 
 ALL = dict.fromkeys(BLOCKS, 1.0)
 NONE = dict.fromkeys(BLOCKS, 0.0)
@@ -98,6 +97,12 @@ def test_a_tensor_is_in_the_block_that_its_name_says(key: str, block: str | None
         ({"vector": " 1 , " + ", ".join(["1"] * 20)}, ALL),
         ({"vector": ",".join(["1.0", *["1e0"] * 10, *["+1"] * 10])}, ALL),
         ({"vector": vector(OUT01=1), "weights": {"OUT01": 2}}, kept("TE1", "TE2") | {"OUT01": 2.0}),
+        (
+            {"vector": vector(OUT01=-1), "weights": {"OUT01": -0.5, "TE": -2}},
+            NONE | {"OUT01": 0.5, "TE1": -2, "TE2": -2},
+        ),
+        ({"weights": {"OUT01": -1}}, ALL | {"OUT01": -1.0}),
+        ({"vector": "1" + ",0" * 11}, ALL | dict.fromkeys(ATTENTION_BLOCKS, 0.0)),
     ],
 )
 def test_a_chop_gives_every_block_a_weight(chop: dict, weights: dict[str, float]):
@@ -134,24 +139,23 @@ def test_minus_zero_is_zero():
         ({"keep": [""]}, "no such block"),
         ({"keep": ["IN?"]}, "matches no block"),
         ({"weights": {"OUT*": 1}}, "no such block"),
-        ({"weights": {"OUT01": -1}}, "0 or more"),
-        ({"weights": {"OUT01": float("nan")}}, "finite"),
+        ({"weights": {"OUT01": float("nan")}}, "a finite number is expected"),
+        ({"weights": {"TE": float("-inf")}}, "a finite number is expected"),
+        ({"vector": vector(OUT01=1e300), "weights": {"OUT01": 1e300}}, "a finite number is expected"),
+        ({"vector": vector(0.5)}, "resize_lora multiplies the U-Net"),
+        ({"vector": "%default=1,in4=0"}, "there is no file yet"),
         ({"keep": ["TE"], "vector": vector()}, '"keep" and "vector"'),
-        ({"vector": ""}, 'number 1 is ""'),
-        ({"vector": "1,1"}, "21 numbers are expected, got 2"),
-        ({"vector": vector() + ",1"}, "21 numbers are expected, got 22"),
-        ({"vector": vector().replace("0", "R", 1)}, 'number 2 is "R"'),
-        ({"vector": vector().replace("0", "nan", 1)}, 'number 2 is "nan"'),
-        ({"vector": vector(OUT08=-1)}, "0 or more"),
-        ({"vector": vector(0.5)}, 'vector_style = "resize_lora" or "inspire"'),
-        ({"vector": vector(0.5)}, "resize_lora multiplies the U-Net by it, Inspire-Pack the text encoders"),
-        ({"vector": vector(1e300, OUT01=1e300), "vector_style": "resize_lora"}, "finite"),
     ],
 )
 def test_a_chop_that_means_nothing_is_one_line(chop: dict, words: str):
     with pytest.raises(ValueError) as caught:
         resolve_chop(chop)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_at_hand_gives_ordinals_a_meaning():
+    chop = {"vector": "%default=1,in1=0"}
+    assert resolve_chop(chop, present=["INP04", "INP05"]) == ALL | {"INP04": 0.0}
 
 
 def test_blocks_named_one_by_one_are_told_apart_from_globs():
@@ -166,14 +170,6 @@ def test_blocks_named_one_by_one_are_told_apart_from_globs():
 def test_without_negations_the_order_does_not_count(keep: list[str], random):
     shuffled = random.sample(keep, len(keep))
     assert kept_blocks(keep) == kept_blocks(shuffled)
-
-
-@given(some.lists(some.floats(0, 10), min_size=20, max_size=20))
-def test_a_vector_is_the_weights_of_its_blocks(numbers: list[float]):
-    weights = vector_weights(",".join(map(str, [1, *numbers])))
-    assert [weights[block] for block in VECTOR_BLOCKS] == numbers
-    assert weights["INP00"] == weights["INP01"] and weights["TE1"] == weights["TE2"] == 1
-    assert set(weights) == set(BLOCKS)
 
 
 @given(some.text(max_size=8))

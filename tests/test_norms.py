@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lorabuild.errors import JobError
 from lorabuild.header import header_bytes
-from lorabuild.nn.keymap import EXPECTED
+from lorabuild.lora.keymap import EXPECTED
 from lorabuild.nn.norms import frobenius_norms
 from lorabuild.stage import Component
 from lorabuild.stages.norms import STAGE

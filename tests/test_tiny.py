@@ -15,7 +15,7 @@ from lorabuild.components import FOLDERS, folder_digests, tensors_digest, tokeni
 from lorabuild.errors import JobError
 from lorabuild.header import read_header, write_body
 from lorabuild.nn.base import load_text_encoders, load_unet
-from lorabuild.nn.keymap import EXPECTED, adaptable_modules
+from lorabuild.lora.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.objective import LATENT_SCALE
 from lorabuild.nn.text import encode, tokenise
 from lorabuild.nn.tiny import LEVELS, TE1, TE2

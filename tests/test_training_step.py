@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lorabuild.nn.keymap import to_sgm
+from lorabuild.lora.keymap import to_sgm
 from lorabuild.nn.objective import STEPS, add_noise, alphas_cumprod, epsilon_losses
 from lorabuild.nn.text import PAD2, TOKENS, encode, size_ids, tokenise
 

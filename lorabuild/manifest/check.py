@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorabuild.errors import ConfigError
@@ -12,11 +12,12 @@ from lorabuild.manifest.merge import Merged, merge, variant
 from lorabuild.manifest.schema import Manifest, SharedFile, Table
 
 
-def check_project(layers: Sequence[Layer], bases: Collection[str] | None, partial: bool = False) -> dict[str, Any]:
+def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, partial: bool = False) -> dict[str, Any]:
     """{"settings": the project's, "variants": {name: settings}}, complete. Raises ConfigError with all problems.
 
-    `bases` are the names that `base` may have; None if they are unknown, as lorabuild.toml is wrong itself. `partial`:
-    a layer could not be read, so that a key that is missing, or does not go with another, may be none of the user's.
+    `bases` are those that `base` may name, with their settings; None if they are unknown, as lorabuild.toml is wrong
+    itself. `partial`: a layer could not be read, so that a key that is missing, or does not go with another, may be
+    none of the user's.
     """
     merged = merge(layers)
     merged.values.pop("extends", None)  # it has done its work
@@ -38,7 +39,9 @@ def check_shared(layers: Sequence[Layer]) -> dict[str, Any]:
     return settings
 
 
-def _validated(model: type[Table], merged: Merged, bases: Collection[str] | None) -> tuple[dict[str, Any], list[Fault]]:
+def _validated(
+    model: type[Table], merged: Merged, bases: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[Fault]]:
     from pydantic import ValidationError
 
     try:

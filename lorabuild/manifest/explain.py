@@ -38,8 +38,6 @@ EXPECTED = {
     "too_long": "{max_length} of them",
 }
 
-INSTEAD = {"builtin": "file", "thr": "size"}  # required key -> what will do in its place, and is not supported yet
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -58,7 +56,7 @@ def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged)
     def is_told(fault: Fault) -> bool:
         wanted = str(fault.path[-1])
         beside = [str(path[-1]) for path in unknown if path[:-1] == fault.path[:-1]]
-        return any(key == INSTEAD.get(wanted) or near_miss(key, [wanted]) for key in beside)
+        return any(near_miss(key, [wanted]) for key in beside)
 
     return [fault for fault in found if not (fault.kind == MISSING and is_told(fault))]
 

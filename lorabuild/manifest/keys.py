@@ -11,7 +11,7 @@ Class = Literal["result", "saved", "execution", "presentation"]
 KEYS: dict[str, dict[Class, str]] = {
     "": {"presentation": "extends"},  # its recipes' keys count, not their names
     "project": {
-        "result": "base",
+        "result": "base source",
         "presentation": "kind trigger title author description license tags",
     },
     "dataset": {
@@ -34,7 +34,12 @@ KEYS: dict[str, dict[Class, str]] = {
     "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
     "recipe.optimizer_args": {"result": "betas eps weight_decay"},
     "recipe.lr_scheduler_args": {"result": "num_cycles"},
-    "resize": {"result": "fro_ckpt thr step"},
+    "resize": {
+        "result": (
+            "thr size sv_ratio sv_fro sv_cumulative max_rank max_conv_rank fro_ckpt spn_ckpt fro_lora spn_lora "
+            "subspace params rescale step allow_empty"
+        ),
+    },
     "chop": {"result": "keep weights vector vector_style allow_empty"},
 }
 

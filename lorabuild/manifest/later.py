@@ -5,7 +5,6 @@ from __future__ import annotations
 # table of the schema -> keys
 KEYS = {
     "Manifest": "samples",
-    "ProjectTable": "source",
     "DatasetTable": (
         "alpha_mask caption_dropout_every_n_epochs caption_dropout_rate caption_prefix caption_suffix "
         "caption_tag_dropout_rate color_aug enable_wildcard face_crop_aug_range keep_tokens_separator random_crop "
@@ -30,9 +29,8 @@ KEYS = {
     ),
     "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
     "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
-    "ResizeTable": "fro_lora params rescale size spn_ckpt spn_lora subspace",
-    "SharedFile": "models store",
-    "BaseTable": "clip_skip digest file vae",
+    "SharedFile": "store",
+    "BaseTable": "clip_skip digest vae",
 }
 
 # table.key -> values, compared without regard to case

@@ -11,7 +11,7 @@ from lorabuild.manifest.layers import KeyPath, Layer
 
 # Two ways to say one thing: of such keys a later layer's takes the place of an earlier layer's.
 EXCLUSIVE = {
-    "resize": [("thr", "size")],
+    "resize": [("thr", "size", "sv_ratio", "sv_fro", "sv_cumulative")],
     "chop": [("keep", "vector")],
     "recipe": [("max_train_steps", "max_train_epochs")],
 }

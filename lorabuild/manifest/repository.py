@@ -19,7 +19,10 @@ SHARED_FILES = ("lorabuild.toml", "lorabuild.local.toml")  # the second goes ove
 BUILTIN_BASES = {"tiny": {"builtin": "tiny-sdxl"}}  # there without a lorabuild.toml
 HERE = Path(__file__).parent
 # What decides how a file is read: if any of it changes, nothing remembered counts.
-CODE = [*sorted(HERE.glob("*.py")), HERE.parent / "names.py", HERE.parent / "buckets.py"]
+CODE = [
+    *sorted(HERE.glob("*.py")),
+    *(HERE.parent / name for name in ("names.py", "vectors.py", "buckets.py", "lora/ranks.py")),
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Repository:
 
     root: Path
     projects: Mapping[str, Project]
-    bases: Mapping[str, dict[str, Any]]
+    bases: Mapping[str, dict[str, Any]]  # name -> {"builtin": …} or {"file": …}
+    model_dirs: Sequence[str]  # where a file is looked for, as it was written
     slots: Mapping[str, int]
     build_default: Sequence[str]
     files: Sequence[Path]
@@ -87,6 +91,7 @@ def load(root: Path, memo: Memo | None = None) -> Repository:
         root=root,
         projects=dict(sorted(projects.items())),
         bases=bases,
+        model_dirs=shared["models"]["dirs"],
         slots=shared["slots"],
         build_default=shared["build"]["default"],
         files=sorted(reader.looked_for),

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from lorabuild.buckets import settings_problem
 from lorabuild.errors import near_miss
+from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.manifest import values
 from lorabuild.manifest.values import Misfit
 from lorabuild.names import STAGES, block_name, matching_blocks, name_problem, quoted, resolve_chop
@@ -32,7 +33,6 @@ Rate = Annotated[float, Field(ge=0)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Extension = Annotated[str, AfterValidator(values.dotted)]
-Weight = Annotated[float, Field(ge=0)]
 
 
 def _checked_name(name: str) -> str:
@@ -58,6 +58,10 @@ class Table(BaseModel):
 
 class ProjectTable(Table):
     base: str = Field(description="The model to train on: the name of a base in lorabuild.toml, or tiny.")
+    source: Annotated[Text, AfterValidator(values.file)] | None = Field(
+        None,
+        description="A LoRA file to start from, seen from the manifest's folder: it is resized and chopped, not trained.",
+    )
     kind: Literal["character", "style", "concept"] | None = Field(None, description="What the LoRA teaches.")
     trigger: str | None = Field(None, description="The word in a prompt that calls it.")
     title: str | None = Field(None, description="Its name for people, in the file's metadata.")
@@ -202,17 +206,42 @@ class RecipeTable(Table):
 
 
 class ResizeTable(Table):
-    fro_ckpt: Annotated[float, AfterValidator(values.weight)] = Field(
-        1.0, description="Weight of this score: singular values as a part of the base layer's Frobenius norm."
+    thr: float | None = Field(None, description="Ranks that score below it are dropped; log10 units.")
+    size: float | None = Field(None, description="In place of thr: the size of the file in MiB, header and all, at most.")
+    sv_ratio: float | None = Field(
+        None, description="In place of thr: singular values down to the layer's largest divided by this stay."
     )
-    thr: float = Field(description="Ranks that score below it are dropped; log10 units.")
+    sv_fro: float | None = Field(
+        None, description="In place of thr: so much of each layer's Frobenius norm stays, 0 to 1."
+    )
+    sv_cumulative: float | None = Field(
+        None, description="In place of thr: so much of the sum of each layer's singular values stays, 0 to 1."
+    )
+    max_rank: float | None = Field(None, description="No layer keeps more ranks than this.")
+    max_conv_rank: float | None = Field(None, description="No convolution keeps more ranks. Default: max_rank.")
+    fro_ckpt: float | None = Field(
+        None, description="Weight of this score: σ as a part of the base layer's Frobenius norm. Default: 1, if no other."
+    )
+    spn_ckpt: float | None = Field(None, description="Weight: σ as a part of the base layer's largest singular value.")
+    fro_lora: float | None = Field(None, description="Weight: σ as a part of the LoRA layer's Frobenius norm.")
+    spn_lora: float | None = Field(None, description="Weight: σ as a part of the LoRA layer's largest singular value.")
+    subspace: float | None = Field(
+        None, description="Weight: σ as a part of what the base does in the rank's own direction."
+    )
+    params: float | None = Field(None, description="Weight: σ for each number that the rank takes in the file.")
+    rescale: float | None = Field(None, description="Multiplies the effect of the LoRA. Default: 1.")
     step: Annotated[int | str, PlainValidator(values.step)] = Field(
         "last", description='Which saved step is resized, or "last".'
     )
+    allow_empty: bool = Field(False, description="A file without any tensor is not an error.")
 
     @model_validator(mode="after")
-    def _complete(self) -> ResizeTable:
-        self.fro_ckpt = 1.0  # weights are divided by their sum, and this is the only one
+    def _together(self) -> ResizeTable:
+        try:
+            resolve_recipe(self.model_dump())
+        except ValueError as error:
+            named = str(error).split()[0]
+            raise Misfit(named if named in type(self).model_fields else "thr", str(error)) from None
         return self
 
 
@@ -220,12 +249,16 @@ class ChopTable(Table):
     keep: list[Annotated[str, AfterValidator(_checked_entry)]] | None = Field(
         None, description="Blocks that stay: names, globs, negations, in order. Default: all."
     )
-    weights: dict[Annotated[str, AfterValidator(block_name)], Weight] | None = Field(
+    weights: dict[Annotated[str, AfterValidator(block_name)], float] | None = Field(
         None, description="Blocks that are scaled: 0.5 is half the effect, unlisted ones are 1."
     )
-    vector: str | None = Field(None, description="In place of keep: resize_lora's or Inspire-Pack's 21 numbers.")
+    vector: str | None = Field(
+        None,
+        description="In place of keep: 12, 20, 21 or 22 numbers, a preset of Inspire-Pack, or its notation with %.",
+    )
     vector_style: Literal["resize_lora", "inspire"] | None = Field(
-        None, description="What a first number other than 1 means: the U-Net's factor, or the text encoders' weight."
+        None,
+        description="What a first number of vector other than 1 is: the U-Net's factor, or the text encoders' weight.",
     )
     allow_empty: bool = Field(False, description="A file without any tensor is not an error.")
 
@@ -250,7 +283,9 @@ class Manifest(Table):
         None, exclude=True, description="Recipes to start from: recipes/<name>.toml."
     )
     project: ProjectTable = Field(description="[project]: what the LoRA is, and the base that it is for.")
-    dataset: DatasetTable = Field(description="[dataset]: images and captions; at least one [[dataset.subset]].")
+    dataset: DatasetTable | None = Field(
+        None, description="[dataset]: images and captions; at least one [[dataset.subset]]. Required without a source."
+    )
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
@@ -262,6 +297,10 @@ class Manifest(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Manifest:
+        if self.dataset is None and self.project.source is None:
+            raise Misfit("dataset", f"required, but missing: {type(self).model_fields['dataset'].description}")
+        if self.resize and self.project.source and self.resize.step != "last":
+            raise Misfit("resize.step", "a LoRA that is not trained here (project.source) has no steps")
         if self.resize and self.resize.step != "last":
             last = self.recipe.max_train_steps
             if self.resize.step > last:
@@ -270,11 +309,39 @@ class Manifest(Table):
                 self.resize.step = "last"
         return self
 
+    @model_validator(mode="after")
+    def _trained_on_a_folder(self, info: ValidationInfo) -> Manifest:
+        base = (info.context or {}).get(self.project.base, {})
+        trains = self.dataset and self.project.source is None
+        if trains and values.is_single_file(base.get("file", "")):
+            raise Misfit("project.base", "training on a single-file base is not supported yet; use a diffusers folder")
+        return self
+
 
 class BaseTable(Table):
-    builtin: Literal["tiny-sdxl"] = Field(description="A base that lorabuild makes itself.")
+    builtin: Literal["tiny-sdxl"] | None = Field(
+        None, exclude_if=values.unset, description="A base that lorabuild makes itself."
+    )
+    file: Annotated[Text, AfterValidator(values.file)] | None = Field(
+        None,
+        exclude_if=values.unset,
+        description="A .safetensors file in SGM's layout (what UIs load), or a diffusers folder: a path seen from the "
+        "repository, or else from a folder of [models] dirs.",
+    )
     prediction_type: Literal["epsilon"] = Field(
         "epsilon", exclude=True, description="What the base predicts. With one answer only, no setting depends on it."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseTable:
+        if (self.builtin is None) == (self.file is None):
+            raise ValueError('a base has either builtin or file: builtin = "tiny-sdxl", file = "pony.safetensors"')
+        return self
+
+
+class ModelsTable(Table):
+    dirs: list[Annotated[Text, AfterValidator(values.folder)]] = Field(
+        [], description="Folders, seen from the repository, where bases are looked for; ~ is the home folder."
     )
 
 
@@ -290,7 +357,10 @@ class BuildTable(Table):
 class SharedFile(Table):
     """lorabuild.toml, and over it lorabuild.local.toml."""
 
-    bases: dict[Name, BaseTable] = Field(default_factory=dict, description="[bases.<name>]: models to train on.")
+    bases: dict[Name, BaseTable] = Field(
+        default_factory=dict, description="[bases.<name>]: models to train on; each has either builtin or file."
+    )
+    models: ModelsTable = Field(default_factory=ModelsTable, description="[models]: where bases lie on a machine.")
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
 

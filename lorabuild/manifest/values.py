@@ -6,6 +6,8 @@ from typing import Any
 
 from lorabuild.names import quoted
 
+SAFETENSORS = ".safetensors"
+
 
 class Misfit(ValueError):
     """Settings that do not go together. `key` is the one to change, dotted, seen from the table that was checked."""
@@ -22,6 +24,10 @@ def shown(value: Any) -> str:
     text = quoted(value) if isinstance(value, str) else str(value)
     text = text.lower() if isinstance(value, bool) else text
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def unset(value: Any) -> bool:
+    return value is None
 
 
 def both_sides(value: Any) -> Any:
@@ -46,6 +52,17 @@ def folder(path: str) -> str:
     if "\0" in path:
         raise ValueError("a folder's name cannot hold a zero character")
     return path
+
+
+def file(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a file's name cannot hold a zero character")
+    return path
+
+
+def is_single_file(path: str) -> bool:
+    """Is it a base in one file? A diffusers folder has no such ending."""
+    return path.casefold().endswith(SAFETENSORS)
 
 
 def algo(value: Any) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lorabuild.errors import JobError
+from lorabuild.lora.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.base import Base
-from lorabuild.nn.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.lowrank import lowrank_linear
 from lorabuild.nn.noise import generator
 

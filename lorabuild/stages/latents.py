@@ -28,7 +28,8 @@ CHANNELS = 4  # of SDXL's latents
 
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
-        if folders := image_folders(repository, project):
+        folders = image_folders(repository, project)
+        if folders and not project.settings["project"]["source"]:
             yield Job(
                 name=f"latents:{name}",
                 params={"dataset": {"flip_aug": project.settings["dataset"]["flip_aug"]}},

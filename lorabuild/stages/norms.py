@@ -1,13 +1,14 @@
-"""Measure a base: the norm of each layer, against which a resize weighs what a LoRA does to it."""
+"""Measure a base: the norms of each layer, against which a resize weighs what a LoRA does to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabuild.components import FOLDERS, WEIGHT_FILES
+from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
+from lorabuild.lora.basefile import base_weights
+from lorabuild.lora.keymap import EXPECTED, PREFIX
 from lorabuild.stage import Component, Job, Stage
 
 if TYPE_CHECKING:
@@ -28,21 +29,26 @@ def jobs(repository: Repository) -> Iterable[Job]:
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
-    """Write `norms.json`: {"fro_ckpt": {kohya's module name: Frobenius norm}}, of all adaptable modules of the base."""
-    from lorabuild.nn.keymap import EXPECTED
-    from lorabuild.nn.norms import frobenius_norms
+    """Write `norms.json`: {"shape" | "fro_ckpt" | "spn_ckpt": {kohya's module name: …}} of all weights of the base.
 
-    norms: dict[str, float] = {}
-    for component in ADAPTABLE:
-        for name, norm in frobenius_norms(_weights(workspace.path(component) / FOLDERS[component]), component):
-            norms[name] = norm
-            progress(len(norms), sum(EXPECTED.values()), name)
-    workspace.output("norms.json").write_bytes(canonical_json({"fro_ckpt": norms}))
+    shape [O, I, *k], Frobenius norm, spectral norm. Raises JobError for a base that lacks modules of SDXL.
+    """
+    from lorabuild.nn.norms import frobenius_norm, spectral_norm
+
+    weights = base_weights(workspace.path("unet"))
+    for component, expected in EXPECTED.items():
+        found = sum(name.startswith(PREFIX[component]) for name in weights)
+        if found < expected:
+            raise JobError(
+                f"{workspace.path('unet')}: has {found} adaptable modules in {component}, SDXL has {expected}"
+            )
+    norms: dict[str, dict] = {"shape": {}, "fro_ckpt": {}, "spn_ckpt": {}}
+    for done, (name, weight) in enumerate(weights.items()):
+        progress(done, len(weights), name)
+        norms["shape"][name] = weight.shape
+        norms["fro_ckpt"][name] = frobenius_norm(weight)
+        norms["spn_ckpt"][name] = spectral_norm(weight)
+    workspace.output("norms.json").write_bytes(canonical_json(norms))
 
 
-def _weights(folder: Path) -> Path:
-    """The weight file of a component. It is there: the input's digest was made of it."""
-    return next(folder / name for name in WEIGHT_FILES if (folder / name).is_file())
-
-
-STAGE = Stage("norms", 1, jobs, run)
+STAGE = Stage("norms", 2, jobs, run)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
-from lorabuild.header import FileRange, Tensor, TensorInfo, read_header, write_body
-from lorabuild.manifest.keys import result_keys
+from lorabuild.header import Tensor, TensorInfo, byte_size, header_bytes, read_header, write_body
+from lorabuild.lora.layers import Layer, module_of, read_layers
+from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, lowrank_tensors
+from lorabuild.lora.ranks import References, choose, nothing_left, resolve_recipe
 from lorabuild.stage import Artifact, Job, Stage
-from lorabuild.stages.spectrum import ALPHA, DOWN, FILE_ALPHA, NORM, PARTS, UP, spectrum_of, targets
-from lorabuild.tensors import FLOATS, SAVE_DTYPES, nearest, read_tensor, rounded
+from lorabuild.stages.spectrum import BASE_NORMS, FILE_ALPHA, SINGULAR, SUBSPACE, spectrum_of, targets, verbatim
+from lorabuild.tensors import SAVE_DTYPES, read_tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,138 +22,105 @@ if TYPE_CHECKING:
     from lorabuild.manifest import Repository
     from lorabuild.workspace import Progress, Workspace
 
-ZERO = 1e-6  # a layer whose largest singular value is below counts as untrained; resize_lora's own constant
-
 
 @dataclass(frozen=True)
-class Spectrum:
-    """A layer in a spectrum file. singular [P] descending; scores [P], log10, say how much a rank matters to the base."""
+class Slices:
+    """A layer in a spectrum file: `u` [P, O] and `vh` [P, I, *k] lie there, ranks descending."""
 
-    name: str
+    names: LowRank
     u: TensorInfo
     vh: TensorInfo
-    singular: np.ndarray
-    scores: np.ndarray
-
-    @property
-    def is_zero(self) -> bool:
-        return bool(self.singular[0] < ZERO)
+    references: References
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
         for target, settings in targets(name, project.settings, project.variants):
-            if settings["resize"]:
-                resize = {key: value for key, value in result_keys(settings, "resize").items() if key != "step"}
+            if resize := settings["resize"]:
                 source = spectrum_of(target, settings, project.settings)
                 yield Job(
                     name=f"resize:{target}",
-                    params={"resize": resize, "recipe": {"save_precision": settings["recipe"]["save_precision"]}},
+                    params={
+                        "resize": resolve_recipe(resize) | ({"allow_empty": True} if resize["allow_empty"] else {}),
+                        "recipe": {"save_precision": settings["recipe"]["save_precision"]},
+                    },
                     inputs={"spectrum": Artifact(f"spectrum:{source}", "spectrum")},
                     outputs=["weights"],
                 )
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
-    """Write `weights`: of each layer the ranks with score >= thr, in save_precision, with one alpha for the file.
+    """Write `weights`: of each layer the ranks that the recipe keeps, in save_precision, with one alpha for the file.
 
-    A layer without such a rank is absent, with all that belongs to it. Tensors that are in no low-rank layer stay, in
-    save_precision too. Raises JobError if no tensor is left, or where a value does not fit the dtype.
+    A layer without such a rank is absent, with all that belongs to it. Tensors that are in no low-rank layer stay as
+    they are. Raises JobError if no tensor is left (unless allow_empty), or where a value does not fit the dtype.
     """
-    path = workspace.path("spectrum")
-    others = dict(read_header(path).tensors)
+    path, recipe = workspace.path("spectrum"), job.params["resize"]
     dtype = SAVE_DTYPES[job.params["recipe"]["save_precision"]]
-    alpha = _file_alpha(path, others.pop(FILE_ALPHA), dtype)
-    layers = list(_take_layers(path, others))
-    threshold = job.params["resize"]["thr"]
+    layers, others = _read(path)
+    alpha = common_alpha([read_tensor(path, FILE_ALPHA, others.pop(FILE_ALPHA)).item()], dtype)
+    references = {name: layer.references for name, layer in layers.items()}
 
-    ranks = {layer.name: 0 if layer.is_zero else int((layer.scores >= threshold).sum()) for layer in layers}
-    kept = {name: info for name, info in others.items() if ranks.get(name.partition(".")[0], 1)}
-    body: list[Tensor] = list(_cast(path, kept, dtype))
-    for layer in layers:
-        if rank := ranks[layer.name]:
-            body += _resized(path, layer, rank, alpha, dtype)
-    if not body:
-        raise JobError(f"resize.thr = {threshold:g} keeps nothing of this LoRA: {_highest(layers)}")
+    def size(counts: Mapping[str, int]) -> int:
+        kept = entries_of([(key, info) for key, info in others.items() if counts.get(module_of(key), 1)])
+        kept += [entry for name, layer in layers.items() for entry in layer.names.entries(counts.get(name, 0), dtype)]
+        return len(header_bytes(kept)) + sum(byte_size(dtype, shape) for _, dtype, shape in kept)
+
+    ranks = choose(recipe, references, size)
+    passed = {key: info for key, info in others.items() if len(ranks.get(module_of(key), "1"))}
+    body: list[Tensor] = list(verbatim(path, passed))
+    for name, layer in layers.items():
+        if len(ranks[name]):
+            body += _resized(path, layer, ranks[name], recipe.get("rescale", 1.0), alpha, dtype)
+    if not body and not recipe.get("allow_empty"):
+        raise JobError(nothing_left(recipe, references) + " (resize.allow_empty = true permits it)")
     write_body(workspace.output("weights"), body)
     workspace.note(
-        layers=sum(map(bool, ranks.values())),
-        ranks=sum(ranks.values()),
-        zero=sum(layer.is_zero for layer in layers),
-        passed=len(kept),
+        layers=sum(bool(len(one)) for one in ranks.values()),
+        ranks=sum(len(one) for one in ranks.values()),
+        zero=sum(one.is_zero for one in references.values()),
+        passed=len(passed),
     )
 
 
-def _file_alpha(path: Path, info: TensorInfo, dtype: str) -> float:
-    """The one alpha of the file, as `dtype` has it: what it cannot hold is no loss, for the factors make up for it."""
-    alpha = nearest(read_tensor(path, FILE_ALPHA, info).item(), dtype)
-    return alpha if 0 < alpha < math.inf else 1.0
+def _read(path: Path) -> tuple[dict[str, Slices], dict[str, TensorInfo]]:
+    """The layers of a spectrum by name, and its other tensors."""
+    tensors = read_header(path).tensors
+    layers = [layer for layer in read_layers(tensors)[0] if layer.name + SINGULAR in tensors]
+    found, taken = {}, set()
+    for layer in layers:
+        own = {suffix: layer.name + suffix for suffix in (SINGULAR, BASE_NORMS, SUBSPACE)}
+        numbers = {
+            suffix: read_tensor(path, key, tensors[key], "float64") for suffix, key in own.items() if key in tensors
+        }
+        found[layer.name] = _slices(layer, numbers)
+        taken |= {layer.keys["up"], layer.keys["down"], *own.values()}
+    return found, {key: info for key, info in tensors.items() if key not in taken}
 
 
-def _take_layers(path: Path, tensors: dict[str, TensorInfo]) -> Iterator[Spectrum]:
-    """The layers of a spectrum, whose tensors are taken out of `tensors`.
-
-    score_i = log10 σ_i - log10 ‖W‖_F: resize_lora's `fro_ckpt` ("README: Score types"), which is relative to the base's
-    layer. Its weight does not matter as long as it is the only term: resize_lora divides weights by their sum.
-    """
-    import numpy as np
-
-    names = sorted(name.removesuffix(NORM) for name in tensors if name.endswith(NORM))
-    for name in names:
-        infos = {part: tensors.pop(f"{name}.{part}") for part in PARTS}
-        norm = read_tensor(path, name + NORM, tensors.pop(name + NORM), "float64")
-        singular = read_tensor(path, f"{name}.S", infos["S"], "float64")
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a base layer of zeros, all is kept
-            scores = np.log10(singular) - np.log10(norm)
-        yield Spectrum(name, infos["U"], infos["Vh"], singular, scores)
+def _slices(layer: Layer, numbers: Mapping[str, np.ndarray]) -> Slices:
+    u, vh = layer.infos["up"], layer.infos["down"]
+    names = LowRank.of(layer, (u.shape[1], *vh.shape[1:]))
+    frobenius, spectral = numbers[BASE_NORMS].tolist()
+    return Slices(names, u, vh, names.references(numbers[SINGULAR], frobenius, spectral, numbers.get(SUBSPACE)))
 
 
-def _resized(path: Path, layer: Spectrum, rank: int, alpha: float, dtype: str) -> Iterator[Tensor]:
-    """up [O, k, *1] = U √(cS), down [k, I, *k] = √(cS) Vh with c = k/alpha: alpha/k · up @ down is U S Vh.
+def _resized(
+    path: Path, layer: Slices, ranks: np.ndarray, rescale: float, alpha: float, dtype: str
+) -> Iterator[Tensor]:
+    def vectors() -> tuple[np.ndarray, np.ndarray]:
+        return _rows(path, layer.names.up, layer.u, ranks), _rows(path, layer.names.down, layer.vh, ranks)
 
-    Each half gets the root, so that neither leaves the range that half precision resolves well.
-    """
-    import numpy as np
-
-    roots = np.sqrt(layer.singular[:rank] * (rank / alpha))
-    rows, kernel = layer.u.shape[0], layer.vh.shape[2:]
-    up, down, one = layer.name + UP, layer.name + DOWN, layer.name + ALPHA
-
-    def make_up() -> np.ndarray:
-        return rounded(read_tensor(path, up, layer.u)[:, :rank] * roots, dtype, up)
-
-    def make_down() -> np.ndarray:
-        """Reads the first k of P ranks: they lie in front."""
-        info = layer.vh
-        stop = info.start + (info.stop - info.start) // info.shape[0] * rank
-        first = replace(info, shape=(rank, *info.shape[1:]), stop=stop)
-        vh = read_tensor(path, down, first)
-        return rounded(vh * roots.reshape(-1, *[1] * (vh.ndim - 1)), dtype, down)
-
-    yield up, dtype, (rows, rank, *[1] * len(kernel)), make_up
-    yield down, dtype, (rank, *layer.vh.shape[1:]), make_down
-    yield one, dtype, (), rounded(np.array(alpha), dtype, one)
+    yield from lowrank_tensors(layer.names, layer.references.singular[ranks] * rescale, vectors, alpha, dtype)
 
 
-def _cast(path: Path, tensors: Mapping[str, TensorInfo], dtype: str) -> Iterator[Tensor]:
-    """Tensors of the file at `path` in `dtype`; those that are in it already, or are no floats, as they are."""
-
-    def make(name: str, info: TensorInfo) -> np.ndarray:
-        return rounded(read_tensor(path, name, info), dtype, name)
-
-    for name, info in tensors.items():
-        if info.dtype in FLOATS and info.dtype != dtype:
-            yield name, dtype, info.shape, partial(make, name, info)
-        else:
-            yield name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
+def _rows(path: Path, name: str, info: TensorInfo, rows: np.ndarray) -> np.ndarray:
+    """The given rows [k, J] of a tensor, ascending; reads no further than the last."""
+    count = int(rows[-1]) + 1
+    stop = info.start + (info.stop - info.start) // info.shape[0] * count
+    part = replace(info, shape=(count, *info.shape[1:]), stop=stop)
+    read = read_tensor(path, name, part, trusted=True).reshape(count, -1)  # what is written is looked at again
+    return read if count == len(rows) else read[rows]
 
 
-def _highest(layers: Iterable[Spectrum]) -> str:
-    """What a threshold would have to be, for the message to who set it too high."""
-    best = max((layer for layer in layers if not layer.is_zero), key=lambda layer: layer.scores[0], default=None)
-    if best is None:
-        return "it has no trained layer that the base has"
-    return f"the highest score is {best.scores[0]:.4f} ({best.name})"
-
-
-STAGE = Stage("resize", 1, jobs, run)
+STAGE = Stage("resize", 2, jobs, run)

@@ -1,58 +1,48 @@
-"""Turn a trained LoRA into its singular basis once; after it, every resize is a slice and a scale."""
+"""Turn a LoRA into its singular basis once; after it, every resize is a slice and a scale."""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from math import prod
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.header import FileRange, Tensor, TensorInfo, read_header, write_body
-from lorabuild.stage import Artifact, Job, Stage
-from lorabuild.tensors import FLOATS, read_tensor
+from lorabuild.lora.basefile import base_weights
+from lorabuild.lora.layers import Layer, read_layers
+from lorabuild.lora.lowrank import LowRank, common_alpha, scalar
+from lorabuild.lora.match import SHOWN, matched
+from lorabuild.lora.ranks import resolve_recipe
+from lorabuild.stage import Artifact, Component, File, Job, Stage
+from lorabuild.stages.norms import ADAPTABLE
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from lorabuild.manifest import Repository
+    from lorabuild.manifest import Project, Repository
     from lorabuild.workspace import Progress, Workspace
 
-UP, DOWN, MID, ALPHA = ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha"
-PARTS = ("U", "S", "Vh")
-NORM = ".fro_ckpt"
+# What a layer has in a spectrum beside the two tensors that carry the names of its up and down.
+SINGULAR, BASE_NORMS, SUBSPACE = ".S", ".base_norms", ".subspace"
 FILE_ALPHA = "alpha"
-SHOWN = 3  # names in a warning
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A low-rank layer of a LoRA file: alpha / R · up @ down. up [O, R, *1], down [R, I, *k]."""
-
-    name: str
-    up: TensorInfo
-    down: TensorInfo
-    alpha: float
-
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of U [O, P], S [P], Vh [P, I, *k]."""
-        rank = min(*self.up.shape[:2], prod(self.down.shape[1:]))
-        return (self.up.shape[0], rank), (rank,), (rank, *self.down.shape[1:])
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
     """One a project; one of its own for a variant that resizes another step than its project."""
     for name, project in repository.projects.items():
-        for target, settings in targets(name, project.settings, project.variants):
-            if settings["resize"] and spectrum_of(target, settings, project.settings) == target:
-                step, base = settings["resize"]["step"], settings["project"]["base"]
-                role = "weights" if step == "last" else f"step/{step}"
-                inputs = {"weights": Artifact(f"train:{name}", role), "norms": Artifact(f"norms:{base}", "norms.json")}
-                yield Job(name=f"spectrum:{target}", params={}, inputs=inputs, outputs=["spectrum"])
+        all_targets = targets(name, project.settings, project.variants)
+        owners = {target: spectrum_of(target, one, project.settings) for target, one in all_targets if one["resize"]}
+        for target, settings in all_targets:
+            if owners.get(target) == target:
+                users = [one["resize"] for other, one in all_targets if owners.get(other) == target]
+                subspace = any("subspace" in resolve_recipe(resize) for resize in users)
+                base = settings["project"]["base"]
+                inputs = {"weights": weights_of(name, project, settings), "norms": Artifact(f"norms:{base}", "norms.json")}
+                yield Job(
+                    name=f"spectrum:{target}",
+                    params={"spectrum": {"subspace": True}} if subspace else {},
+                    inputs=inputs | ({part: Component(base, part) for part in ADAPTABLE} if subspace else {}),
+                    outputs=["spectrum"],
+                )
 
 
 def targets(
@@ -60,6 +50,14 @@ def targets(
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """What is made of a project, with its complete settings: itself, then `project@variant` for each variant."""
     return [(name, settings), *((f"{name}@{variant}", changed) for variant, changed in variants.items())]
+
+
+def weights_of(name: str, project: Project, settings: Mapping[str, Any]) -> Artifact | File:
+    """What is resized, or chopped if nothing is resized: the trained weights, or the LoRA that the project starts from."""
+    if source := settings["project"]["source"]:
+        return File(project.folder / source, source)
+    step = (settings["resize"] or {}).get("step", "last")
+    return Artifact(f"train:{name}", "weights" if step == "last" else f"step/{step}")
 
 
 def spectrum_of(target: str, settings: Mapping[str, Any], project: Mapping[str, Any]) -> str:
@@ -71,28 +69,37 @@ def spectrum_of(target: str, settings: Mapping[str, Any], project: Mapping[str, 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Write `spectrum`. Of each layer that the base has too, in float32:
 
-    `<name>.U` [O, P], `<name>.S` [P] descending, `<name>.Vh` [P, I, *k], where U·diag(S)·Vh is what the layer adds to
-    the base, alpha / R included, and P = min(R, O, I·∏k); `<name>.fro_ckpt` [], the norm of the base's layer. `alpha` []
-    is that of the file. All other tensors (of layers that the base lacks, norms, DoRA scales) travel under their own
-    names as they are. One layer at a time is in memory. Raises JobError for weights that are not finite.
+    under the names of its up and down U transposed [P, O] and Vh [P, I, *k], ranks descending; `<name>.S` [P]; where
+    U·diag(S)·Vh is what the layer adds to the base, alpha / R included; `<name>.base_norms` [2], Frobenius' and the
+    spectral norm of the base's weight; `<name>.subspace` [P], |u_iᵀ W v_i|, if a resize uses it. `alpha` [] is that of
+    the file. All other tensors (of layers that the base lacks, norms, DoRA scales) travel under their own names as they
+    are. Raises JobError for weights that are not finite, and for a LoRA that is not for this base.
     """
-    path = workspace.path("weights")
-    tensors = read_header(path).tensors
-    norms = json.loads(workspace.path("norms").read_bytes())["fro_ckpt"]
-    lowrank = list(_lowrank_layers(path, tensors))
-    layers = [layer for layer in lowrank if layer.name in norms]
-    taken = {layer.name + suffix for layer in layers for suffix in (UP, DOWN, ALPHA)}
-    passed = {name: info for name, info in tensors.items() if name not in taken}
+    from lorabuild.nn.factors import alpha_of
+    from lorabuild.nn.spectra import decompose_layers, vectors
 
-    factors = _factors(path, len(layers), progress)
-    body: list[Tensor] = [_scalar(FILE_ALPHA, _common_alpha(layers)), *verbatim(path, passed)]
-    for layer in layers:
-        body += [*_parts(layer, factors), _scalar(layer.name + NORM, norms[layer.name])]
+    path = workspace.path("weights")
+    norms = json.loads(workspace.path("norms").read_bytes())
+    layers, passed = read_layers(read_header(path).tensors)
+    known, unknown = matched(layers, norms["shape"])
+    passed |= {key: layer.infos[role] for layer in unknown for role, key in layer.keys.items()}
+
+    spectra = decompose_layers(path, known, progress=lambda done: progress(done, len(known), "singular values"))
+    base = base_weights(workspace.path("unet")) if "spectrum" in job.params else {}
+    alpha = common_alpha((alpha_of(path, layer) for layer in known), "F32")
+    body = [scalar(FILE_ALPHA, alpha), *verbatim(path, passed)]
+    for layer, shape in known.items():
+        body += _layer(path, LowRank.of(layer, shape), layer, spectra[layer], vectors)
+        body.append(_numbers(layer, BASE_NORMS, [norms[norm][layer.canonical] for norm in ("fro_ckpt", "spn_ckpt")]))
+        if base:
+            from lorabuild.nn.subspace import subspace
+
+            body.append(_numbers(layer, SUBSPACE, subspace(path, layer, spectra[layer], base[layer.canonical])))
     write_body(workspace.output("spectrum"), body)
 
-    workspace.note(decomposed=len(layers), passed=len(passed))
-    if unknown := [layer.name for layer in lowrank if layer.name not in norms]:
-        names = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
+    workspace.note(decomposed=len(known), passed=len(passed))
+    if unknown:
+        names = ", ".join(layer.name for layer in unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
         workspace.warn(f"{len(unknown)} layers are not in the base and stay as they are: {names}")
 
 
@@ -102,64 +109,30 @@ def verbatim(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[Tensor]:
         yield name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
 
 
-def _lowrank_layers(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[Layer]:
-    """The layers of the form up @ down, in name order. What is of another form (Tucker's mid, LoHa, LoKr) is not one."""
-    for name in sorted(key.removesuffix(UP) for key in tensors if key.endswith(UP)):
-        up, down, alpha = tensors[name + UP], tensors.get(name + DOWN), tensors.get(name + ALPHA)
-        if down is None or name + MID in tensors or not _fit(up, down):
-            continue
-        if alpha is not None and (alpha.dtype not in FLOATS or prod(alpha.shape) != 1):
-            continue
-        # Without an alpha, loaders take up @ down as it is.
-        yield Layer(name, up, down, read_tensor(path, name + ALPHA, alpha).item() if alpha else float(down.shape[0]))
+def _layer(path: Path, names: LowRank, layer: Layer, spectrum: Any, vectors: Any) -> Iterator[Tensor]:
+    import numpy as np
 
-
-def _fit(up: TensorInfo, down: TensorInfo) -> bool:
-    """Whether up [O, R, *1] @ down [R, I, *k] can be multiplied, and is not empty."""
-    return (
-        up.dtype in FLOATS
-        and down.dtype in FLOATS
-        and min(len(up.shape), len(down.shape)) >= 2
-        and up.shape[1] == down.shape[0]
-        and prod(up.shape[2:]) == 1
-        and prod(up.shape) * prod(down.shape) > 0
-    )
-
-
-def _common_alpha(layers: Iterable[Layer]) -> float:
-    """The alpha that most layers have, the least of several; 1 if none is positive. We train with one for all."""
-    counts = Counter(layer.alpha for layer in layers if layer.alpha > 0)
-    return min(counts, key=lambda alpha: (-counts[alpha], alpha), default=1.0)
-
-
-def _factors(path: Path, total: int, progress: Progress) -> Callable[[Layer], tuple[np.ndarray, ...]]:
-    """A function that decomposes a layer, and remembers the last: its three parts are neighbours in name order."""
-    done = 0
+    rank = len(spectrum.singular)
 
     @lru_cache(maxsize=1)
-    def factors(layer: Layer) -> tuple[np.ndarray, ...]:
-        from lorabuild.nn.decompose import decompose
+    def once() -> tuple[np.ndarray, np.ndarray]:
+        u, vh = vectors(path, layer, spectrum, np.arange(rank))
+        return np.ascontiguousarray(u.T, "<f4"), np.ascontiguousarray(vh, "<f4")
 
-        nonlocal done
-        progress(done, total, layer.name)
-        done += 1
-        up = read_tensor(path, layer.name + UP, layer.up, "float64")
-        down = read_tensor(path, layer.name + DOWN, layer.down, "float64")
-        return decompose(up, down, layer.alpha / len(down))
+    def make_u() -> np.ndarray:
+        u = once()[0]
+        once.cache_clear()  # the other, first by name, is written already
+        return u
 
-    return factors
-
-
-def _parts(layer: Layer, factors: Callable[[Layer], tuple[np.ndarray, ...]]) -> Iterator[Tensor]:
-    def part(index: int) -> np.ndarray:
-        return factors(layer)[index].astype("<f4", copy=False)
-
-    for index, (name, shape) in enumerate(zip(PARTS, layer.shapes(), strict=True)):
-        yield f"{layer.name}.{name}", "F32", shape, partial(part, index)
+    yield names.up, "F32", (rank, names.shape[0]), make_u
+    yield names.down, "F32", (rank, *names.shape[1:]), lambda: once()[1]
+    yield _numbers(layer, SINGULAR, spectrum.singular)
 
 
-def _scalar(name: str, value: float) -> Tensor:
-    return name, "F32", (), struct.pack("<f", value)
+def _numbers(layer: Layer, suffix: str, numbers: Any) -> Tensor:
+    import numpy as np
+
+    return layer.name + suffix, "F32", (len(numbers),), np.asarray(numbers, "<f4")
 
 
-STAGE = Stage("spectrum", 1, jobs, run)
+STAGE = Stage("spectrum", 2, jobs, run)

@@ -26,7 +26,7 @@ READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
         settings = project.settings
-        if not settings["dataset"]:
+        if not settings["dataset"] or settings["project"]["source"]:
             continue
         base = settings["project"]["base"]
         prediction_type = repository.bases[base].get("prediction_type", "epsilon")

@@ -22,6 +22,7 @@ _TOP = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_TOP_BY_NAME = {top.replace(".", "_"): sgm for top, sgm in _TOP.items()}
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -30,10 +31,13 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+# Dots of a path may be underscores, as in kohya's names.
 _BLOCK = re.compile(
-    r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|(?P<mid>mid)_block)"
-    r"\.(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<index>\d+)\.(?P<layer>.+)"
+    r"(?:(?P<side>down|up)_blocks[._](?P<level>\d+)|(?P<mid>mid)_block)"
+    r"[._](?P<kind>resnets|attentions|downsamplers|upsamplers)[._](?P<index>\d+)[._](?P<layer>.+)"
 )
+_TOP_LAYER = re.compile("({})(?=[._]|$)(.*)".format("|".join(top.replace(".", "[._]") for top in _TOP)))
+_RESNET_LAYER = re.compile("({})(?=[._]|$)(.*)".format("|".join(_RESNET)))
 _UNET_LAYER = re.compile(
     r"resnets\.\d+\.(?:conv1|conv2|conv_shortcut|time_emb_proj)"
     r"|attentions\.\d+\.(?:proj_in|proj_out|transformer_blocks\.\d+\.(?:attn[12]\.to_(?:q|k|v|out\.0)|ff\.net\.(?:0\.proj|2)))"
@@ -45,14 +49,14 @@ _CLIP_LAYER = re.compile(r"(?:text_model\.)?(encoder\.layers\.\d+\.(?:self_attn\
 def to_sgm(path: str) -> str:
     """The SGM (original SDXL checkpoint) path of a module of diffusers' SDXL U-Net, or of a parameter in it.
 
-    `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`. Raises ValueError for a path that SDXL does not
-    have. The rules are the layout of the two U-Nets; the names match those of kohya's trainer, one for one.
+    `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`. Underscores may stand for the dots, as kohya's
+    names have them; what follows the block then keeps its own. Raises ValueError for a path that SDXL does not have.
+    The rules are the layout of the two U-Nets; the names match those of kohya's trainer, one for one.
     """
-    for top, sgm in _TOP.items():
-        if path == top or path.startswith(f"{top}."):
-            return sgm + path[len(top) :]
+    if match := _TOP_LAYER.fullmatch(path):
+        return _TOP_BY_NAME[match[1].replace(".", "_")] + match[2]
     match = _BLOCK.fullmatch(path)
-    if match is None or (match["kind"] == "resnets" and match["layer"].partition(".")[0] not in _RESNET):
+    if match is None or (match["kind"] == "resnets" and not _RESNET_LAYER.fullmatch(match["layer"])):
         raise ValueError(f"{path}: not a layer of SDXL's U-Net")
     return f"{_block(match)}.{_layer(match['kind'], match['layer'])}"
 
@@ -104,7 +108,6 @@ def _block(match: re.Match[str]) -> str:
 def _layer(kind: str, layer: str) -> str:
     if kind == "downsamplers":
         return layer.replace("conv", "op", 1)
-    if kind == "resnets":
-        name, dot, parameter = layer.partition(".")
-        return _RESNET[name] + dot + parameter
+    if kind == "resnets" and (match := _RESNET_LAYER.fullmatch(layer)):
+        return _RESNET[match[1]] + match[2]
     return layer

@@ -1,0 +1,120 @@
+"""`lorabuild chop`: keep, scale or drop the blocks of any LoRA file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import JobError, UsageError
+from lorabuild.header import Header
+from lorabuild.lora.amend import amended
+from lorabuild.lora.chopping import Blocks, chopped, dora_layers
+from lorabuild.names import BLOCKS, TEXT_ENCODERS, kept_blocks, resolve_chop
+from lorabuild.verbs.common import Parser, check_out, header_of, megabytes, warn, write_lora
+
+HELP = """\
+Keeps the named blocks: INP00..INP08 MID00..MID02 OUT00..OUT08 TE1 TE2, TE for both; globs (IN*) and
+negations (!OUT08, quoted in most shells) work. What is in no block (time_embed, unknown) stays.
+
+  lorabuild chop big.safetensors --keep TE,OUT01 -o small.safetensors
+  lorabuild chop big.safetensors --weights OUT01=0.5,TE=0.8 -o soft.safetensors
+  lorabuild chop big.safetensors --vector "1,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0" -o small.safetensors
+  lorabuild chop big.safetensors --vector SDXL-LyC-OUTALL -o out.safetensors"""
+
+
+def parser() -> Parser:
+    found = Parser(prog="lorabuild chop", description=HELP)
+    found.add_argument("file", metavar="FILE", type=Path, help="the LoRA, .safetensors")
+    found.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the new file")
+    found.add_argument("--keep", metavar="BLOCKS", help="blocks that stay, joined by commas, in order")
+    found.add_argument("--vector", help="12, 20, 21 or 22 numbers, a preset of Inspire-Pack, or its notation with %%")
+    found.add_argument(
+        "--vector-style",
+        choices=("resize_lora", "inspire"),
+        help="what a first number other than 1 is: a factor of the U-Net, or the weight of the text encoders",
+    )
+    found.add_argument("--weights", metavar="BLOCK=W,…", help="scale what a block does: 0.5 is half, linear")
+    found.add_argument("--allow-empty", action="store_true", help="a file without any tensor is not an error")
+    return found
+
+
+def main(args: Sequence[str]) -> int:
+    options = parser().parse_args(_joined(args))
+    out = check_out(options.out, options.file)
+    header = header_of(options.file)
+    blocks = Blocks.read(header.tensors)
+    try:
+        weights = resolve_chop(_table(options), blocks.present)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    body = list(chopped(options.file, header.tensors, blocks, weights))
+    if not body and not options.allow_empty:
+        raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
+    write_lora(out, body, partial(_metadata, header, weights, out.stem))
+
+    gone = [block for block in blocks.present if weights[block] == 0]
+    print(
+        f"{out}: {len(body)} of {len(header.tensors)} tensors, {megabytes(out.stat().st_size)} of "
+        f"{megabytes(header.size)}; dropped {', '.join(gone) or 'nothing'}"
+    )
+    for block in _named(options.keep):
+        if not blocks.counts.get(block):
+            warn(f"{block} is kept, but has no tensors here: {blocks}")
+    if layers := dora_layers(header.tensors, blocks, weights):
+        warn(f"{layers} DoRA layers: their low-rank part is scaled, their magnitude stays as it is")
+    return 0
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """`--vector -1,0,…` as one word: argparse takes what begins with a minus for an option."""
+    found = list(args)
+    for option in ("--vector", "--weights"):
+        if option in found[:-1]:
+            place = found.index(option)
+            found[place : place + 2] = [f"{option}={found[place + 1]}"]
+    return found
+
+
+def _table(options: Any) -> dict[str, Any]:
+    """The options as a manifest's [chop] has them. Raises UsageError."""
+    if options.keep is None and options.vector is None and options.weights is None:
+        raise UsageError("say what stays: --keep, --vector or --weights")
+    keep = None if options.keep is None else [one.strip() for one in options.keep.split(",") if one.strip()]
+    return {
+        "keep": keep,
+        "vector": options.vector,
+        "vector_style": options.vector_style,
+        "weights": _weights(options.weights),
+    }
+
+
+def _weights(text: str | None) -> dict[str, float]:
+    found = {}
+    for part in (text or "").split(","):
+        name, _, number = (word.strip() for word in part.partition("="))
+        if not part.strip():
+            continue
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise UsageError(f'--weights: "{part}": expected a block and a number, as in OUT01=0.5') from None
+    return found
+
+
+def _named(keep: str | None) -> list[str]:
+    """The blocks that the user named one by one: it is worth a warning if the file lacks one."""
+    names = [name.strip() for name in (keep or "").split(",")]
+    kept = kept_blocks(list(filter(None, names))) if keep else set()
+    named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
+    return [block for block in BLOCKS if block in kept & named]
+
+
+def _metadata(header: Header, weights: Mapping[str, float], name: str, sha256: str) -> dict[str, str]:
+    from lorabuild.vectors import VECTOR_BLOCKS
+
+    vector = ",".join(["1", *(f"{weights[block]:g}" for block in VECTOR_BLOCKS)])
+    facts = {"block_vector_string": vector, "lorabuild.chop": {"keep": weights}}
+    return amended(header.metadata, name, sha256, facts)

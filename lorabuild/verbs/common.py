@@ -1,0 +1,61 @@
+"""What the file-level verbs share: arguments that explain themselves, one line for a mistake, whole files or none."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lorabuild.errors import JobError, UsageError
+from lorabuild.files import staged
+from lorabuild.header import Header, Tensor, read_header, write_file
+
+SUFFIX = ".safetensors"
+DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and leaves with the exit code of a usage error."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def header_of(path: Path) -> Header:
+    """The header of a LoRA file. Raises JobError where there is none to read."""
+    if path.is_dir():
+        raise JobError(f"{path}: a folder; a .safetensors file was expected")
+    if not path.exists():
+        raise JobError(f"{path}: no such file")
+    return read_header(path)
+
+
+def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Callable[[str], Mapping[str, str]]) -> None:
+    """Write the file `out`, whole or not at all; `metadata` is made from the sha256 of its body.
+
+    A file that is replaced is not given up before the new one is on the disk.
+    """
+    with staged(out, out.parent, durable=out.exists()) as part:
+        write_file(part, tensors, metadata)
+
+
+def check_out(out: Path, *sources: Path) -> Path:
+    """`out`, if it may be written. Raises UsageError for a name that UIs would not load, and for one of the sources."""
+    if out.suffix != SUFFIX:
+        raise UsageError(f"{out}: the output's name must end in {SUFFIX}")
+    if any(out.exists() and out.samefile(source) for source in sources if source.exists()):
+        raise UsageError(f"{out}: is the input itself; write to another file")
+    return out
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def warn(text: str) -> None:
+    sys.stderr.write(f"warning: {text}\n")
