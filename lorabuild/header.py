@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lorabuild.errors import JobError
 from lorabuild.hashing import sha256_from
@@ -34,8 +35,7 @@ class FormatError(JobError):
     """A file is not the safetensors file that it should be: one line, which names the file and what is wrong."""
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where a tensor lies: `start` and `stop` are absolute offsets in the file, in bytes."""
 
     dtype: str
@@ -204,11 +204,10 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{_short(name)} stands twice")
-        found[name] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{_short(next(name for name in names if names.count(name) > 1))} stands twice")
     return found
 
 
@@ -221,6 +220,18 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
+    """The entry of a tensor, if it is a right one: a glance tells for most. Raises ValueError."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        plain = type(shape) is list and set(map(type, (start, stop, *shape))) == {int} and min((start, *shape)) >= 0
+        if plain and len(entry) == 3 and name.isascii() and DTYPE_BITS[dtype] * prod(shape) == (stop - start) * 8:
+            return TensorInfo(dtype, tuple(shape), data_start + start, data_start + stop)
+    except (TypeError, ValueError, KeyError):
+        pass
+    return _judged(name, entry, data_start)
+
+
+def _judged(name: str, entry: Any, data_start: int) -> TensorInfo:
     _utf8(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{_short(name)}: must have dtype, shape and data_offsets, and nothing else")

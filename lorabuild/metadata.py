@@ -185,4 +185,3 @@ def _ours(about: Mapping, tables: Mapping, facts: Mapping | None) -> dict[str, A
         "lorabuild.stages": {stage: made["version"] for stage, made in made_by.items()},
         "lorabuild.loss": {key: facts[key] for key in ("loss_before", "loss_after")} if facts else None,
     }
-

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lorabuild.errors import JobError
 from lorabuild.header import header_bytes, read_header
 from lorabuild.names import BLOCKS, block_of, resolve_chop
-from lorabuild.stage import Artifact
+from lorabuild.stage import Artifact, File
 from lorabuild.stages.chop import STAGE
 
 CHOPS = json.loads((GOLDENS / "chops.json").read_text())
@@ -103,11 +103,29 @@ def test_a_named_block_that_the_file_lacks_is_a_warning(tmp_path: Path):
     assert quiet.path("weights").read_bytes() == done.path("weights").read_bytes(), "options change no byte"
 
 
-@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "diff", "w_norm", "dora_scale"])
-def test_what_is_not_linear_in_one_factor_is_kept_or_dropped_but_not_scaled(tmp_path: Path, suffix: str):
+@pytest.mark.parametrize("suffix", ["hada_w1_a", "lokr_w1", "diff", "w_norm"])
+def test_layers_of_any_flavour_are_scaled(tmp_path: Path, suffix: str):
+    """In the one factor in which they are linear; test_chop_verb.py has them whole."""
     name = f"lora_unet_output_blocks_1_1_proj_in.{suffix}"
     path = write_lora(tmp_path / "in", {name: torch.ones(4, 4), **layer("lora_te1_x", 4, 2, 4)})
-    with pytest.raises(JobError, match=rf"{name}: cannot be scaled by 0.5; only low-rank layers"):
+    before, after = read(path), read(run(STAGE, tmp_path, weights(OUT01=0.5), weights=path).path("weights"))
+    assert torch.equal(after.pop(name), before.pop(name) / 2)
+    assert before.keys() == after.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_the_magnitudes_of_dora_stay_and_a_warning_says_so(tmp_path: Path):
+    name = "lora_unet_output_blocks_1_1_proj_in"
+    path = write_lora(tmp_path / "in", {f"{name}.dora_scale": torch.ones(4, 1), **layer(name, 4, 2, 4)})
+    done = run(STAGE, tmp_path, weights(OUT01=0.5), weights=path)
+    before, after = read(path), read(done.path("weights"))
+    assert {key for key in before if not torch.equal(after[key], before[key])} == {f"{name}.lora_up.weight"}
+    assert done.warnings == ["1 DoRA layers: their low-rank part is scaled, their magnitude stays as it is"]
+
+
+def test_what_is_of_no_known_flavour_is_kept_or_dropped_but_not_scaled(tmp_path: Path):
+    name = "lora_unet_output_blocks_1_1_proj_in.oft_blocks"
+    path = write_lora(tmp_path / "in", {name: torch.ones(4, 4), **layer("lora_te1_x", 4, 2, 4)})
+    with pytest.raises(JobError, match=rf"{name}: cannot be scaled by 0.5: of no flavour known here"):
         run(STAGE, tmp_path, weights(OUT01=0.5), weights=path)
     assert name in read(run(STAGE, tmp_path, weights(OUT01=1.0), weights=path).path("weights"))
     assert name not in read(run(STAGE, tmp_path, weights(OUT01=0.0), weights=path).path("weights"))
@@ -176,13 +194,13 @@ print(used() - before)
     (tmp_path / "weights").unlink()
 
 
-def settings(keep: list[str] | None, resized: bool = True) -> dict:
+def settings(keep: list[str] | None, resized: bool = True, source: str | None = None) -> dict:
     chop = None if keep is None else {"keep": keep, "allow_empty": False}
-    return {"resize": {"thr": -3.5, "step": "last"} if resized else None, "chop": chop}
+    return {"project": {"source": source}, "resize": {"thr": -3.5, "step": "last"} if resized else None, "chop": chop}
 
 
 def declared(project: dict, **variants: dict) -> dict:
-    one = SimpleNamespace(settings=project, variants=variants)
+    one = SimpleNamespace(folder=Path("projects/ember"), settings=project, variants=variants)
     return {job.name: job for job in STAGE.jobs(SimpleNamespace(projects={"ember": one}))}
 
 
@@ -202,3 +220,8 @@ def test_without_resize_the_trained_weights_are_chopped():
     assert jobs["chop:ember"].inputs == {"weights": Artifact("train:ember", "weights")}
     assert jobs["chop:ember@mini"].inputs == {"weights": Artifact("resize:ember@mini", "weights")}
     assert declared(settings(None), mini=settings(None)) == {}
+
+
+def test_without_resize_and_training_the_source_is_chopped():
+    jobs = declared(settings(["TE"], resized=False, source="old.safetensors"))
+    assert jobs["chop:ember"].inputs == {"weights": File(Path("projects/ember/old.safetensors"), "old.safetensors")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -11,7 +12,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lora_lab import GOLDENS, deltas, distance, layer, ranks, read, resize, resize_params, run, write_lora, write_norms
+from lora_lab import (
+    CONV,
+    GOLDENS,
+    LINEAR,
+    POINT,
+    best,
+    deltas,
+    distance,
+    layer,
+    ranks,
+    read,
+    resize,
+    resize_params,
+    run,
+    write_lora,
+    write_measures,
+    write_norms,
+)
 
 from lorabuild.errors import JobError
 from lorabuild.header import header_bytes, read_header
@@ -22,6 +40,8 @@ from lorabuild.stages.spectrum import STAGE as SPECTRUM
 DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # resize_lora scores each of these against the other's base weights: it takes OpenCLIP's q, k, v for k, q, v.
 SWAPPED = re.compile("te2_.*self_attn_[qk]_proj")
+MEASURES = json.loads((GOLDENS / "norms.json").read_text())
+RANKS = json.loads((GOLDENS / "ranks.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -45,24 +65,33 @@ def test_it_keeps_what_resize_lora_keeps(tmp_path: Path, lora: str, thr: float, 
     assert all(distance(delta, effects[name]) < tolerance for name, delta in deltas(ours).items() if name in wanted)
 
 
+@pytest.mark.parametrize("recipe", RANKS)
+def test_by_other_terms_it_keeps_what_resize_lora_keeps(tmp_path: Path, recipe: str):
+    """Goldens: ranks of locon's layers in resize_lora's own output; its spectral norms are to a millionth ours."""
+    done = resize(tmp_path, GOLDENS / "locon.safetensors", GOLDENS / "norms.json", recipe)
+    mistaken = SWAPPED if "ckpt" in recipe else re.compile("$.")
+    found = {name: rank for name, rank in ranks(done.path("weights")).items() if not mistaken.search(name)}
+    assert found == {name: rank for name, rank in RANKS[recipe].items() if not mistaken.search(name)}
+
+
 def test_the_swapped_layers_follow_their_own_base_weights(tmp_path: Path):
     """With the two norms exchanged we keep the ranks that resize_lora keeps: nothing else differs."""
-    import json
-
-    norms = json.loads((GOLDENS / "norms.json").read_text())["fro_ckpt"]
+    norms = MEASURES["fro_ckpt"]
     swap = {name: name.replace("q_proj", "K").replace("k_proj", "q_proj").replace("K", "k_proj") for name in norms}
     exchanged = {name: norms[swap[name] if SWAPPED.search(name) else name] for name in norms}
-    done = resize(tmp_path, GOLDENS / "locon.safetensors", write_norms(tmp_path / "n", exchanged), -3.55)
+    path = write_measures(tmp_path / "n", MEASURES["shape"], exchanged, MEASURES["spn_ckpt"])
+    done = resize(tmp_path, GOLDENS / "locon.safetensors", path, -3.55)
     assert ranks(done.path("weights")) == ranks(GOLDENS / "locon-thr3.55.safetensors")
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Path:
-    return write_norms(tmp_path / "norms.json", {"lora_te1_a": 1.0, "lora_unet_b": 1.0})
+    ones = {LINEAR: 1.0, CONV: 1.0}
+    return write_measures(tmp_path / "norms.json", {LINEAR: (24, 16), CONV: (12, 8, 3, 3)}, ones, ones)
 
 
 def lora(tmp_path: Path, dtype: torch.dtype | None = torch.float32, alpha: float = 2.0, **more: torch.Tensor) -> Path:
-    tensors = {**layer("lora_te1_a", 24, 4, 16, alpha=alpha), **layer("lora_unet_b", 12, 6, 8, 3, 3, alpha=alpha)}
+    tensors = {**layer(LINEAR, 24, 4, 16, alpha=alpha), **layer(CONV, 12, 6, 8, 3, 3, alpha=alpha)}
     return write_lora(
         tmp_path / "lora", {**tensors, **{name.replace("__", "."): one for name, one in more.items()}}, dtype
     )
@@ -73,28 +102,28 @@ def test_all_ranks_kept_is_the_file_itself_in_any_precision(tmp_path: Path, know
     done = resize(tmp_path, lora(tmp_path), known, -9, save_precision)
     tensors = read(done.path("weights"))
     assert {one.dtype for one in tensors.values()} == {DTYPE[save_precision]}
-    assert ranks(done.path("weights")) == {"lora_te1_a": 4, "lora_unet_b": 6}
-    assert tensors["lora_unet_b.lora_up.weight"].shape == (12, 6, 1, 1)
-    assert tensors["lora_unet_b.lora_down.weight"].shape == (6, 8, 3, 3)
+    assert ranks(done.path("weights")) == {LINEAR: 4, CONV: 6}
+    assert tensors[f"{CONV}.lora_up.weight"].shape == (12, 6, 1, 1)
+    assert tensors[f"{CONV}.lora_down.weight"].shape == (6, 8, 3, 3)
     wanted = deltas(tmp_path / "lora")
     for name, delta in deltas(done.path("weights")).items():
         assert distance(delta, wanted[name]) < 2 * torch.finfo(DTYPE[save_precision]).eps
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_a_rank_counts_from_exactly_its_score_on(tmp_path: Path, known: Path, rank: int):
+def test_a_rank_counts_from_exactly_its_score_on(tmp_path: Path, rank: int):
     """score = log10 σ - log10 ‖W‖, and >= keeps; the effect is the best of that rank (Eckart-Young)."""
     path = lora(tmp_path)
-    delta = deltas(path)["lora_te1_a"]
-    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 8.0})
-    score = math.log10(s[rank - 1]) - math.log10(8)
+    delta = deltas(path)[LINEAR]
+    singular = torch.linalg.svdvals(delta)
+    norms = write_norms(tmp_path / "norms", {LINEAR: 8.0}, path)
+    score = math.log10(singular[rank - 1]) - math.log10(8)
     for thr, kept in ((score - 1e-6, rank), (score + 1e-6, rank - 1)):
         done = resize(tmp_path / str(thr), path, norms, thr, "fp32")
-        assert ranks(done.path("weights")).get("lora_te1_a", 0) == kept
+        found = {name: one for name, one in ranks(done.path("weights")).items() if name == LINEAR}
+        assert found.get(LINEAR, 0) == kept
         if kept:
-            best = u[:, :kept] * s[:kept] @ vh[:kept]
-            assert distance(deltas(done.path("weights"))["lora_te1_a"], best) < 1e-5
+            assert distance(deltas(done.path("weights"))[LINEAR], best(delta, kept)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -105,24 +134,23 @@ def test_a_rank_counts_from_exactly_its_score_on(tmp_path: Path, known: Path, ra
         (0.3, "bf16", 0.30078125),
         (1e-9, "fp16", 1.0),
         (1e6, "fp16", 1.0),
+        (-4.0, "fp16", 1.0),
     ],
 )
 def test_one_alpha_for_the_file_whatever_its_precision_and_ranks(
     tmp_path: Path, known: Path, alpha: float, save_precision: str, written: float
 ):
     """Kept ranks differ by layer, alpha does not; what the dtype cannot hold of it is in the weights."""
-    tensors = {**layer("lora_te1_a", 24, 4, 16, alpha=alpha), **layer("lora_unet_b", 12, 6, 8, 3, 3, alpha=alpha)}
-    for name in tensors.keys() & {"lora_te1_a.lora_up.weight", "lora_unet_b.lora_up.weight"}:
-        tensors[name] *= 2 / alpha  # so that the effect is of the same size in every case
+    tensors = {**layer(LINEAR, 24, 4, 16, alpha=alpha), **layer(CONV, 12, 6, 8, 3, 3, alpha=alpha)}
+    for name in (f"{LINEAR}.lora_up.weight", f"{CONV}.lora_up.weight"):
+        tensors[name] *= 2 / abs(alpha)  # so that the effect is of the same size in every case
     path = write_lora(tmp_path / "in", tensors, torch.float32)
     done = resize(tmp_path, path, known, -0.4, save_precision)
     kept, found, wanted = ranks(done.path("weights")), deltas(done.path("weights")), deltas(path)
     assert len(kept) == len(set(kept.values())) == 2
     assert {one.item() for name, one in read(done.path("weights")).items() if name.endswith(".alpha")} == {written}
     for name, rank in kept.items():
-        u, s, vh = torch.linalg.svd(wanted[name], full_matrices=False)
-        best = u[:, :rank] * s[:rank] @ vh[:rank]
-        assert distance(found[name], best) < 4 * torch.finfo(DTYPE[save_precision]).eps
+        assert distance(found[name], best(wanted[name], rank)) < 4 * torch.finfo(DTYPE[save_precision]).eps
 
 
 def test_the_body_is_canonical(tmp_path: Path, known: Path):
@@ -135,64 +163,112 @@ def test_the_body_is_canonical(tmp_path: Path, known: Path):
 
 
 def test_layers_without_a_rank_are_absent_and_untrained_ones_counted(tmp_path: Path):
-    tensors = {
-        **layer("lora_te1_a", 24, 4, 16),
-        **layer("lora_unet_b", 12, 6, 8, 3, 3),
-        **layer("lora_unet_zero", 8, 4, 8),
-    }
-    tensors["lora_unet_zero.lora_up.weight"].zero_()
-    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 1.0, "lora_unet_b": 1e6, "lora_unet_zero": 1e-9})
-    done = resize(tmp_path, write_lora(tmp_path / "in", tensors), norms, -3)
-    assert {name.partition(".")[0] for name in read(done.path("weights"))} == {"lora_te1_a"}
+    tensors = {**layer(LINEAR, 24, 4, 16), **layer(CONV, 12, 6, 8, 3, 3), **layer(POINT, 8, 4, 8, 1, 1)}
+    tensors[f"{POINT}.lora_up.weight"].zero_()
+    path = write_lora(tmp_path / "in", tensors)
+    norms = write_norms(tmp_path / "norms", {LINEAR: 1.0, CONV: 1e6, POINT: 1e-9}, path)
+    done = resize(tmp_path, path, norms, -3)
+    assert {name.partition(".")[0] for name in read(done.path("weights"))} == {LINEAR}
     assert done.notes == {"layers": 1, "ranks": 4, "zero": 1, "passed": 0}
 
 
 def test_nothing_left_is_an_error_that_says_which_threshold_would_do(tmp_path: Path, known: Path):
     path = lora(tmp_path)
     scores = {name: math.log10(torch.linalg.matrix_norm(delta, 2)) for name, delta in deltas(path).items()}
-    best = max(scores, key=lambda name: scores[name])
+    highest = max(scores, key=lambda name: scores[name])
     with pytest.raises(JobError) as error:
         resize(tmp_path, path, known, 5)
     assert str(error.value) == (
-        f"resize.thr = 5 keeps nothing of this LoRA: the highest score is {scores[best]:.4f} ({best})"
+        f"thr = 5 keeps nothing of this LoRA: the highest score is {scores[highest]:.4f} ({highest})"
+        " (resize.allow_empty = true permits it)"
     )
+
+
+def test_nothing_left_may_be_wanted(tmp_path: Path, known: Path):
+    spectrum = run(SPECTRUM, tmp_path / "s", {}, weights=lora(tmp_path), norms=known).path("spectrum")
+    done = run(STAGE, tmp_path, resize_params(5.0, allow_empty=True), spectrum=spectrum)
+    assert read(done.path("weights")) == {}
+    assert done.notes == {"layers": 0, "ranks": 0, "zero": 0, "passed": 0}
 
 
 def test_an_untrained_file_is_an_error(tmp_path: Path, known: Path):
     zeros = {name: one * ("alpha" in name) for name, one in read(lora(tmp_path)).items()}
-    with pytest.raises(JobError, match="keeps nothing of this LoRA: it has no trained layer that the base has"):
+    with pytest.raises(JobError, match="nothing is left of this LoRA: it has no trained layer that the base has"):
         resize(tmp_path, write_lora(tmp_path / "zeros", zeros), known, -9)
 
 
-def test_other_tensors_stay_in_the_files_dtype_but_not_those_of_a_dropped_layer(tmp_path: Path):
+def test_other_tensors_stay_as_they_are_but_not_those_of_a_dropped_layer(tmp_path: Path):
     """DoRA's scale of a layer that is gone would be an orphan, which diffusers refuses."""
+    norm, unknown = "lora_unet_input_blocks_1_0_in_layers_0", "lora_unet_strange"
     more = {
-        "lora_unet_norm__w_norm": torch.full((3,), 1 + 2**-12), "lora_te1_a__dora_scale": torch.ones(24, 1),
-        "lora_unet_b__dora_scale": torch.ones(12, 1, 1, 1), "lora_unet_norm__steps": torch.tensor([7]),
+        f"{norm}__w_norm": torch.full((3,), 1 + 2**-12), f"{LINEAR}__dora_scale": torch.ones(24, 1).bfloat16(),
+        f"{CONV}__dora_scale": torch.ones(12, 1, 1, 1), f"{norm}__steps": torch.tensor([7]),
+        f"{unknown}__lora_up__weight": torch.ones(4, 2), f"{unknown}__lora_down__weight": torch.ones(2, 4),
     }  # fmt: skip
-    norms = write_norms(tmp_path / "norms", {"lora_te1_a": 1.0, "lora_unet_b": 1e6})
-    done = resize(tmp_path, lora(tmp_path, None, **more), norms, -3)
-    tensors = read(done.path("weights"))
-    assert tensors["lora_unet_norm.w_norm"].tolist() == [1.0, 1.0, 1.0]
-    assert tensors["lora_unet_norm.steps"].tolist() == [7]
-    assert tensors["lora_te1_a.dora_scale"].dtype == torch.float16
-    assert "lora_unet_b.dora_scale" not in tensors
-    assert done.notes["passed"] == 3
+    path = lora(tmp_path, None, **more)
+    norms = write_norms(tmp_path / "norms", {LINEAR: 1.0, CONV: 1e6}, path)
+    done = resize(tmp_path, path, norms, -3)
+    before, after = read(path), read(done.path("weights"))
+    kept = {name.replace("__", ".") for name in more} - {f"{CONV}.dora_scale"}
+    assert kept == {name for name in after if not name.startswith((f"{LINEAR}.lora", f"{LINEAR}.alpha"))}
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in kept)
+    assert done.notes["passed"] == 5
 
 
-def test_a_weight_beyond_half_precision_is_named(tmp_path: Path, known: Path):
-    tensors = {**layer("lora_te1_a", 2, 1, 2, alpha=1.0), "lora_te1_a.lora_up.weight": torch.tensor([[1e10], [0.0]])}
-    path = write_lora(
-        tmp_path / "in", tensors | {"lora_te1_a.lora_down.weight": torch.tensor([[1e3, 0.0]])}, torch.float32
-    )
-    with pytest.raises(JobError, match=r"lora_te1_a\.lora_(up|down)\.weight: .* does not fit F16"):
-        resize(tmp_path, path, known, -9)
-    assert resize(tmp_path / "ok", path, known, -9, "bf16").notes["layers"] == 1
+def test_a_weight_beyond_half_precision_is_named(tmp_path: Path):
+    tensors = {**layer(LINEAR, 2, 1, 2, alpha=1.0), f"{LINEAR}.lora_up.weight": torch.tensor([[1e10], [0.0]])}
+    path = write_lora(tmp_path / "in", tensors | {f"{LINEAR}.lora_down.weight": torch.tensor([[1e3, 0.0]])}, None)
+    norms = write_norms(tmp_path / "norms", {LINEAR: 1.0}, path)
+    with pytest.raises(JobError, match=rf"{LINEAR}\.lora_(up|down)\.weight: .* does not fit F16"):
+        resize(tmp_path, path, norms, -9)
+    assert resize(tmp_path / "ok", path, norms, -9, "bf16").notes["layers"] == 1
 
 
 def test_a_layer_of_a_base_without_weights_is_kept_whole(tmp_path: Path):
-    done = resize(tmp_path, lora(tmp_path), write_norms(tmp_path / "norms", {"lora_te1_a": 0.0}), 3)
-    assert ranks(done.path("weights"))["lora_te1_a"] == 4
+    path = lora(tmp_path)
+    done = resize(tmp_path, path, write_norms(tmp_path / "norms", {LINEAR: 0.0, CONV: 1.0}, path), 3)
+    assert ranks(done.path("weights")) == {LINEAR: 4}
+
+
+@pytest.mark.parametrize("rescale", [0.5, 3.0])
+def test_rescale_is_in_the_weights(tmp_path: Path, known: Path, rescale: float):
+    path = lora(tmp_path)
+    done = resize(tmp_path, path, known, f"max_rank=3,rescale={rescale}", "fp32")
+    for name, delta in deltas(done.path("weights")).items():
+        assert distance(delta, rescale * best(deltas(path)[name], 3)) < 1e-5
+
+
+def test_ranks_that_are_no_prefix_are_those_that_matter(tmp_path: Path):
+    """By subspace the best ranks need not be the first."""
+    path = lora(tmp_path)
+    shapes = {LINEAR: (24, 16), CONV: (12, 8, 3, 3)}
+    delta = deltas(path)[LINEAR]
+    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    weight = (u[:, :4] * torch.tensor([9.0, 0.1, 9.0, 0.1])) @ vh[:4]  # what the base uses counts less
+    from lora_lab import write_bases
+
+    base, _ = write_bases(tmp_path / "base", {LINEAR: weight.float(), CONV: torch.ones(12, 8, 3, 3)})
+    norms = write_measures(tmp_path / "norms", shapes, dict.fromkeys(shapes, 1.0), dict.fromkeys(shapes, 1.0))
+    inputs = {"weights": path, "norms": norms, "unet": base, "te1": base, "te2": base}
+    spectrum = run(SPECTRUM, tmp_path / "s", {"spectrum": {"subspace": True}}, **inputs).path("spectrum")
+    done = run(STAGE, tmp_path, resize_params("subspace=1,max_rank=2", "fp32"), spectrum=spectrum)
+    chosen = [1, 3]
+    assert distance(deltas(done.path("weights"))[LINEAR], u[:, chosen] * s[chosen] @ vh[chosen]) < 1e-5
+
+
+@pytest.mark.parametrize("size", [0.0012, 0.002, 0.003])
+def test_a_size_is_hit_from_below(tmp_path: Path, known: Path, size: float):
+    """The file with its header is not larger; with the next best rank it would be."""
+    path = lora(tmp_path)
+    done = resize(tmp_path, path, known, f"fro_ckpt=1,size={size}")
+    assert done.path("weights").stat().st_size <= size * 2**20
+    scores = sorted(s for delta in deltas(path).values() for s in torch.linalg.svdvals(delta).log10().tolist())
+    scores = scores[-10:]  # 4 + 6 ranks; the rest of the singular values are zeros
+    kept = sum(ranks(done.path("weights")).values())
+    assert 0 < kept < 10
+    more = resize(tmp_path / "more", path, known, scores[-kept - 1] - 1e-6)
+    assert sum(ranks(more.path("weights")).values()) == kept + 1
+    assert more.path("weights").stat().st_size > size * 2**20
 
 
 def test_options_change_no_byte(tmp_path: Path, known: Path):
@@ -220,9 +296,12 @@ print({{"torch", "diffusers", "transformers", "safetensors", "pydantic"}} & set(
     assert done.stdout.strip() == "set()"
 
 
-def settings(step: str | int | None, thr: float = -3.55) -> dict:
-    resize = None if step is None else {"fro_ckpt": 1.0, "thr": thr, "step": step}
-    return {"project": {"base": "tiny"}, "recipe": {"save_precision": "bf16"}, "resize": resize, "chop": None}
+def settings(step: str | int | None, thr: float = -3.55, **more) -> dict:
+    resize = None if step is None else {"fro_ckpt": 1.0, "thr": thr, "step": step, "allow_empty": False, **more}
+    return {
+        "project": {"base": "tiny", "source": None}, "recipe": {"save_precision": "bf16"},
+        "resize": resize, "chop": None,
+    }  # fmt: skip
 
 
 def declared(project: dict, **variants: dict) -> dict:
@@ -241,6 +320,13 @@ def test_jobs_of_project_and_variants():
         "resize:ember@mini": Artifact("spectrum:ember", "spectrum"),
         "resize:ember@early": Artifact("spectrum:ember@early", "spectrum"),
     }
+
+
+def test_the_same_recipe_in_other_words_is_the_same_job():
+    jobs = declared(settings("last"), same=settings("last", fro_ckpt=3.0, rescale=1.0, spn_ckpt=None, params=0.0))
+    assert jobs["resize:ember"].params == jobs["resize:ember@same"].params
+    other = declared(settings("last", allow_empty=True))["resize:ember"].params
+    assert other["resize"] == {"fro_ckpt": 1.0, "thr": -3.55, "allow_empty": True}
 
 
 def test_a_variant_alone_may_resize():

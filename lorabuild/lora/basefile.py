@@ -57,7 +57,11 @@ def _of_folder(base: Path) -> Iterator[tuple[str, BaseWeight]]:
         if path is None:
             raise JobError(f"{folder}: holds none of {' and '.join(WEIGHT_FILES)}; a base in diffusers' layout does")
         for key, info in read_header(path).tensors.items():
-            if len(info.shape) >= 2 and key.endswith(".weight") and (name := canonical(prefix + key[: -len(".weight")])):
+            if (
+                len(info.shape) >= 2
+                and key.endswith(".weight")
+                and (name := canonical(prefix + key[: -len(".weight")]))
+            ):
                 yield name, BaseWeight(path, key, info)
 
 

@@ -73,11 +73,16 @@ def dora_layers(tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapp
 
 def _is_scaled(key: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], weight: float) -> bool:
     found = split_key(key)
-    if found is None or info.dtype not in FLOATS:
+    if found is None:
         raise JobError(f"{key}: cannot be scaled by {weight:g}: of no flavour known here; 0 or 1 can be its weight")
     module, role = found
-    return role in SCALED and not (role == "lokr_w1_a" and f"{module}.lokr_w1" in tensors)
+    if role not in SCALED or (role == "lokr_w1_a" and f"{module}.lokr_w1" in tensors):
+        return False
+    if info.dtype not in FLOATS:
+        raise JobError(f"{key}: cannot be scaled by {weight:g}: has dtype {info.dtype}; 0 or 1 can be its weight")
+    return True
 
 
 def _scaled(path: Path, key: str, info: TensorInfo, weight: float) -> np.ndarray:
-    return rounded(read_tensor(path, key, info) * weight, info.dtype, key)
+    precision = "float64" if info.dtype == "F64" else "float32"
+    return rounded(read_tensor(path, key, info, precision) * weight, info.dtype, key)

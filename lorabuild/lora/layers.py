@@ -39,7 +39,12 @@ _FLAVOURS: dict[Flavour, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "lokr": ((("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")), (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))),
     "full": ((("diff",),),),
 }
-_OPTIONAL = {"lora": ("mid", "alpha"), "loha": ("hada_t1", "hada_t2", "alpha"), "lokr": ("lokr_t2", "alpha"), "full": ("alpha",)}
+_OPTIONAL = {
+    "lora": ("mid", "alpha"),
+    "loha": ("hada_t1", "hada_t2", "alpha"),
+    "lokr": ("lokr_t2", "alpha"),
+    "full": ("alpha",),
+}
 _KOHYA_UP = ".lora_up.weight"
 
 

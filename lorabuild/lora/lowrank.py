@@ -42,6 +42,10 @@ class LowRank:
         out, *rest = self.shape
         return (out, rank, *[1] * (len(rest) - 1)), (rank, *rest)
 
+    def numbers(self, rank: int) -> int:
+        """How many its up and down hold with `rank` ranks."""
+        return rank * (self.shape[0] + prod(self.shape[1:]))
+
     def references(
         self, singular: np.ndarray, fro_ckpt: float, spn_ckpt: float | None, subspace: np.ndarray | None = None
     ) -> References:
@@ -69,42 +73,51 @@ def common_alpha(alphas: Iterable[float], dtype: str) -> float:
     return alpha if 0 < alpha < inf else 1.0
 
 
-def lowrank_tensors(
+def halves(
     layer: LowRank,
     strengths: np.ndarray,
     vectors: Callable[[], tuple[np.ndarray, np.ndarray]],
     alpha: float,
     dtype: str,
-) -> Iterator[Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """up = U √(c·s), down = √(c·s) Vh with c = k / alpha, so that a loader's alpha / k · up @ down is U diag(s) Vh.
 
-    `strengths` s [k]; `vectors` gives U transposed [k, O] and Vh [k, I·∏k], and is called once, when the file is
-    written. Each half gets the root, so that neither leaves the range that half precision resolves well.
+    `strengths` s [k]; `vectors` gives U transposed [k, O] and Vh [k, I·∏k], float32. Each half gets the root, so that
+    neither leaves the range that half precision resolves well. Both are rounded to `dtype`: up [O, k], down [k, I·∏k].
     """
-    rank = len(strengths)
+    roots = ((strengths * (len(strengths) / alpha if layer.alpha else 1.0)) ** 0.5).astype("f4")[:, None]
+    transposed, vh = vectors()
+    return rounded((transposed * roots).T, dtype, layer.up), rounded(vh * roots, dtype, layer.down)
+
+
+def lowrank_tensors(
+    layer: LowRank, rank: int, made: Callable[[], tuple[np.ndarray, np.ndarray]], alpha: float, dtype: str
+) -> Iterator[Tensor]:
+    """The tensors of a layer; `made` gives what `halves` does, and is called once, when the file is written."""
     up, down = layer.shapes(rank)
-    roots = ((strengths * (rank / alpha if layer.alpha else 1.0)) ** 0.5).astype("f4")[:, None]
-    once = lru_cache(maxsize=1)(vectors)
+    once = lru_cache(maxsize=1)(made)
 
     def make_up() -> np.ndarray:
-        transposed = once()[0] * roots
+        found = once()[0]
         once.cache_clear()  # down, the first by name, is written already
-        return rounded(transposed.T, dtype, layer.up).reshape(up)
-
-    def make_down() -> np.ndarray:
-        return rounded(once()[1] * roots, dtype, layer.down).reshape(down)
+        return found
 
     yield layer.up, dtype, up, make_up
-    yield layer.down, dtype, down, make_down
+    yield layer.down, dtype, down, lambda: once()[1]
     if layer.alpha:
         yield scalar(layer.alpha, alpha, dtype)
 
 
 def scalar(name: str, value: float, dtype: str = "F32") -> Tensor:
     """A tensor of one number, without dimensions."""
+    return name, dtype, (), _number(value, dtype)
+
+
+@lru_cache(maxsize=8)
+def _number(value: float, dtype: str) -> bytes:
     import numpy as np
 
-    return name, dtype, (), rounded(np.array(value, np.float64), dtype, name).tobytes()
+    return rounded(np.array(value, np.float64), dtype, "alpha").tobytes()
 
 
 def entries_of(tensors: Sequence[tuple[str, TensorInfo]]) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -81,7 +81,9 @@ def resolve_recipe(table: Mapping[str, Any]) -> dict[str, Any]:
     if len(selectors) > 1:
         raise ValueError(f"{' and '.join(selectors)} each say how many ranks stay: one of them is enough")
     if not selectors and not caps:
-        raise ValueError("nothing says how many ranks stay: one of thr, size, sv_ratio, sv_fro, sv_cumulative, max_rank")
+        raise ValueError(
+            "nothing says how many ranks stay: one of thr, size, sv_ratio, sv_fro, sv_cumulative, max_rank"
+        )
     terms = _weights({key: given[key] for key in TERMS if key in given}, selectors)
     chosen = {key: _checked(key, given[key]) for key in selectors}
     rescale = _checked("rescale", given.get("rescale", 1.0))
@@ -205,7 +207,10 @@ _OWN = {"sv_ratio": _sv_ratio, "sv_fro": _sv_fro, "sv_cumulative": _sv_cumulativ
 
 
 def _threshold(
-    limit: float, ranked: Mapping[str, np.ndarray], most: Mapping[str, int], file_size: Callable[[Mapping[str, int]], int]
+    limit: float,
+    ranked: Mapping[str, np.ndarray],
+    most: Mapping[str, int],
+    file_size: Callable[[Mapping[str, int]], int],
 ) -> float:
     """The least threshold whose file is not larger than `limit` bytes: header, alphas and all that is kept counts.
 
@@ -241,7 +246,10 @@ def _none() -> np.ndarray:
 
 def nothing_left(recipe: Mapping[str, Any], layers: Mapping[str, References]) -> str:
     """Why a recipe leaves no tensor, for the message to who set the threshold too high."""
-    best = max(((float(scores(recipe, layer).max()), name) for name, layer in layers.items() if not layer.is_zero), default=None)
+    best = max(
+        ((float(scores(recipe, layer).max()), name) for name, layer in layers.items() if not layer.is_zero),
+        default=None,
+    )
     if best is None:
         return "nothing is left of this LoRA: it has no trained layer that the base has"
     what = next((f"{key} = {recipe[key]:g}" for key in SELECTORS if key in recipe), "the recipe")

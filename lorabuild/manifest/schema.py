@@ -207,7 +207,9 @@ class RecipeTable(Table):
 
 class ResizeTable(Table):
     thr: float | None = Field(None, description="Ranks that score below it are dropped; log10 units.")
-    size: float | None = Field(None, description="In place of thr: the size of the file in MiB, header and all, at most.")
+    size: float | None = Field(
+        None, description="In place of thr: the size of the file in MiB, header and all, at most."
+    )
     sv_ratio: float | None = Field(
         None, description="In place of thr: singular values down to the layer's largest divided by this stay."
     )
@@ -220,7 +222,8 @@ class ResizeTable(Table):
     max_rank: float | None = Field(None, description="No layer keeps more ranks than this.")
     max_conv_rank: float | None = Field(None, description="No convolution keeps more ranks. Default: max_rank.")
     fro_ckpt: float | None = Field(
-        None, description="Weight of this score: σ as a part of the base layer's Frobenius norm. Default: 1, if no other."
+        None,
+        description="Weight of this score: σ as a part of the base layer's Frobenius norm. Default: 1, if no other.",
     )
     spn_ckpt: float | None = Field(None, description="Weight: σ as a part of the base layer's largest singular value.")
     fro_lora: float | None = Field(None, description="Weight: σ as a part of the LoRA layer's Frobenius norm.")

@@ -109,7 +109,9 @@ def read_factors(path: Path, layer: Layer, precision: str = "float64") -> Factor
     (w1_a w1_b) ∘ (w2_a w2_b), LoKr w1 ⊗ w2; with a core t (Tucker) the factor is Σ_ij t_ij… a_ip b_jr.
     """
     tensors = {
-        role: read_tensor(path, key, layer.infos[role], precision) for role, key in layer.keys.items() if role != "alpha"
+        role: read_tensor(path, key, layer.infos[role], precision)
+        for role, key in layer.keys.items()
+        if role != "alpha"
     }
     return _READERS[layer.flavour](tensors)
 

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lorabuild.ahead import ahead, cores
+from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
+from lorabuild.hashing import canonical_json
 from lorabuild.header import Tensor, TensorInfo, byte_size, header_bytes, read_header, write_body
-from lorabuild.lora.layers import Layer, module_of, read_layers
-from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, lowrank_tensors
+from lorabuild.lora.layers import module_of, read_layers
+from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, halves, lowrank_tensors
 from lorabuild.lora.ranks import References, choose, nothing_left, resolve_recipe
-from lorabuild.stage import Artifact, Job, Stage
-from lorabuild.stages.spectrum import BASE_NORMS, FILE_ALPHA, SINGULAR, SUBSPACE, spectrum_of, targets, verbatim
+from lorabuild.stage import Artifact, File, Input, Job, Stage
+from lorabuild.stages.spectrum import (
+    BASE_NORMS,
+    FILE_ALPHA,
+    SINGULAR,
+    SUBSPACE,
+    VERBATIM,
+    spectrum_of,
+    targets,
+    verbatim,
+    weights_of,
+)
 from lorabuild.tensors import SAVE_DTYPES, read_tensor
 
 if TYPE_CHECKING:
@@ -21,6 +38,9 @@ if TYPE_CHECKING:
 
     from lorabuild.manifest import Repository
     from lorabuild.workspace import Progress, Workspace
+
+OWN_KIB = 8  # of the header of a published file, but for what grows with the project; it has 4 to 5 in the examples
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,16 +57,23 @@ def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
         for target, settings in targets(name, project.settings, project.variants):
             if resize := settings["resize"]:
+                recipe = resolve_recipe(resize) | ({"allow_empty": True} if resize["allow_empty"] else {})
                 source = spectrum_of(target, settings, project.settings)
+                inputs: dict[str, Input] = {"spectrum": Artifact(f"spectrum:{source}", "spectrum")}
+                if "size" in recipe:  # the published file's header counts, too: what it will tell decides its size
+                    recipe["header_kib"] = OWN_KIB + len(canonical_json(settings["project"])) // 1024
+                    inputs["told"] = _told(name, weights_of(name, project, settings))
                 yield Job(
                     name=f"resize:{target}",
-                    params={
-                        "resize": resolve_recipe(resize) | ({"allow_empty": True} if resize["allow_empty"] else {}),
-                        "recipe": {"save_precision": settings["recipe"]["save_precision"]},
-                    },
-                    inputs={"spectrum": Artifact(f"spectrum:{source}", "spectrum")},
+                    params={"resize": recipe, "recipe": {"save_precision": settings["recipe"]["save_precision"]}},
+                    inputs=inputs,
                     outputs=["weights"],
                 )
+
+
+def _told(name: str, weights: Artifact | File) -> Input:
+    """What a header repeats at length: the tags of the data set, or the metadata of the LoRA that it starts from."""
+    return weights if isinstance(weights, File) else Artifact(f"dataset:{name}", "dataset.json")
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
@@ -57,24 +84,28 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """
     path, recipe = workspace.path("spectrum"), job.params["resize"]
     dtype = SAVE_DTYPES[job.params["recipe"]["save_precision"]]
-    layers, others = _read(path)
-    alpha = common_alpha([read_tensor(path, FILE_ALPHA, others.pop(FILE_ALPHA)).item()], dtype)
+    layers, others, trained_alpha = _read(path)
+    alpha = common_alpha([trained_alpha], dtype)
     references = {name: layer.references for name, layer in layers.items()}
+    room = recipe["header_kib"] * 1024 + _told_bytes(workspace.path("told")) if "size" in recipe else 0
 
     def size(counts: Mapping[str, int]) -> int:
         kept = entries_of([(key, info) for key, info in others.items() if counts.get(module_of(key), 1)])
         kept += [entry for name, layer in layers.items() for entry in layer.names.entries(counts.get(name, 0), dtype)]
-        return len(header_bytes(kept)) + sum(byte_size(dtype, shape) for _, dtype, shape in kept)
+        return room + len(header_bytes(kept)) + sum(byte_size(dtype, shape) for _, dtype, shape in kept)
 
     ranks = choose(recipe, references, size)
     passed = {key: info for key, info in others.items() if len(ranks.get(module_of(key), "1"))}
-    body: list[Tensor] = list(verbatim(path, passed))
-    for name, layer in layers.items():
-        if len(ranks[name]):
-            body += _resized(path, layer, ranks[name], recipe.get("rescale", 1.0), alpha, dtype)
-    if not body and not recipe.get("allow_empty"):
-        raise JobError(nothing_left(recipe, references) + " (resize.allow_empty = true permits it)")
-    write_body(workspace.output("weights"), body)
+    kept = [layers[name] for name in sorted(layers) if len(ranks[name])]
+    with ThreadPoolExecutor(cores()) as pool:
+        jobs = [partial(_halves, path, one, ranks[one.names.name], recipe, alpha, dtype) for one in kept]
+        made = ahead(pool, jobs, [one.names.numbers(len(ranks[one.names.name])) for one in kept])
+        body: list[Tensor] = list(verbatim(path, passed))
+        for layer, pair in zip(kept, made, strict=True):
+            body += lowrank_tensors(layer.names, len(ranks[layer.names.name]), pair, alpha, dtype)
+        if not body and not recipe.get("allow_empty"):
+            raise JobError(nothing_left(recipe, references) + " (resize.allow_empty = true permits it)")
+        write_body(workspace.output("weights"), body)
     workspace.note(
         layers=sum(bool(len(one)) for one in ranks.values()),
         ranks=sum(len(one) for one in ranks.values()),
@@ -83,42 +114,47 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Slices], dict[str, TensorInfo]]:
-    """The layers of a spectrum by name, and its other tensors."""
+def _told_bytes(path: Path) -> int:
+    """An upper bound of what a header tells of a data set or repeats of a LoRA, in bytes."""
+    if path.suffix == SUFFIX:
+        return len(canonical_json(dict(read_header(path).metadata))) * 2  # quotes in it are escaped again
+    images = json.loads(path.read_bytes())["images"]
+    tags = tag_counts(image["caption"] for image in images)
+    buckets = {tuple(image["bucket"]) for image in images}
+    return len(canonical_json(tags)) * 2 + len(buckets) * 80
+
+
+def _read(path: Path) -> tuple[dict[str, Slices], dict[str, TensorInfo], float]:
+    """The layers of a spectrum by name, by name the tensors that are to be written as they are, and the file's alpha."""
     tensors = read_header(path).tensors
-    layers = [layer for layer in read_layers(tensors)[0] if layer.name + SINGULAR in tensors]
-    found, taken = {}, set()
-    for layer in layers:
-        own = {suffix: layer.name + suffix for suffix in (SINGULAR, BASE_NORMS, SUBSPACE)}
-        numbers = {
-            suffix: read_tensor(path, key, tensors[key], "float64") for suffix, key in own.items() if key in tensors
-        }
-        found[layer.name] = _slices(layer, numbers)
-        taken |= {layer.keys["up"], layer.keys["down"], *own.values()}
-    return found, {key: info for key, info in tensors.items() if key not in taken}
+    layers, _ = read_layers({key: info for key, info in tensors.items() if not key.startswith(VERBATIM)})
+    together = [key for key in (SINGULAR, BASE_NORMS, SUBSPACE, FILE_ALPHA) if key in tensors]
+    own = {key: read_tensor(path, key, tensors[key], "float64") for key in together}
+    stops = list(accumulate(layer.infos["up"].shape[0] for layer in layers))
+    found = {}
+    for layer, norms, start, stop in zip(layers, own[BASE_NORMS].tolist(), [0, *stops], stops, strict=False):
+        u, vh = layer.infos["up"], layer.infos["down"]
+        names = LowRank.of(layer, (u.shape[1], *vh.shape[1:]))
+        directions = own[SUBSPACE][start:stop] if SUBSPACE in own else None
+        found[layer.name] = Slices(names, u, vh, names.references(own[SINGULAR][start:stop], *norms, directions))
+    passed = {key.removeprefix(VERBATIM): info for key, info in tensors.items() if key.startswith(VERBATIM)}
+    return found, passed, own[FILE_ALPHA].item()
 
 
-def _slices(layer: Layer, numbers: Mapping[str, np.ndarray]) -> Slices:
-    u, vh = layer.infos["up"], layer.infos["down"]
-    names = LowRank.of(layer, (u.shape[1], *vh.shape[1:]))
-    frobenius, spectral = numbers[BASE_NORMS].tolist()
-    return Slices(names, u, vh, names.references(numbers[SINGULAR], frobenius, spectral, numbers.get(SUBSPACE)))
-
-
-def _resized(
-    path: Path, layer: Slices, ranks: np.ndarray, rescale: float, alpha: float, dtype: str
-) -> Iterator[Tensor]:
+def _halves(
+    path: Path, layer: Slices, ranks: np.ndarray, recipe: Mapping[str, Any], alpha: float, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
     def vectors() -> tuple[np.ndarray, np.ndarray]:
         return _rows(path, layer.names.up, layer.u, ranks), _rows(path, layer.names.down, layer.vh, ranks)
 
-    yield from lowrank_tensors(layer.names, layer.references.singular[ranks] * rescale, vectors, alpha, dtype)
+    return halves(layer.names, layer.references.singular[ranks] * recipe.get("rescale", 1.0), vectors, alpha, dtype)
 
 
 def _rows(path: Path, name: str, info: TensorInfo, rows: np.ndarray) -> np.ndarray:
     """The given rows [k, J] of a tensor, ascending; reads no further than the last."""
     count = int(rows[-1]) + 1
     stop = info.start + (info.stop - info.start) // info.shape[0] * count
-    part = replace(info, shape=(count, *info.shape[1:]), stop=stop)
+    part = TensorInfo(info.dtype, (count, *info.shape[1:]), info.start, stop)
     read = read_tensor(path, name, part, trusted=True).reshape(count, -1)  # what is written is looked at again
     return read if count == len(rows) else read[rows]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
     from lorabuild.workspace import Progress, Workspace
 
-# What a layer has in a spectrum beside the two tensors that carry the names of its up and down.
-SINGULAR, BASE_NORMS, SUBSPACE = ".S", ".base_norms", ".subspace"
-FILE_ALPHA = "alpha"
+# What a spectrum has for all layers together, in name order; read at once, where a thousand small reads take longer.
+SINGULAR, BASE_NORMS, SUBSPACE, FILE_ALPHA = "S", "base_norms", "subspace", "alpha"
+VERBATIM = "="  # begins the name of a tensor that is no part of the spectrum
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
@@ -36,7 +36,10 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 users = [one["resize"] for other, one in all_targets if owners.get(other) == target]
                 subspace = any("subspace" in resolve_recipe(resize) for resize in users)
                 base = settings["project"]["base"]
-                inputs = {"weights": weights_of(name, project, settings), "norms": Artifact(f"norms:{base}", "norms.json")}
+                inputs = {
+                    "weights": weights_of(name, project, settings),
+                    "norms": Artifact(f"norms:{base}", "norms.json"),
+                }
                 yield Job(
                     name=f"spectrum:{target}",
                     params={"spectrum": {"subspace": True}} if subspace else {},
@@ -67,16 +70,17 @@ def spectrum_of(target: str, settings: Mapping[str, Any], project: Mapping[str, 
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
-    """Write `spectrum`. Of each layer that the base has too, in float32:
+    """Write `spectrum`: of each layer that the base has too, in float32 and ranks descending,
 
-    under the names of its up and down U transposed [P, O] and Vh [P, I, *k], ranks descending; `<name>.S` [P]; where
-    U·diag(S)·Vh is what the layer adds to the base, alpha / R included; `<name>.base_norms` [2], Frobenius' and the
-    spectral norm of the base's weight; `<name>.subspace` [P], |u_iᵀ W v_i|, if a resize uses it. `alpha` [] is that of
-    the file. All other tensors (of layers that the base lacks, norms, DoRA scales) travel under their own names as they
-    are. Raises JobError for weights that are not finite, and for a LoRA that is not for this base.
+    U transposed [P, O] and Vh [P, I, *k], under the names of its up and down. `S` [ΣP] are the singular values of all
+    layers in name order: U·diag(S)·Vh is what a layer adds to the base, alpha / R included. `base_norms` [layers, 2] are
+    Frobenius' and the spectral norm of the base's weights; `subspace` [ΣP], |u_iᵀ W v_i|, is there if a resize uses it;
+    `alpha` [] is that of the file. All other tensors (of layers that the base lacks, norms, DoRA scales) travel as they
+    are, `=` before their names. Raises JobError for weights that are not finite, and for a LoRA not for this base.
     """
     from lorabuild.nn.factors import alpha_of
     from lorabuild.nn.spectra import decompose_layers, vectors
+    from lorabuild.nn.subspace import subspace
 
     path = workspace.path("weights")
     norms = json.loads(workspace.path("norms").read_bytes())
@@ -87,14 +91,15 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     spectra = decompose_layers(path, known, progress=lambda done: progress(done, len(known), "singular values"))
     base = base_weights(workspace.path("unet")) if "spectrum" in job.params else {}
     alpha = common_alpha((alpha_of(path, layer) for layer in known), "F32")
-    body = [scalar(FILE_ALPHA, alpha), *verbatim(path, passed)]
+    body = [scalar(FILE_ALPHA, alpha), *verbatim(path, passed, VERBATIM)]
     for layer, shape in known.items():
         body += _layer(path, LowRank.of(layer, shape), layer, spectra[layer], vectors)
-        body.append(_numbers(layer, BASE_NORMS, [norms[norm][layer.canonical] for norm in ("fro_ckpt", "spn_ckpt")]))
-        if base:
-            from lorabuild.nn.subspace import subspace
-
-            body.append(_numbers(layer, SUBSPACE, subspace(path, layer, spectra[layer], base[layer.canonical])))
+    body.append(_numbers(SINGULAR, [spectra[layer].singular for layer in known]))
+    body.append(
+        _numbers(BASE_NORMS, [[norms["fro_ckpt"][one.canonical], norms["spn_ckpt"][one.canonical]] for one in known], 2)
+    )
+    if base:
+        body.append(_numbers(SUBSPACE, [subspace(path, one, spectra[one], base[one.canonical]) for one in known]))
     write_body(workspace.output("spectrum"), body)
 
     workspace.note(decomposed=len(known), passed=len(passed))
@@ -103,10 +108,10 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(f"{len(unknown)} layers are not in the base and stay as they are: {names}")
 
 
-def verbatim(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[Tensor]:
+def verbatim(path: Path, tensors: Mapping[str, TensorInfo], prefix: str = "") -> Iterator[Tensor]:
     """Tensors of the file at `path`, to be written as they are."""
     for name, info in tensors.items():
-        yield name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
+        yield prefix + name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
 
 
 def _layer(path: Path, names: LowRank, layer: Layer, spectrum: Any, vectors: Any) -> Iterator[Tensor]:
@@ -126,13 +131,15 @@ def _layer(path: Path, names: LowRank, layer: Layer, spectrum: Any, vectors: Any
 
     yield names.up, "F32", (rank, names.shape[0]), make_u
     yield names.down, "F32", (rank, *names.shape[1:]), lambda: once()[1]
-    yield _numbers(layer, SINGULAR, spectrum.singular)
 
 
-def _numbers(layer: Layer, suffix: str, numbers: Any) -> Tensor:
+def _numbers(name: str, numbers: Sequence[Any], columns: int = 0) -> Tensor:
+    """All `numbers` one after another, [n], or [n, columns]."""
     import numpy as np
 
-    return layer.name + suffix, "F32", (len(numbers),), np.asarray(numbers, "<f4")
+    array = np.concatenate([np.asarray(one, "<f4") for one in numbers] or [np.empty(0, "<f4")])
+    array = array.reshape(-1, columns) if columns else array
+    return name, "F32", array.shape, array
 
 
 STAGE = Stage("spectrum", 2, jobs, run)

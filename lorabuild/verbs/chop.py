@@ -11,7 +11,7 @@ from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chopped, dora_layers
-from lorabuild.names import BLOCKS, TEXT_ENCODERS, kept_blocks, resolve_chop
+from lorabuild.names import BLOCKS, TEXT_ENCODERS, resolve_chop
 from lorabuild.verbs.common import Parser, check_out, header_of, megabytes, warn, write_lora
 
 HELP = """\
@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     try:
         weights = resolve_chop(_table(options), blocks.present)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error).replace("vector_style = ", "--vector-style ")) from None  # it speaks of a manifest
 
     body = list(chopped(options.file, header.tensors, blocks, weights))
     if not body and not options.allow_empty:
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> int:
         f"{out}: {len(body)} of {len(header.tensors)} tensors, {megabytes(out.stat().st_size)} of "
         f"{megabytes(header.size)}; dropped {', '.join(gone) or 'nothing'}"
     )
-    for block in _named(options.keep):
+    for block in _named(options, weights):
         if not blocks.counts.get(block):
             warn(f"{block} is kept, but has no tensors here: {blocks}")
     if layers := dora_layers(header.tensors, blocks, weights):
@@ -104,12 +104,11 @@ def _weights(text: str | None) -> dict[str, float]:
     return found
 
 
-def _named(keep: str | None) -> list[str]:
-    """The blocks that the user named one by one: it is worth a warning if the file lacks one."""
-    names = [name.strip() for name in (keep or "").split(",")]
-    kept = kept_blocks(list(filter(None, names))) if keep else set()
+def _named(options: Any, weights: Mapping[str, float]) -> list[str]:
+    """The blocks that stay and that the user named one by one: it is worth a warning if the file lacks one."""
+    names = {*(name.strip() for name in (options.keep or "").split(",")), *_weights(options.weights)}
     named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
-    return [block for block in BLOCKS if block in kept & named]
+    return [block for block in BLOCKS if block in named and weights[block]]
 
 
 def _metadata(header: Header, weights: Mapping[str, float], name: str, sha256: str) -> dict[str, str]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.ahead import ahead, cores
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header, Tensor, TensorInfo, byte_size, header_bytes
 from lorabuild.lora.amend import amended
 from lorabuild.lora.basefile import BaseWeight, base_weights
 from lorabuild.lora.layers import Layer, module_of, read_layers
-from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, lowrank_tensors
+from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, halves, lowrank_tensors
 from lorabuild.lora.match import matched
 from lorabuild.lora.ranks import References, choose, nothing_left, parse_recipe, resolve_recipe
 from lorabuild.verbs.common import DTYPES, SUFFIX, Parser, check_out, header_of, megabytes, write_lora
@@ -44,9 +45,15 @@ def parser() -> Parser:
     found = Parser(prog="lorabuild resize", description=HELP)
     found.add_argument("file", metavar="FILE", type=Path, help="the LoRA, .safetensors")
     found.add_argument("--base", metavar="CKPT", type=Path, required=True, help="SDXL: one file, or a diffusers folder")
-    found.add_argument("-r", "--recipe", default="fro_ckpt=1,thr=-3.5", help="recipes, joined by ':' (default: %(default)s)")
-    found.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the new file; of several recipes a folder")
-    found.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the new tensors (default: %(default)s)")
+    found.add_argument(
+        "-r", "--recipe", default="fro_ckpt=1,thr=-3.5", help="recipes, joined by ':' (default: %(default)s)"
+    )
+    found.add_argument(
+        "-o", "--out", metavar="OUT", type=Path, required=True, help="the new file; of several recipes a folder"
+    )
+    found.add_argument(
+        "--dtype", choices=list(DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
+    )
     found.add_argument("--allow-empty", action="store_true", help="a file without any tensor is not an error")
     return found
 
@@ -71,9 +78,11 @@ def main(args: Sequence[str]) -> int:
     lora = _open(options.file, options.base)
 
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    with ThreadPoolExecutor(_cores()) as pool:  # one thread each is faster than one product at a time over all cores
+    with ThreadPoolExecutor(cores()) as pool:  # one thread each is faster than one product at a time over all cores
         spectra, references = _measure(lora, recipes.values(), pool)
-        chosen = {text: _Choice.make(lora, recipe, references, DTYPES[options.dtype]) for text, recipe in recipes.items()}
+        chosen = {
+            text: _Choice.make(lora, recipe, references, DTYPES[options.dtype]) for text, recipe in recipes.items()
+        }
         for text, choice in chosen.items():
             if not choice.is_left and not options.allow_empty:
                 raise JobError(f"{options.file}: {nothing_left(recipes[text], references)} (--allow-empty permits it)")
@@ -101,7 +110,9 @@ def _outs(out: Path, file: Path, recipes: Sequence[str]) -> dict[str, Path]:
         return {recipes[0]: check_out(out, file)}
     if out.suffix == SUFFIX and not out.is_dir():
         raise UsageError(f"{out}: with several recipes the output is a folder")
-    return {one: out / f"{file.stem}_{re.sub(r'[^A-Za-z0-9.+-]+', '_', one.replace('=', ''))}{SUFFIX}" for one in recipes}
+    return {
+        one: out / f"{file.stem}_{re.sub(r'[^A-Za-z0-9.+-]+', '_', one.replace('=', ''))}{SUFFIX}" for one in recipes
+    }
 
 
 def _open(file: Path, base: Path) -> Opened:
@@ -115,9 +126,7 @@ def _open(file: Path, base: Path) -> Opened:
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
-def _measure(
-    lora: Opened, recipes: Any, pool: Executor
-) -> tuple[dict[Layer, Spectrum], dict[str, References]]:
+def _measure(lora: Opened, recipes: Any, pool: Executor) -> tuple[dict[Layer, Spectrum], dict[str, References]]:
     """Singular values of all layers, and what the recipes weigh them against: no more of the base than they ask for."""
     from lorabuild.nn.norms import frobenius_norm, spectral_norm
     from lorabuild.nn.spectra import decompose_layers
@@ -125,7 +134,7 @@ def _measure(
 
     terms = {term for recipe in recipes for term in recipe}
     weights = {layer: lora.base[layer.canonical] for layer in lora.known}
-    with ProcessPoolExecutor(_cores(), get_context("spawn")) as processes:
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as processes:
         frobenius = processes.map(frobenius_norm, weights.values(), chunksize=CHUNK) if "fro_ckpt" in terms else ()
         spectral = processes.map(spectral_norm, weights.values(), chunksize=CHUNK) if "spn_ckpt" in terms else ()
         spectra = decompose_layers(lora.path, lora.known)
@@ -142,10 +151,6 @@ def _measure(
         )
         for layer, shape in lora.known.items()
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,9 @@ class _Choice:
         kept = entries_of([(key, info) for key, info in self.lora.passed.items() if counts.get(module_of(key), 1)])
         for layer, shape in self.lora.known.items():
             kept += LowRank.of(layer, shape).entries(counts.get(layer.name, 0), self.dtype)
-        return len(header_bytes(kept, self.metadata("", "0" * 64))) + sum(byte_size(dtype, shape) for _, dtype, shape in kept)
+        return len(header_bytes(kept, self.metadata("", "0" * 64))) + sum(
+            byte_size(dtype, shape) for _, dtype, shape in kept
+        )
 
     def metadata(self, name: str, sha256: str) -> dict[str, str]:
         facts = {"ss_network_dim": "Dynamic", "ss_network_alpha": self.alpha, "lorabuild.resize": self.recipe}
@@ -191,11 +198,25 @@ class _Choice:
 
         body: list[Tensor] = list(verbatim(self.lora.path, self.passed))
         kept = sorted((layer for layer in self.lora.known if len(self.ranks[layer.name])), key=lambda one: one.name)
-        makers = _ahead(pool, [partial(_vectors, self.lora.path, layer, spectra[layer], self.ranks[layer.name], self.dtype) for layer in kept])
-        for layer, vectors in zip(kept, makers, strict=True):
-            strengths = spectra[layer].singular[self.ranks[layer.name]] * self.recipe.get("rescale", 1.0)
-            body += lowrank_tensors(LowRank.of(layer, self.lora.known[layer]), strengths, vectors, self.alpha, self.dtype)
+        names = [LowRank.of(layer, self.lora.known[layer]) for layer in kept]
+        jobs = [partial(self._halves, layer, spectra[layer]) for layer in kept]
+        made = ahead(pool, jobs, [one.numbers(len(self.ranks[one.name])) for one in names])
+        for one, pair in zip(names, made, strict=True):
+            body += lowrank_tensors(one, len(self.ranks[one.name]), pair, self.alpha, self.dtype)
         write_lora(out, body, partial(self.metadata, out.stem))
+
+    def _halves(self, layer: Layer, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+        """up and down of the ranks that stay. For halves the products are in float32."""
+        from lorabuild.nn.spectra import vectors
+
+        ranks, precision = self.ranks[layer.name], "float64" if self.dtype == "F32" else "float32"
+
+        def found() -> tuple[np.ndarray, np.ndarray]:
+            u, vh = vectors(self.lora.path, layer, spectrum, ranks, precision)
+            return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
+
+        strengths = spectrum.singular[ranks] * self.recipe.get("rescale", 1.0)
+        return halves(LowRank.of(layer, self.lora.known[layer]), strengths, found, self.alpha, self.dtype)
 
     def summary(self, out: Path) -> str:
         """One line: what stayed, what went, what was passed as it is."""
@@ -206,26 +227,3 @@ class _Choice:
         if self.passed:
             said += f"; {len(self.passed)} tensors as they were"
         return said + (f" ({self.lora.unknown} layers are not in the base)" if self.lora.unknown else "")
-
-
-def _vectors(
-    path: Path, layer: Layer, spectrum: Spectrum, ranks: np.ndarray, dtype: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """U transposed and Vh of some ranks, in float32. For halves the products are, too."""
-    from lorabuild.nn.spectra import vectors
-
-    u, vh = vectors(path, layer, spectrum, ranks, "float64" if dtype == "F32" else "float32")
-    return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
-
-
-def _ahead(pool: Executor, jobs: Sequence[Callable[[], Any]], count: int = 4) -> list[Callable[[], Any]]:
-    """`jobs`, to be called one after another: while one is used, the next few are under way, and no more."""
-    under_way: dict[int, Future] = {}
-
-    def call(number: int) -> Any:
-        for following in range(number, min(number + count, len(jobs))):
-            if following not in under_way:
-                under_way[following] = pool.submit(jobs[following])
-        return under_way.pop(number).result()
-
-    return [partial(call, number) for number in range(len(jobs))]

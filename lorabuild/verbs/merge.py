@@ -1,0 +1,208 @@
+"""`lorabuild merge`: add LoRA files up, each with its weight: exactly, whatever their ranks and flavours."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import JobError, UsageError
+from lorabuild.hashing import sha256_from
+from lorabuild.header import FileRange, Header, Tensor
+from lorabuild.lora.amend import amended
+from lorabuild.lora.merge import Plan, Source, plan_merge
+from lorabuild.names import block_scales, finite
+from lorabuild.verbs.common import DTYPES, SUFFIX, Parser, check_out, header_of, megabytes, warn, write_lora
+
+TAGS = "ss_tag_frequency"
+SHOWN = 3  # names in a warning
+
+HELP = """\
+Adds up what the files do, each times its weight: FILE[:WEIGHT[:BLOCK=W,BLOCK=W...]]. A weight is any
+number, 1 if none is given. Blocks multiply it: INP00..INP08 MID00..MID02 OUT00..OUT08 TE1 TE2, TE for
+both. Ranks add up, so that nothing is lost; `lorabuild resize` makes the file small again.
+
+  lorabuild merge style.safetensors:0.7 face.safetensors:0.3 -o both.safetensors
+  lorabuild merge style.safetensors:1:TE=0,OUT01=0.5 face.safetensors -o both.safetensors
+  lorabuild merge new.safetensors old.safetensors:-1 -o what-changed.safetensors"""
+
+_BLOCKS = re.compile(r"[^:/\\]*=[^:/\\]*")
+
+
+def parser() -> Parser:
+    found = Parser(prog="lorabuild merge", description=HELP)
+    found.add_argument("files", metavar="FILE:WEIGHT", nargs="+", help="a LoRA, .safetensors, and its weight")
+    found.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the new file")
+    found.add_argument(
+        "--dtype", choices=list(DTYPES), help="of the new tensors (default: the finest that the files have)"
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A file as the user named it. `said` is whether a weight stood there."""
+
+    path: Path
+    weight: float
+    blocks: Mapping[str, float]
+    said: bool
+
+
+def main(args: Sequence[str]) -> int:
+    options = parser().parse_intermixed_args(args)
+    files = [parse_argument(text) for text in options.files]
+    if len(files) == 1 and not files[0].said:
+        raise UsageError(f"{files[0].path}: nothing to add to it: name another file, or a weight, as in FILE:0.5")
+    out = check_out(options.out, *(one.path for one in files))
+    headers = [header_of(one.path) for one in files]
+
+    from lorabuild.nn.factors import scale_of
+    from lorabuild.nn.merge import layer_tensors, linear_tensor, merged_alpha
+
+    sources = [
+        Source(one.path, header.tensors, one.weight, one.blocks) for one, header in zip(files, headers, strict=True)
+    ]
+    plan = plan_merge(sources, scale_of)
+    dtype = DTYPES[options.dtype] if options.dtype else finest(plan)
+    alpha = merged_alpha(plan.layers, dtype)
+    coarse: list[str] = []
+    body: list[Tensor] = [
+        *(tensor for layer in plan.layers for tensor in layer_tensors(layer, alpha, dtype, coarse.append)),
+        *(linear_tensor(one, dtype) for one in plan.sums),
+        *(
+            (key, info.dtype, info.shape, FileRange(path, info.start, info.stop))
+            for key, (path, info) in plan.kept.items()
+        ),
+    ]
+    if not body:
+        raise JobError("nothing would be left: all that the files hold is multiplied by 0")
+    write_lora(out, body, partial(_metadata, headers, _history(files, headers), alpha, out.stem))
+
+    print(f"{out}: {_summary(plan, len(files))}, {megabytes(out.stat().st_size)}")
+    if coarse:
+        warn(f"fp16 is too coarse for {_names(coarse)}, where the effect is tiny: --dtype fp32 keeps it")
+    if plan.kept:
+        warn(f"of no kind known here, so not weighted: {_names(list(plan.kept))}")
+    return 0
+
+
+def parse_argument(text: str) -> Argument:
+    """FILE[:WEIGHT[:BLOCK=W,BLOCK=W…]], read from the right: paths may hold colons. Raises UsageError.
+
+    What is a file as a whole is one, whatever its name looks like.
+    """
+    rest, blocks, weight = text, {}, None
+    head, colon, last = rest.rpartition(":")
+    if colon and not _is_file(rest) and _BLOCKS.fullmatch(last):
+        rest, blocks = head, _blocks(last, text)
+    head, colon, last = rest.rpartition(":")
+    if colon and not _is_file(rest):
+        weight = _number(last)
+        rest = rest if weight is None else head
+    if f"{SUFFIX}:" in rest and not _is_file(rest):
+        wrong = rest.rpartition(f"{SUFFIX}:")[2]
+        raise UsageError(f'{text}: "{wrong}" is no weight: expected FILE:0.7 or FILE:0.7:OUT01=0.5,TE=0')
+    try:
+        return Argument(
+            Path(rest), finite(1.0 if weight is None else weight), blocks, weight is not None or bool(blocks)
+        )
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}") from None
+
+
+def _is_file(text: str) -> bool:
+    return bool(text) and Path(text).is_file()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _blocks(text: str, argument: str) -> dict[str, float]:
+    found = {}
+    for part in text.split(","):
+        name, _, number = (word.strip() for word in part.partition("="))
+        weight = _number(number)
+        if weight is None:
+            raise UsageError(f'{argument}: "{part}": expected a block and a number, as in OUT01=0.5')
+        found[name] = weight
+    try:
+        return block_scales(found)
+    except ValueError as error:
+        raise UsageError(f"{argument}: {error}") from None
+
+
+def finest(plan: Plan) -> str:
+    """The dtype that holds all that is added up: fp16 has more digits than bf16, and its range is enough for weights."""
+    found = {info.dtype for info in plan.infos}
+    return next((dtype for dtype in ("F16", "BF16") if dtype in found and not found & {"F32", "F64"}), "F32")
+
+
+def _summary(plan: Plan, files: int) -> str:
+    ranks = sum(layer.rank or 0 for layer in plan.layers)
+    full = sum(layer.rank is None for layer in plan.layers)
+    said = f"{len(plan.layers)} layers of {files} files" if files > 1 else f"{len(plan.layers)} layers"
+    said += f", {ranks} ranks"
+    return said + (f", {full} layers whole" if full else "")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _history(files: Sequence[Argument], headers: Sequence[Header]) -> list[dict[str, Any]]:
+    """What went into the file, by content: names of files, no paths."""
+    digests: dict[Path, str] = {}
+    for one, header in zip(files, headers, strict=True):
+        if one.path not in digests:
+            digests[one.path] = sha256_from(one.path, header.data_start)
+    return [
+        {"file": one.path.stem, "sha256": digests[one.path], "weight": one.weight, "blocks": dict(one.blocks)}
+        for one in files
+    ]
+
+
+def _metadata(
+    headers: Sequence[Header], history: Sequence[Mapping[str, Any]], alpha: float, name: str, sha256: str
+) -> dict[str, str]:
+    names = [_title(header) or one["file"] for header, one in zip(headers, history, strict=True)]
+    facts = {
+        "ss_network_dim": "Dynamic",
+        "ss_network_alpha": alpha,
+        "modelspec.title": name,
+        "modelspec.merged_from": ", ".join(names),
+        "lorabuild.merge": list(history),
+    }
+    if tags := _all_tags(header.metadata.get(TAGS) for header in headers):
+        facts[TAGS] = tags
+    return amended({key: value for key, value in headers[0].metadata.items() if key != TAGS}, name, sha256, facts)
+
+
+def _title(header: Header) -> str:
+    """The name that a file was saved under, without folders."""
+    return re.split(r"[/\\]", header.metadata.get("ss_output_name", ""))[-1].strip()
+
+
+def _all_tags(texts: Iterable[str | None]) -> dict[str, dict[str, float]]:
+    """dir -> tag -> count of all files: counts add up. What is no such table is passed over."""
+    found: dict[str, dict[str, float]] = {}
+    for text in texts:
+        try:
+            table = json.loads(text or "{}")
+        except (ValueError, RecursionError):
+            continue
+        for folder, tags in table.items() if isinstance(table, dict) else ():
+            for tag, count in tags.items() if isinstance(tags, dict) else ():
+                if type(count) in (int, float) and math.isfinite(count):
+                    counts = found.setdefault(folder, {})
+                    counts[tag] = counts.get(tag, 0) + count
+    return found
