@@ -77,7 +77,7 @@ def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     if not _finite(result, dtype):
         worst = array.flat[int(np.argmax(~(np.abs(array.astype("<f8")) < _LIMIT[dtype])))]
         raise JobError(
-            f"{name}: {worst:.6g} does not fit {dtype} (largest: {_LARGEST[dtype]}); see recipe.save_precision"
+            f"{name}: {worst:.6g} does not fit {dtype} (largest: {_LARGEST[dtype]}): save in another precision"
         )
     return result.reshape(array.shape)
 

@@ -96,10 +96,19 @@ def run(stage: Stage, folder: Path, params: dict, options: dict | None = None, *
     return done
 
 
-def resize(folder: Path, weights: Path, norms: Path, recipe: float | str, save_precision: str = "fp16") -> Done:
-    """Spectrum and resize, one after the other. `recipe` is a threshold of fro_ckpt, or a recipe."""
-    spectrum = run(SPECTRUM, folder / "spectrum", {}, weights=weights, norms=norms).path("spectrum")
-    return run(RESIZE, folder / "resize", resize_params(recipe, save_precision), spectrum=spectrum)
+def resize(
+    folder: Path, weights: Path, norms: Path, recipe: float | str, save_precision: str = "fp16", header_kib: int = 0
+) -> Done:
+    """Spectrum and resize, one after the other. `recipe` is a threshold of fro_ckpt, or a recipe.
+
+    Where it has a size, `header_kib` of it are for the header of the published file, which tells nothing more.
+    """
+    inputs = {"spectrum": run(SPECTRUM, folder / "spectrum", {}, weights=weights, norms=norms).path("spectrum")}
+    params = resize_params(recipe, save_precision)
+    if "size" in params["resize"]:
+        params["resize"]["header_kib"] = header_kib
+        inputs["told"] = write_lora(folder / "told.safetensors", {})
+    return run(RESIZE, folder / "resize", params, **inputs)
 
 
 def resize_params(recipe: float | str, save_precision: str = "fp16", allow_empty: bool = False) -> dict:

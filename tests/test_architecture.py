@@ -107,6 +107,13 @@ def test_every_stage_file_is_in_stages():
     assert all(name == stage.name for name, stage in STAGES.items())
 
 
+def test_every_package_is_shipped():
+    import tomllib
+
+    shipped = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert shipped == sorted(".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py"))
+
+
 def test_init_files_hold_no_logic():
     for path in PACKAGE.rglob("__init__.py"):
         kinds = {type(node) for node in ast.parse(path.read_text()).body}

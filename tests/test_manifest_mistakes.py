@@ -70,7 +70,7 @@ def test_a_variant_of_several_layers_has_its_mistakes_in_each(files: Files):
 def test_what_the_project_lacks_is_not_told_again_for_each_variant(files: Files):
     files.write("projects/ember/lora.toml", GOOD + "[resize]\n[variants.mini.resize]\nstep = 4\n")
     (said,) = files.mistakes()
-    assert said.line == 5 and said.message.startswith("resize.thr: required")
+    assert said.line == 5 and said.message.startswith("resize.thr: nothing says how many ranks stay")
 
 
 def test_a_recipe_is_in_the_recipes_folder_and_nowhere_else(files: Files):

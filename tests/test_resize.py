@@ -26,6 +26,7 @@ from lora_lab import (
     resize,
     resize_params,
     run,
+    write_bases,
     write_lora,
     write_measures,
     write_norms,
@@ -42,6 +43,7 @@ DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SWAPPED = re.compile("te2_.*self_attn_[qk]_proj")
 MEASURES = json.loads((GOLDENS / "norms.json").read_text())
 RANKS = json.loads((GOLDENS / "ranks.json").read_text())
+RANK = {LINEAR: 4, CONV: 6}  # of `lora`
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_all_ranks_kept_is_the_file_itself_in_any_precision(tmp_path: Path, know
     done = resize(tmp_path, lora(tmp_path), known, -9, save_precision)
     tensors = read(done.path("weights"))
     assert {one.dtype for one in tensors.values()} == {DTYPE[save_precision]}
-    assert ranks(done.path("weights")) == {LINEAR: 4, CONV: 6}
+    assert ranks(done.path("weights")) == RANK
     assert tensors[f"{CONV}.lora_up.weight"].shape == (12, 6, 1, 1)
     assert tensors[f"{CONV}.lora_down.weight"].shape == (6, 8, 3, 3)
     wanted = deltas(tmp_path / "lora")
@@ -245,8 +247,6 @@ def test_ranks_that_are_no_prefix_are_those_that_matter(tmp_path: Path):
     delta = deltas(path)[LINEAR]
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     weight = (u[:, :4] * torch.tensor([9.0, 0.1, 9.0, 0.1])) @ vh[:4]  # what the base uses counts less
-    from lora_lab import write_bases
-
     base, _ = write_bases(tmp_path / "base", {LINEAR: weight.float(), CONV: torch.ones(12, 8, 3, 3)})
     norms = write_measures(tmp_path / "norms", shapes, dict.fromkeys(shapes, 1.0), dict.fromkeys(shapes, 1.0))
     inputs = {"weights": path, "norms": norms, "unet": base, "te1": base, "te2": base}
@@ -256,19 +256,35 @@ def test_ranks_that_are_no_prefix_are_those_that_matter(tmp_path: Path):
     assert distance(deltas(done.path("weights"))[LINEAR], u[:, chosen] * s[chosen] @ vh[chosen]) < 1e-5
 
 
-@pytest.mark.parametrize("size", [0.0012, 0.002, 0.003])
+@pytest.mark.parametrize("size", [0.0011, 0.0013, 0.0016])
 def test_a_size_is_hit_from_below(tmp_path: Path, known: Path, size: float):
     """The file with its header is not larger; with the next best rank it would be."""
     path = lora(tmp_path)
     done = resize(tmp_path, path, known, f"fro_ckpt=1,size={size}")
     assert done.path("weights").stat().st_size <= size * 2**20
-    scores = sorted(s for delta in deltas(path).values() for s in torch.linalg.svdvals(delta).log10().tolist())
-    scores = scores[-10:]  # 4 + 6 ranks; the rest of the singular values are zeros
+    scores = [s for name, delta in deltas(path).items() for s in torch.linalg.svdvals(delta).log10()[: RANK[name]]]
+    scores = sorted(map(float, scores), reverse=True)
     kept = sum(ranks(done.path("weights")).values())
-    assert 0 < kept < 10
-    more = resize(tmp_path / "more", path, known, scores[-kept - 1] - 1e-6)
+    assert 0 < kept < len(scores)
+    more = resize(tmp_path / "more", path, known, scores[kept] - 1e-6)
     assert sum(ranks(more.path("weights")).values()) == kept + 1
-    assert more.path("weights").stat().st_size > size * 2**20
+    assert more.path("weights").stat().st_size + len("{}{}") > size * 2**20
+
+
+def test_the_header_of_the_published_file_is_part_of_its_size(tmp_path: Path, known: Path):
+    """What a build tells in it is known only later: room is left."""
+    path = lora(tmp_path)
+    plain = resize(tmp_path, path, known, "fro_ckpt=1,size=0.0013").path("weights").stat().st_size
+    kib = 1024 / 2**20
+    roomy = resize(tmp_path / "2", path, known, f"fro_ckpt=1,size={0.0013 + kib}", header_kib=1)
+    assert roomy.path("weights").stat().st_size == plain
+    told = write_measures(tmp_path / "dataset.json", {}, {}, {})
+    spectrum = tmp_path / "spectrum/staging/spectrum"
+    told.write_text(json.dumps({"images": [{"caption": f"tag {n}", "bucket": [1024, 1024]} for n in range(60)]}))
+    params = resize_params("fro_ckpt=1,size=0.0013")
+    params["resize"]["header_kib"] = 0
+    with pytest.raises(JobError, match=r"size = 0\.0013 keeps nothing of this LoRA"):
+        run(STAGE, tmp_path / "3", params, spectrum=spectrum, told=told)
 
 
 def test_options_change_no_byte(tmp_path: Path, known: Path):
@@ -296,7 +312,7 @@ print({{"torch", "diffusers", "transformers", "safetensors", "pydantic"}} & set(
     assert done.stdout.strip() == "set()"
 
 
-def settings(step: str | int | None, thr: float = -3.55, **more) -> dict:
+def settings(step: str | int | None, thr: float | None = -3.55, **more) -> dict:
     resize = None if step is None else {"fro_ckpt": 1.0, "thr": thr, "step": step, "allow_empty": False, **more}
     return {
         "project": {"base": "tiny", "source": None}, "recipe": {"save_precision": "bf16"},
@@ -327,6 +343,15 @@ def test_the_same_recipe_in_other_words_is_the_same_job():
     assert jobs["resize:ember"].params == jobs["resize:ember@same"].params
     other = declared(settings("last", allow_empty=True))["resize:ember"].params
     assert other["resize"] == {"fro_ckpt": 1.0, "thr": -3.55, "allow_empty": True}
+
+
+def test_a_size_depends_on_what_the_header_will_tell():
+    """The tags of the data set, or the metadata of the LoRA that a project starts from."""
+    job = declared(settings("last", None, size=32.0))["resize:ember"]
+    assert job.inputs["told"] == Artifact("dataset:ember", "dataset.json")
+    assert job.params["resize"]["header_kib"] > 0 and job.params["resize"]["size"] == 32
+    plain = declared(settings("last"))["resize:ember"]
+    assert "told" not in plain.inputs and "header_kib" not in plain.params["resize"]
 
 
 def test_a_variant_alone_may_resize():

@@ -10,8 +10,13 @@ from lorabuild.names import block_of
 
 # How the names of a component's modules begin, dots written as underscores. The first that fits counts.
 _PREFIXES = (
-    (re.compile(r"lora_te1_|text_encoder_(?!2)|clip_l_transformer_|conditioner_embedders_0_transformer_"), "te1"),
-    (re.compile(r"lora_te2_|text_encoder_2_|clip_g_transformer_"), "te2"),
+    (
+        re.compile(
+            r"lora_te1_|text_encoder_(?!2)|(?:text_encoders_)?clip_l_transformer_|conditioner_embedders_0_transformer_"
+        ),
+        "te1",
+    ),
+    (re.compile(r"lora_te2_|text_encoder_2_|(?:text_encoders_)?clip_g_transformer_"), "te2"),
     (re.compile(r"lora_unet_|lycoris_unet_|lycoris_|unet_|model_diffusion_model_|diffusion_model_"), "unet"),
 )
 _CLIP = re.compile(r"(?:text_model_)?(encoder_layers_\d+_(?:self_attn_(?:q|k|v|out)_proj|mlp_fc[12]))")

@@ -103,7 +103,7 @@ def _weights(terms: Mapping[str, float], selectors: Sequence[str]) -> dict[str, 
         return {"fro_ckpt": 1.0}
     total = math.fsum(terms.values())
     if abs(total) < 1e-9:
-        raise ValueError(f"the weights of {', '.join(terms)} add up to {total:g}: they are divided by their sum")
+        raise ValueError(f"{', '.join(terms)}: weights that add up to {total:g}; they are divided by their sum")
     return {key: weight / total for key, weight in terms.items() if abs(weight / total) > 1e-6}
 
 

@@ -9,7 +9,7 @@ from lorabuild.errors import ConfigError
 from lorabuild.manifest.explain import MISSING, TOGETHER, Fault, faults
 from lorabuild.manifest.layers import Layer
 from lorabuild.manifest.merge import Merged, merge, variant
-from lorabuild.manifest.schema import Manifest, SharedFile, Table
+from lorabuild.manifest.schema import Manifest, SharedFile, Table, TrainedManifest
 
 
 def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, partial: bool = False) -> dict[str, Any]:
@@ -21,12 +21,13 @@ def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, part
     """
     merged = merge(layers)
     merged.values.pop("extends", None)  # it has done its work
-    settings, found = _validated(Manifest, merged, bases)
-    missing = {fault.path for fault in found if fault.kind == MISSING}
+    model = Manifest if _has_source(merged) else TrainedManifest
+    settings, found = _validated(model, merged, bases)
+    told = {fault.path for fault in found if fault.kind in (MISSING, TOGETHER)}
     variants = {}
     for name in _variant_names(merged):
-        variants[name], wrong = _validated(Manifest, variant(merged, name), bases)
-        found += [fault for fault in wrong if fault.path not in missing]
+        variants[name], wrong = _validated(model, variant(merged, name), bases)
+        found += [fault for fault in wrong if fault.path not in told]
     _raise(fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER)))
     return {"settings": settings, "variants": variants}
 
@@ -48,6 +49,11 @@ def _validated(
         return model.model_validate(merged.values, context=bases).model_dump(), []
     except ValidationError as error:
         return {}, faults(error.errors(include_url=False), model, merged)
+
+
+def _has_source(merged: Merged) -> bool:
+    project = merged.values.get("project")
+    return isinstance(project, dict) and "source" in project
 
 
 def _variant_names(merged: Merged) -> list[str]:

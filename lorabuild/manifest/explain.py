@@ -95,7 +95,7 @@ def _said(error: dict[str, Any], path: KeyPath, model: type[Table]) -> str:
 def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
-    if later_key(table.__name__, key):
+    if later_key(table.__name__.removeprefix("Trained"), key):
         return "not supported yet"
     if owner := _owner(key, model):
         return f"unknown {what} here (it belongs to {owner})"

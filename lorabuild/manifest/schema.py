@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from lorabuild.buckets import settings_problem
 from lorabuild.errors import near_miss
+from lorabuild.lora.ranks import KEYS as RECIPE_KEYS
 from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.manifest import values
 from lorabuild.manifest.values import Misfit
@@ -241,10 +243,12 @@ class ResizeTable(Table):
     @model_validator(mode="after")
     def _together(self) -> ResizeTable:
         try:
-            resolve_recipe(self.model_dump())
+            recipe = resolve_recipe(self.model_dump())
         except ValueError as error:
-            named = str(error).split()[0]
-            raise Misfit(named if named in type(self).model_fields else "thr", str(error)) from None
+            named = re.match(r"\w*", str(error))[0]
+            raise Misfit(named if named in RECIPE_KEYS else "thr", str(error).removeprefix(f"{named}: ")) from None
+        for key in RECIPE_KEYS:  # one spelling: weights that add up to 1, nothing that has no effect
+            setattr(self, key, recipe.get(key))
         return self
 
 
@@ -300,8 +304,6 @@ class Manifest(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Manifest:
-        if self.dataset is None and self.project.source is None:
-            raise Misfit("dataset", f"required, but missing: {type(self).model_fields['dataset'].description}")
         if self.resize and self.project.source and self.resize.step != "last":
             raise Misfit("resize.step", "a LoRA that is not trained here (project.source) has no steps")
         if self.resize and self.resize.step != "last":
@@ -319,6 +321,12 @@ class Manifest(Table):
         if trains and values.is_single_file(base.get("file", "")):
             raise Misfit("project.base", "training on a single-file base is not supported yet; use a diffusers folder")
         return self
+
+
+class TrainedManifest(Manifest):
+    """The manifest of a LoRA that does not start from a file."""
+
+    dataset: DatasetTable = Field(description=Manifest.model_fields["dataset"].description)
 
 
 class BaseTable(Table):

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lorabuild.errors import JobError, UsageError
 from lorabuild.files import staged
 from lorabuild.header import Header, Tensor, read_header, write_file
+from lorabuild.names import quoted
 
 SUFFIX = ".safetensors"
 DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -46,6 +47,12 @@ def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Callable[[str], M
 
 def check_out(out: Path, *sources: Path) -> Path:
     """`out`, if it may be written. Raises UsageError for a name that UIs would not load, and for one of the sources."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{quoted(str(out))}: the output's name must be Unicode text") from None
+    if out.is_dir():
+        raise UsageError(f"{out}: a folder; the output is a file")
     if out.suffix != SUFFIX:
         raise UsageError(f"{out}: the output's name must end in {SUFFIX}")
     if any(out.exists() and out.samefile(source) for source in sources if source.exists()):

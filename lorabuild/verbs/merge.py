@@ -152,7 +152,7 @@ def _summary(plan: Plan, files: int) -> str:
     full = sum(layer.rank is None for layer in plan.layers)
     said = f"{len(plan.layers)} layers of {files} files" if files > 1 else f"{len(plan.layers)} layers"
     said += f", {ranks} ranks"
-    return said + (f", {full} layers whole" if full else "")
+    return said + (f", {full} whole" if full else "")
 
 
 def _names(names: Sequence[str]) -> str:
