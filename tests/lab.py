@@ -62,7 +62,7 @@ class Lab:
         return path
 
     def job(self, stage) -> Job:
-        settings = {"project": {"base": "tiny"}, "dataset": self.settings}
+        settings = {"project": {"base": "tiny", "source": None}, "dataset": self.settings}
         project = SimpleNamespace(name="ember", folder=self.project, settings=settings)
         (job,) = stage.jobs(SimpleNamespace(root=self.root, projects={"ember": project}))
         return job

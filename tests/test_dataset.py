@@ -123,6 +123,6 @@ def test_jobs_name_what_shapes_them_and_nothing_else(lab: Lab):
 
 
 def test_a_project_without_a_data_set_has_no_such_jobs():
-    project = SimpleNamespace(settings={"project": {"base": "tiny"}, "dataset": None})
+    project = SimpleNamespace(settings={"project": {"base": "tiny", "source": None}, "dataset": None})
     repository = SimpleNamespace(root=Path("/r"), projects={"x": project})
     assert not [*DATASET.jobs(repository), *LATENTS.jobs(repository)]

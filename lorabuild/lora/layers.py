@@ -130,7 +130,7 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
         shape = _SHAPES[layer.flavour](shapes)
     except (ValueError, IndexError):
         raise JobError(f"{layer.name}: its tensors do not fit together: {_shown(shapes)}") from None
-    if not all(shape):
+    if not all(all(one) for one in shapes.values()):
         raise JobError(f"{layer.name}: has an empty tensor: {_shown(shapes)}")
     return shape
 
@@ -153,11 +153,11 @@ def _loha_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _lokr_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    w1 = shapes.get("lokr_w1") or _product(shapes["lokr_w1_a"], shapes["lokr_w1_b"])
-    if w2 := shapes.get("lokr_w2"):
-        pass
-    elif core := shapes.get("lokr_t2"):
-        w2 = _tucker(core, shapes["lokr_w2_a"], shapes["lokr_w2_b"])
+    w1 = shapes["lokr_w1"] if "lokr_w1" in shapes else _product(shapes["lokr_w1_a"], shapes["lokr_w1_b"])
+    if "lokr_w2" in shapes:
+        w2 = shapes["lokr_w2"]
+    elif "lokr_t2" in shapes:
+        w2 = _tucker(shapes["lokr_t2"], shapes["lokr_w2_a"], shapes["lokr_w2_b"])
     else:
         w2 = _product(shapes["lokr_w2_a"], shapes["lokr_w2_b"])
     _expect(len(w1) >= 2 and len(w2) >= 2 and prod(w1[2:]) == 1)

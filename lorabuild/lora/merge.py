@@ -22,10 +22,12 @@ _KERNELS = (
     (re.compile(r"lora_unet_(?:input_blocks_0_0|out_2|.+_(?:in_layers_2|out_layers_3|0_op|2_conv))"), (3, 3)),
     (re.compile(r"lora_unet_.+_skip_connection"), (1, 1)),
 )
-# How a name begins, up to the first number: by it two spellings differ.
+
+# How a module's name begins, up to the first number: by it two spellings differ.
 _HEAD = re.compile(
     r"(?P<prefix>.*?)(?:(?P<sgm>input_blocks|middle_block|output_blocks)|(?:down|up)_blocks|mid_block|encoder[._]layers)(?P<dot>[._])"
 )
+_DIFFUSERS = re.compile(r"(?:base_model\.model\.)?(?:unet|text_encoder|text_encoder_2)\.")
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,6 @@ class Plan:
     layers: tuple[MergedLayer, ...]
     sums: tuple[LinearSum, ...]
     kept: Mapping[str, tuple[Path, TensorInfo]]
-
-    @property
-    def infos(self) -> list[TensorInfo]:
-        """The tensors that are added up, but for alphas."""
-        found = [
-            info
-            for one in self.layers
-            for part in one.parts
-            for role, info in part.layer.infos.items()
-            if role != "alpha"
-        ]
-        return found + [part.info for one in self.sums for part in one.parts]
 
 
 def plan_merge(sources: Sequence[Source], scale_of: Callable[[Path, Layer], float]) -> Plan:
@@ -219,9 +209,14 @@ def _spelled_alike(layers: Sequence[Layer], others: Sequence[str]) -> bool:
     ends = {(_component(layer.name), layer.suffix("up")) for layer in layers}
     return (
         len(set(known.values())) == len(known)
-        and len({name.startswith("lora_") for name in known}) < 2
+        and len({_family(name) for name in known}) < 2
         and all(len({component for component, *_ in ways}) == len(ways) for ways in (heads, ends))
     )
+
+
+def _family(module: str) -> str:
+    """Whose names they are: a file that mixes them is read in part by one loader, in part by another."""
+    return "kohya" if module.startswith("lora_") else "diffusers" if _DIFFUSERS.match(module) else "others"
 
 
 def _component(module: str) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from lorabuild.errors import JobError
-from lorabuild.lora.layers import Layer
+from lorabuild.lora.layers import Layer, weight_shape
 from lorabuild.nn.decompose import decompose, decompose_dense
 from lorabuild.tensors import read_tensor
 
 SVD = tuple[np.ndarray, np.ndarray, np.ndarray]  # U [O, P], S [P] descending, Vh [P, J]
+_INTEGERS = {"I32": "<i4", "I64": "<i8"}  # diffusers' convert_state_dict_to_kohya writes alphas so
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ Factors = Product | Dense | Kronecker
 def scale_of(path: Path, layer: Layer) -> float:
     """alpha / R, by which loaders multiply what a layer adds; 1 without an alpha, and where it has no rank.
 
-    R is the number of rows of the down matrix in the file. Raises JobError for an alpha that is no finite number.
+    R is the number of rows of the down matrix in the file. Raises JobError for an alpha that is no finite number, and
+    where the tensors of the layer do not fit together.
     """
     rank = _rank(layer)
     return alpha_of(path, layer) / rank if rank else 1.0
@@ -93,11 +95,14 @@ def alpha_of(path: Path, layer: Layer) -> float:
     key, info = layer.keys["alpha"], layer.infos["alpha"]
     if prod(info.shape) != 1:
         raise JobError(f"{key}: has shape {list(info.shape)}; one number was expected")
+    if info.dtype in _INTEGERS:
+        return float(np.fromfile(path, _INTEGERS[info.dtype], 1, offset=info.start).item())
     return read_tensor(path, key, info, "float64").item()
 
 
 def _rank(layer: Layer) -> int | None:
     """What alpha is divided by, as LyCORIS and ComfyUI have it. LoKr with two whole factors has none."""
+    weight_shape(layer)  # raises JobError where the tensors do not fit together
     roles = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b"), "full": ()}[layer.flavour]
     return next((layer.infos[role].shape[0] for role in roles if role in layer.infos), None)
 
@@ -105,9 +110,10 @@ def _rank(layer: Layer) -> int | None:
 def read_factors(path: Path, layer: Layer, precision: str = "float64") -> Factors:
     """What `layer` adds to the base's weight, but for `scale_of`. Of a LoRA it is up @ down, its own tensors.
 
-    Raises JobError for tensors that hold no finite numbers. LyCORIS' formulas (its README "Methods"): LoHa
+    Raises JobError for tensors that hold no finite numbers, or do not fit together. LyCORIS' formulas (its README "Methods"): LoHa
     (w1_a w1_b) ∘ (w2_a w2_b), LoKr w1 ⊗ w2; with a core t (Tucker) the factor is Σ_ij t_ij… a_ip b_jr.
     """
+    weight_shape(layer)
     tensors = {
         role: read_tensor(path, key, layer.infos[role], precision)
         for role, key in layer.keys.items()

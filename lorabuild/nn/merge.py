@@ -99,7 +99,7 @@ def _balanced(product: Product, factor: float, dtype: str) -> tuple[np.ndarray, 
     """`factor` · up and down, in the range that `dtype` resolves."""
     # All of the factor goes into up: down stays as it is in its file, bit for bit, and only one half is rounded. Where a
     # rank would then be too small or too large for halves, a power of two moves to the other side: unlike a square root on
-    # both, that rounds nothing either. It makes the two sizes equal, for that is farthest from both ends of the range.
+    # both, that rounds no normal number. It makes the two sizes equal, for that is farthest from both ends of the range.
     least, most = RANGE[dtype]
     with np.errstate(over="ignore"):
         up, down = product.up * factor, product.down

@@ -39,7 +39,7 @@ def parser() -> Parser:
     found.add_argument("files", metavar="FILE:WEIGHT", nargs="+", help="a LoRA, .safetensors, and its weight")
     found.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the new file")
     found.add_argument(
-        "--dtype", choices=list(DTYPES), help="of the new tensors (default: the finest that the files have)"
+        "--dtype", choices=list(DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
     )
     return found
 
@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
         Source(one.path, header.tensors, one.weight, one.blocks) for one, header in zip(files, headers, strict=True)
     ]
     plan = plan_merge(sources, scale_of)
-    dtype = DTYPES[options.dtype] if options.dtype else finest(plan)
+    dtype = DTYPES[options.dtype]
     alpha = merged_alpha(plan.layers, dtype)
     coarse: list[str] = []
     body: list[Tensor] = [
@@ -141,18 +141,17 @@ def _blocks(text: str, argument: str) -> dict[str, float]:
         raise UsageError(f"{argument}: {error}") from None
 
 
-def finest(plan: Plan) -> str:
-    """The dtype that holds all that is added up: fp16 has more digits than bf16, and its range is enough for weights."""
-    found = {info.dtype for info in plan.infos}
-    return next((dtype for dtype in ("F16", "BF16") if dtype in found and not found & {"F32", "F64"}), "F32")
-
-
 def _summary(plan: Plan, files: int) -> str:
-    ranks = sum(layer.rank or 0 for layer in plan.layers)
-    full = sum(layer.rank is None for layer in plan.layers)
-    said = f"{len(plan.layers)} layers of {files} files" if files > 1 else f"{len(plan.layers)} layers"
-    said += f", {ranks} ranks"
-    return said + (f", {full} whole" if full else "")
+    """What the new file holds: `12 layers of 2 files, 96 ranks, 1 whole`."""
+    layers, whole = len(plan.layers), sum(layer.rank is None for layer in plan.layers)
+    said = (
+        f"{_count(layers, 'layer')} of {_count(files, 'file')}, {sum(layer.rank or 0 for layer in plan.layers)} ranks"
+    )
+    return said + (f", {whole} whole" if whole else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _names(names: Sequence[str]) -> str:
