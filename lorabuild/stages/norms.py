@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from lorabuild.ahead import cores
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
 from lorabuild.lora.basefile import base_weights
@@ -42,12 +44,16 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             raise JobError(
                 f"{workspace.path('unet')}: has {found} adaptable modules in {component}, SDXL has {expected}"
             )
-    norms: dict[str, dict] = {"shape": {}, "fro_ckpt": {}, "spn_ckpt": {}}
-    for done, (name, weight) in enumerate(weights.items()):
-        progress(done, len(weights), name)
-        norms["shape"][name] = weight.shape
-        norms["fro_ckpt"][name] = frobenius_norm(weight)
-        norms["spn_ckpt"][name] = spectral_norm(weight)
+    norms: dict[str, dict] = {
+        "shape": {name: weight.shape for name, weight in weights.items()},
+        "fro_ckpt": {},
+        "spn_ckpt": {},
+    }
+    with ThreadPoolExecutor(cores()) as pool:
+        both = pool.map(lambda weight: (frobenius_norm(weight), spectral_norm(weight)), weights.values())
+        for done, (name, found) in enumerate(zip(weights, both, strict=True)):
+            progress(done, len(weights), name)
+            norms["fro_ckpt"][name], norms["spn_ckpt"][name] = found
     workspace.output("norms.json").write_bytes(canonical_json(norms))
 
 
