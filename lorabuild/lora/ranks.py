@@ -101,8 +101,11 @@ def _weights(terms: Mapping[str, float], selectors: Sequence[str]) -> dict[str, 
         return {}
     if not terms:
         return {"fro_ckpt": 1.0}
-    total = math.fsum(terms.values())
-    if abs(total) < 1e-9:
+    try:
+        total = math.fsum(terms.values())
+    except OverflowError:
+        total = math.inf
+    if not 1e-9 <= abs(total) < math.inf:
         raise ValueError(f"{', '.join(terms)}: weights that add up to {total:g}; they are divided by their sum")
     return {key: weight / total for key, weight in terms.items() if abs(weight / total) > 1e-6}
 
