@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, prod
 from typing import TYPE_CHECKING
 
-from lorabuild.header import Tensor, TensorInfo
+from lorabuild.header import Tensor
 from lorabuild.lora.layers import Layer
 from lorabuild.lora.ranks import References
 from lorabuild.tensors import nearest, rounded
@@ -118,8 +118,3 @@ def _number(value: float, dtype: str) -> bytes:
     import numpy as np
 
     return rounded(np.array(value, np.float64), dtype, "alpha").tobytes()
-
-
-def entries_of(tensors: Sequence[tuple[str, TensorInfo]]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of tensors that stay as they are."""
-    return [(name, info.dtype, info.shape) for name, info in tensors]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lorabuild.ahead import ahead, cores
 from lorabuild.captions import tag_counts
-from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
-from lorabuild.header import Tensor, TensorInfo, byte_size, header_bytes, read_header, write_body
-from lorabuild.lora.layers import module_of, read_layers
-from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, halves, lowrank_tensors
-from lorabuild.lora.ranks import References, choose, nothing_left, resolve_recipe
+from lorabuild.header import TensorInfo, header_bytes, read_header, write_body
+from lorabuild.lora.layers import read_layers
+from lorabuild.lora.lowrank import LowRank, common_alpha
+from lorabuild.lora.ranks import resolve_recipe
+from lorabuild.lora.resizing import Resize
 from lorabuild.stage import Artifact, File, Input, Job, Stage
 from lorabuild.stages.spectrum import (
     BASE_NORMS,
@@ -28,7 +25,6 @@ from lorabuild.stages.spectrum import (
     VERBATIM,
     spectrum_of,
     targets,
-    verbatim,
     weights_of,
 )
 from lorabuild.tensors import SAVE_DTYPES, read_tensor
@@ -41,16 +37,6 @@ if TYPE_CHECKING:
 
 OWN_KIB = 8  # of the header of a published file, but for what grows with the project; it has 4 to 5 in the examples
 SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class Slices:
-    """A layer in a spectrum file: `u` [P, O] and `vh` [P, I, *k] lie there, ranks descending."""
-
-    names: LowRank
-    u: TensorInfo
-    vh: TensorInfo
-    references: References
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
@@ -83,35 +69,17 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     they are. Raises JobError if no tensor is left (unless allow_empty), or where a value does not fit the dtype.
     """
     path, recipe = workspace.path("spectrum"), job.params["resize"]
-    dtype = SAVE_DTYPES[job.params["recipe"]["save_precision"]]
-    layers, others, trained_alpha = _read(path)
-    alpha = common_alpha([trained_alpha], dtype)
-    references = {name: layer.references for name, layer in layers.items()}
     room = recipe["header_kib"] * 1024 + _told_bytes(workspace.path("told")) if "size" in recipe else 0
+    infos, resize = _read(path, SAVE_DTYPES[job.params["recipe"]["save_precision"]])
+    resize = replace(resize, recipe=recipe)
+    ranks = resize.choose(lambda entries: room + len(header_bytes(entries)))
 
-    def size(counts: Mapping[str, int]) -> int:
-        kept = entries_of([(key, info) for key, info in others.items() if counts.get(module_of(key), 1)])
-        kept += [entry for name, layer in layers.items() for entry in layer.names.entries(counts.get(name, 0), dtype)]
-        return room + len(header_bytes(kept)) + sum(byte_size(dtype, shape) for _, dtype, shape in kept)
+    def vectors(name: str, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        up, down = infos[name]
+        return _rows(path, name, up, kept), _rows(path, name, down, kept)
 
-    ranks = choose(recipe, references, size)
-    passed = {key: info for key, info in others.items() if len(ranks.get(module_of(key), "1"))}
-    kept = [layers[name] for name in sorted(layers) if len(ranks[name])]
-    with ThreadPoolExecutor(cores()) as pool:
-        jobs = [partial(_halves, path, one, ranks[one.names.name], recipe, alpha, dtype) for one in kept]
-        made = ahead(pool, jobs, [one.names.numbers(len(ranks[one.names.name])) for one in kept])
-        body: list[Tensor] = list(verbatim(path, passed))
-        for layer, pair in zip(kept, made, strict=True):
-            body += lowrank_tensors(layer.names, len(ranks[layer.names.name]), pair, alpha, dtype)
-        if not body and not recipe.get("allow_empty"):
-            raise JobError(nothing_left(recipe, references) + " (resize.allow_empty = true permits it)")
-        write_body(workspace.output("weights"), body)
-    workspace.note(
-        layers=sum(bool(len(one)) for one in ranks.values()),
-        ranks=sum(len(one) for one in ranks.values()),
-        zero=sum(one.is_zero for one in references.values()),
-        passed=len(passed),
-    )
+    write_body(workspace.output("weights"), resize.tensors(ranks, vectors))
+    workspace.note(**resize.notes(ranks))
 
 
 def _told_bytes(path: Path) -> int:
@@ -124,30 +92,22 @@ def _told_bytes(path: Path) -> int:
     return len(canonical_json(tags)) * 2 + len(buckets) * 80
 
 
-def _read(path: Path) -> tuple[dict[str, Slices], dict[str, TensorInfo], float]:
-    """The layers of a spectrum by name, by name the tensors that are to be written as they are, and the file's alpha."""
+def _read(path: Path, dtype: str) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], Resize]:
+    """Where U [P, O] and Vh [P, I, *k] of each layer lie in a spectrum, and all else that a resize needs of it."""
     tensors = read_header(path).tensors
     layers, _ = read_layers({key: info for key, info in tensors.items() if not key.startswith(VERBATIM)})
     together = [key for key in (SINGULAR, BASE_NORMS, SUBSPACE, FILE_ALPHA) if key in tensors]
     own = {key: read_tensor(path, key, tensors[key], "float64") for key in together}
     stops = list(accumulate(layer.infos["up"].shape[0] for layer in layers))
-    found = {}
+    infos, names, references = {}, {}, {}
     for layer, norms, start, stop in zip(layers, own[BASE_NORMS].tolist(), [0, *stops], stops, strict=False):
-        u, vh = layer.infos["up"], layer.infos["down"]
-        names = LowRank.of(layer, (u.shape[1], *vh.shape[1:]))
+        infos[layer.name] = u, vh = layer.infos["up"], layer.infos["down"]
+        names[layer.name] = name = LowRank.of(layer, (u.shape[1], *vh.shape[1:]))
         directions = own[SUBSPACE][start:stop] if SUBSPACE in own else None
-        found[layer.name] = Slices(names, u, vh, names.references(own[SINGULAR][start:stop], *norms, directions))
+        references[layer.name] = name.references(own[SINGULAR][start:stop], *norms, directions)
     passed = {key.removeprefix(VERBATIM): info for key, info in tensors.items() if key.startswith(VERBATIM)}
-    return found, passed, own[FILE_ALPHA].item()
-
-
-def _halves(
-    path: Path, layer: Slices, ranks: np.ndarray, recipe: Mapping[str, Any], alpha: float, dtype: str
-) -> tuple[np.ndarray, np.ndarray]:
-    def vectors() -> tuple[np.ndarray, np.ndarray]:
-        return _rows(path, layer.names.up, layer.u, ranks), _rows(path, layer.names.down, layer.vh, ranks)
-
-    return halves(layer.names, layer.references.singular[ranks] * recipe.get("rescale", 1.0), vectors, alpha, dtype)
+    alpha = common_alpha([own[FILE_ALPHA].item()], dtype)
+    return infos, Resize(path, names, references, passed, alpha, dtype)
 
 
 def _rows(path: Path, name: str, info: TensorInfo, rows: np.ndarray) -> np.ndarray:

@@ -61,7 +61,8 @@ def check_out(out: Path, *sources: Path) -> Path:
 
 
 def megabytes(size: float) -> str:
-    return f"{size / 1e6:.1f} MB"
+    """A file's size for people: `112.4 MB`; of a small one `21.5 kB`."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def warn(text: str) -> None:

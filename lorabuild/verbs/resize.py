@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.ahead import ahead, cores
+from lorabuild.ahead import cores
 from lorabuild.errors import JobError, UsageError
-from lorabuild.header import Header, Tensor, TensorInfo, byte_size, header_bytes
+from lorabuild.header import Header, TensorInfo, header_bytes
 from lorabuild.lora.amend import amended
 from lorabuild.lora.basefile import BaseWeight, base_weights
-from lorabuild.lora.layers import Layer, module_of, read_layers
-from lorabuild.lora.lowrank import LowRank, common_alpha, entries_of, halves, lowrank_tensors
+from lorabuild.lora.layers import Layer, read_layers
+from lorabuild.lora.lowrank import LowRank, common_alpha
 from lorabuild.lora.match import matched
-from lorabuild.lora.ranks import References, choose, nothing_left, parse_recipe, resolve_recipe
+from lorabuild.lora.ranks import parse_recipe, resolve_recipe
+from lorabuild.lora.resizing import Ranks, Resize
 from lorabuild.verbs.common import DTYPES, SUFFIX, Parser, check_out, header_of, megabytes, write_lora
 
 if TYPE_CHECKING:
@@ -77,18 +78,20 @@ def main(args: Sequence[str]) -> int:
     start = time.monotonic()
     lora = _open(options.file, options.base)
 
+    # One thread a process: faster than one product at a time over all cores.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    with ThreadPoolExecutor(cores()) as pool:  # one thread each is faster than one product at a time over all cores
-        spectra, references = _measure(lora, recipes.values(), pool)
-        chosen = {
-            text: _Choice.make(lora, recipe, references, DTYPES[options.dtype]) for text, recipe in recipes.items()
-        }
-        for text, choice in chosen.items():
-            if not choice.is_left and not options.allow_empty:
-                raise JobError(f"{options.file}: {nothing_left(recipes[text], references)} (--allow-empty permits it)")
-        for text, choice in chosen.items():
-            choice.write(outs[text], text, spectra, pool)
-            print(f"{outs[text]}: {choice.summary(outs[text])}")
+    spectra, resize = _measure(lora, recipes.values(), DTYPES[options.dtype])
+    chosen = {}
+    for text, recipe in recipes.items():
+        one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
+        metadata = _metadata(lora, one, outs[text].stem, "0" * 64)
+        try:
+            chosen[text] = one, one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)))
+        except JobError as error:
+            raise JobError(f"{options.file}: {error} (--allow-empty permits it)") from None
+    for text, (one, ranks) in chosen.items():
+        _write(lora, one, ranks, spectra, outs[text])
+        print(f"{outs[text]}: {_summary(lora, one, ranks, outs[text])}")
     print(f"{time.monotonic() - start:.1f} s")
     return 0
 
@@ -126,8 +129,9 @@ def _open(file: Path, base: Path) -> Opened:
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
-def _measure(lora: Opened, recipes: Any, pool: Executor) -> tuple[dict[Layer, Spectrum], dict[str, References]]:
+def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> tuple[dict[Layer, Spectrum], Resize]:
     """Singular values of all layers, and what the recipes weigh them against: no more of the base than they ask for."""
+    from lorabuild.nn.factors import alpha_of
     from lorabuild.nn.norms import frobenius_norm, spectral_norm
     from lorabuild.nn.spectra import decompose_layers
     from lorabuild.nn.subspace import subspace
@@ -139,91 +143,47 @@ def _measure(lora: Opened, recipes: Any, pool: Executor) -> tuple[dict[Layer, Sp
         spectral = processes.map(spectral_norm, weights.values(), chunksize=CHUNK) if "spn_ckpt" in terms else ()
         spectra = decompose_layers(lora.path, lora.known)
         norms = [dict(zip(lora.known, found, strict=False)) for found in (frobenius, spectral)]
-    directions = (
-        pool.map(lambda layer: subspace(lora.path, layer, spectra[layer], weights[layer]), lora.known)
-        if "subspace" in terms
-        else ()
-    )
-    by_layer = [*norms, dict(zip(lora.known, directions, strict=False))]
-    return spectra, {
-        layer.name: LowRank.of(layer, shape).references(
-            spectra[layer].singular, *(found.get(layer) for found in by_layer)
-        )
-        for layer, shape in lora.known.items()
+    directions = {
+        layer: subspace(lora.path, layer, spectra[layer], weight)
+        for layer, weight in (weights.items() if "subspace" in terms else ())
     }
+    names = {layer: LowRank.of(layer, shape) for layer, shape in lora.known.items()}
+    references = {
+        layer.name: name.references(spectra[layer].singular, *(found.get(layer) for found in (*norms, directions)))
+        for layer, name in names.items()
+    }
+    alpha = common_alpha((alpha_of(lora.path, layer) for layer in lora.known), dtype)
+    layers = {layer.name: name for layer, name in names.items()}
+    return spectra, Resize(lora.path, layers, references, lora.passed, alpha, dtype)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What one recipe keeps."""
+def _write(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, Spectrum], out: Path) -> None:
+    from lorabuild.nn.spectra import vectors
 
-    lora: Opened
-    recipe: Mapping[str, Any]
-    ranks: Mapping[str, np.ndarray]
-    alpha: float
-    dtype: str
+    layers = {layer.name: layer for layer in lora.known}
+    precision = "float64" if resize.dtype == "F32" else "float32"  # of products that are rounded to halves
 
-    @staticmethod
-    def make(lora: Opened, recipe: Mapping[str, Any], references: Mapping[str, References], dtype: str) -> _Choice:
-        from lorabuild.nn.factors import alpha_of
+    def found(name: str, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u, vh = vectors(lora.path, layers[name], spectra[layers[name]], kept, precision)
+        return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
 
-        alpha = common_alpha((alpha_of(lora.path, layer) for layer in lora.known), dtype)
-        choice = _Choice(lora, recipe, {}, alpha, dtype)
-        return _Choice(lora, recipe, choose(recipe, references, choice.size), alpha, dtype)
+    write_lora(out, resize.tensors(ranks, found), partial(_metadata, lora, resize, out.stem))
 
-    @property
-    def is_left(self) -> bool:
-        return any(len(ranks) for ranks in self.ranks.values()) or bool(self.passed)
 
-    @property
-    def passed(self) -> dict[str, TensorInfo]:
-        """Tensors that stay as they are: all that is in no resized layer, but for what belongs to one that is gone."""
-        return {key: info for key, info in self.lora.passed.items() if len(self.ranks.get(module_of(key), "1"))}
+def _metadata(lora: Opened, resize: Resize, name: str, sha256: str) -> dict[str, str]:
+    facts = {"ss_network_dim": "Dynamic", "ss_network_alpha": resize.alpha, "lorabuild.resize": resize.recipe}
+    return amended(lora.header.metadata, name, sha256, facts)
 
-    def size(self, counts: Mapping[str, int]) -> int:
-        """Bytes of the file with so many ranks of each layer."""
-        kept = entries_of([(key, info) for key, info in self.lora.passed.items() if counts.get(module_of(key), 1)])
-        for layer, shape in self.lora.known.items():
-            kept += LowRank.of(layer, shape).entries(counts.get(layer.name, 0), self.dtype)
-        return len(header_bytes(kept, self.metadata("", "0" * 64))) + sum(
-            byte_size(dtype, shape) for _, dtype, shape in kept
-        )
 
-    def metadata(self, name: str, sha256: str) -> dict[str, str]:
-        facts = {"ss_network_dim": "Dynamic", "ss_network_alpha": self.alpha, "lorabuild.resize": self.recipe}
-        return amended(self.lora.header.metadata, name, sha256, facts)
-
-    def write(self, out: Path, text: str, spectra: Mapping[Layer, Spectrum], pool: Executor) -> None:
-        from lorabuild.stages.spectrum import verbatim
-
-        body: list[Tensor] = list(verbatim(self.lora.path, self.passed))
-        kept = sorted((layer for layer in self.lora.known if len(self.ranks[layer.name])), key=lambda one: one.name)
-        names = [LowRank.of(layer, self.lora.known[layer]) for layer in kept]
-        jobs = [partial(self._halves, layer, spectra[layer]) for layer in kept]
-        made = ahead(pool, jobs, [one.numbers(len(self.ranks[one.name])) for one in names])
-        for one, pair in zip(names, made, strict=True):
-            body += lowrank_tensors(one, len(self.ranks[one.name]), pair, self.alpha, self.dtype)
-        write_lora(out, body, partial(self.metadata, out.stem))
-
-    def _halves(self, layer: Layer, spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
-        """up and down of the ranks that stay. For halves the products are in float32."""
-        from lorabuild.nn.spectra import vectors
-
-        ranks, precision = self.ranks[layer.name], "float64" if self.dtype == "F32" else "float32"
-
-        def found() -> tuple[np.ndarray, np.ndarray]:
-            u, vh = vectors(self.lora.path, layer, spectrum, ranks, precision)
-            return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
-
-        strengths = spectrum.singular[ranks] * self.recipe.get("rescale", 1.0)
-        return halves(LowRank.of(layer, self.lora.known[layer]), strengths, found, self.alpha, self.dtype)
-
-    def summary(self, out: Path) -> str:
-        """One line: what stayed, what went, what was passed as it is."""
-        left = sum(bool(len(ranks)) for ranks in self.ranks.values())
-        ranks = sum(len(ranks) for ranks in self.ranks.values())
-        before, after = self.lora.header.size, out.stat().st_size
-        said = f"{left} of {len(self.ranks)} layers, {ranks} ranks, {megabytes(after)} of {megabytes(before)}"
-        if self.passed:
-            said += f"; {len(self.passed)} tensors as they were"
-        return said + (f" ({self.lora.unknown} layers are not in the base)" if self.lora.unknown else "")
+def _summary(lora: Opened, resize: Resize, ranks: Ranks, out: Path) -> str:
+    """One line: what stayed, what went, what was passed as it is."""
+    notes = resize.notes(ranks)
+    said = (
+        f"{notes['layers']} of {len(resize.layers)} layers, {notes['ranks']} ranks, "
+        f"{megabytes(out.stat().st_size)} of {megabytes(lora.header.size)}"
+    )
+    if notes["zero"]:
+        said += f"; {notes['zero']} layers were never trained"
+    if notes["passed"]:
+        said += f"; {notes['passed']} tensors as they were"
+    return said + (f" ({lora.unknown} layers are not in the base)" if lora.unknown else "")

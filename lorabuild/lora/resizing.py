@@ -1,0 +1,90 @@
+"""Resize a LoRA, wherever its vectors come from: choose the ranks by the recipe, and lay out the tensors that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.ahead import ahead, cores
+from lorabuild.errors import JobError
+from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
+from lorabuild.lora.layers import module_of
+from lorabuild.lora.lowrank import LowRank, halves, lowrank_tensors
+from lorabuild.lora.ranks import References, choose, nothing_left
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Entry = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
+Ranks = Mapping[str, "np.ndarray"]  # layer -> the ranks of it that stay, ascending
+Vectors = Callable[[str, "np.ndarray"], tuple["np.ndarray", "np.ndarray"]]  # layer, ranks -> U transposed, Vh; float32
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A LoRA with what a recipe weighs its ranks against. All that it is made of is known by layer name.
+
+    `passed` are the tensors of the file `path` that are in no layer and stay as they are, under these names. `alpha` is
+    that of the new file, in `dtype` as its new tensors.
+    """
+
+    path: Path
+    layers: Mapping[str, LowRank]
+    references: Mapping[str, References]
+    passed: Mapping[str, TensorInfo]
+    alpha: float
+    dtype: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def choose(self, header_size: Callable[[Sequence[Entry]], int]) -> Ranks:
+        """What the recipe keeps. `header_size` gives the bytes of a header with these entries: they count for `size`.
+
+        Raises JobError, which names the highest score, if no tensor is left (but for allow_empty).
+        """
+
+        def size(counts: Mapping[str, int]) -> int:
+            entries = [(key, info.dtype, info.shape) for key, info in self._staying(counts).items()]
+            entries += [
+                one for name, layer in self.layers.items() for one in layer.entries(counts.get(name, 0), self.dtype)
+            ]
+            return header_size(entries) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
+
+        ranks = choose(self.recipe, self.references, size)
+        if not any(map(len, ranks.values())) and not self.staying(ranks) and not self.recipe.get("allow_empty"):
+            raise JobError(nothing_left(self.recipe, self.references))
+        return ranks
+
+    def staying(self, ranks: Ranks) -> dict[str, TensorInfo]:
+        """The tensors that stay as they are: all, but for what belongs to a layer that is gone (its DoRA scale, say)."""
+        return self._staying({name: len(one) for name, one in ranks.items()})
+
+    def _staying(self, counts: Mapping[str, int]) -> dict[str, TensorInfo]:
+        gone = {name for name in self.layers if not counts.get(name)}
+        return {key: info for key, info in self.passed.items() if module_of(key) not in gone}
+
+    def tensors(self, ranks: Ranks, vectors: Vectors) -> Iterator[Tensor]:
+        """The tensors of the new file, to be written in name order. Those of large layers are made ahead, in threads."""
+        for key, info in self.staying(ranks).items():
+            yield key, info.dtype, info.shape, FileRange(self.path, info.start, info.stop)
+        kept = [self.layers[name] for name in sorted(self.layers) if len(ranks[name])]
+        jobs = [partial(self._halves, layer, ranks[layer.name], vectors) for layer in kept]
+        made = ahead(ThreadPoolExecutor(cores()), jobs, [layer.numbers(len(ranks[layer.name])) for layer in kept])
+        for layer, pair in zip(kept, made, strict=True):
+            yield from lowrank_tensors(layer, len(ranks[layer.name]), pair, self.alpha, self.dtype)
+
+    def _halves(self, layer: LowRank, ranks: np.ndarray, vectors: Vectors) -> tuple[np.ndarray, np.ndarray]:
+        strengths = self.references[layer.name].singular[ranks] * self.recipe.get("rescale", 1.0)
+        return halves(layer, strengths, partial(vectors, layer.name, ranks), self.alpha, self.dtype)
+
+    def notes(self, ranks: Ranks) -> dict[str, int]:
+        """In numbers: layers and ranks that stay, layers that were never trained, tensors that stay as they are."""
+        return {
+            "layers": sum(bool(len(one)) for one in ranks.values()),
+            "ranks": sum(map(len, ranks.values())),
+            "zero": sum(one.is_zero for one in self.references.values()),
+            "passed": len(self.staying(ranks)),
+        }
