@@ -6,17 +6,19 @@ as JSON, then the tensors' bytes, without gaps.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import queue
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lorabuild.errors import JobError
-from lorabuild.hashing import sha256_from
 
 # Width of an element, as the format's own list has them.
 DTYPE_BITS = {
@@ -28,6 +30,7 @@ DTYPE_BITS = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the library's limit
 COPY_BYTES = 1 << 20
+BODY_SHA256 = "sha256-of-the-bytes-after-the-header".ljust(64, "-")  # in metadata, until it is known; as long as it is
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's zip, bare pickle protocols
 
 
@@ -121,23 +124,63 @@ def write_body(path: Path | str, tensors: Iterable[Tensor]) -> None:
         _write_tensors(target, tensors)
 
 
-def write_file(path: Path | str, tensors: Iterable[Tensor], metadata: Callable[[str], Mapping[str, str]]) -> None:
-    """Write a canonical file with metadata, which may hold the sha256 of the bytes after the header.
+def write_file(path: Path | str, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a canonical file with metadata, in which BODY_SHA256 stands for the sha256 of the bytes after the header.
 
-    `metadata` makes it from that digest in hex, and its length may not depend on the digest's value: the header is
-    written twice, first with zeros, as the bytes are known last. Raises as `write_body` does.
+    Raises as `write_body` does. The bytes are digested in a thread of its own while the next ones are made and written.
     """
     tensors = list(tensors)
-    entries = [(name, dtype, shape) for name, dtype, shape, _ in tensors]
-    header = header_bytes(entries, metadata("0" * 64))
+    header = header_bytes([(name, dtype, shape) for name, dtype, shape, _ in tensors], metadata)
+    digest = _Digest(daemon=True)
+    digest.start()
     with open(path, "wb", buffering=0) as target:
-        _write_all(target, header)
-        _write_tensors(target, tensors)
-    final = header_bytes(entries, metadata(sha256_from(path, len(header))))
-    if len(final) != len(header):
-        raise ValueError("the length of the metadata depends on the digest")
-    with open(path, "r+b", buffering=0) as target:
-        _write_all(target, final)
+        try:
+            _write_all(target, header)
+            _write_tensors(target, tensors, digest.add)
+        finally:
+            sha256 = digest.end()
+        target.seek(0)
+        _write_all(target, header.replace(BODY_SHA256.encode(), sha256.encode()))
+
+
+class _Digest(threading.Thread):
+    """The sha256 of what is added to it. A few data wait at a time, so that little is in memory."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._state = hashlib.sha256()
+        self._queue: queue.Queue[Any] = queue.Queue(4)
+        self._error: OSError | None = None
+        self.add = self._queue.put
+
+    def end(self) -> str:
+        """All in hex. Raises OSError if a range could not be read."""
+        self.add(None)
+        self.join()
+        if self._error:
+            raise self._error
+        return self._state.hexdigest()
+
+    def run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            try:
+                for part in _parts(data) if self._error is None else ():
+                    self._state.update(part)
+            except OSError as error:  # told at the end; until then what is added must find its way out
+                self._error = error
+
+
+def _parts(data: Any) -> Iterator[memoryview]:
+    if not isinstance(data, FileRange):
+        whole = memoryview(data)
+        yield whole.cast("B") if whole.nbytes else whole
+        return
+    buffer, rest = memoryview(bytearray(COPY_BYTES)), data.stop - data.start
+    with open(data.path, "rb", buffering=0) as file:
+        file.seek(data.start)
+        while rest and (count := file.readinto(buffer[: min(rest, COPY_BYTES)])):
+            yield buffer[:count]
+            rest -= count
 
 
 def copy_ranges(source: Path | str, ranges: Iterable[tuple[int, int]], target: BinaryIO) -> None:
@@ -223,8 +266,14 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     """The entry of a tensor, if it is a right one: a glance tells for most. Raises ValueError."""
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        plain = type(shape) is list and set(map(type, (start, stop, *shape))) == {int} and min((start, *shape)) >= 0
-        if plain and len(entry) == 3 and name.isascii() and DTYPE_BITS[dtype] * prod(shape) == (stop - start) * 8:
+        plain = type(shape) is list and set(map(type, (start, stop, *shape))) == {int} and min(shape, default=1) > 0
+        if (
+            plain
+            and start >= 0
+            and len(entry) == 3
+            and name.isascii()
+            and DTYPE_BITS[dtype] * prod(shape) == (stop - start) * 8
+        ):
             return TensorInfo(dtype, tuple(shape), data_start + start, data_start + stop)
     except (TypeError, ValueError, KeyError):
         pass
@@ -281,8 +330,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _write_tensors(target: BinaryIO, tensors: Iterable[Tensor]) -> None:
+def _write_tensors(
+    target: BinaryIO, tensors: Iterable[Tensor], told: Callable[[Any], None] = lambda data: None
+) -> None:
+    """Append the tensors in name order; neighbours in one file are copied at once. `told` gets what is written."""
     waiting: FileRange | None = None
+
+    def copy() -> None:
+        if waiting:
+            told(waiting)
+            copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
+
     for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
         data = data() if callable(data) else data
         expected = byte_size(dtype, shape)
@@ -291,13 +349,12 @@ def _write_tensors(target: BinaryIO, tensors: Iterable[Tensor]) -> None:
         if waiting and isinstance(data, FileRange) and (waiting.path, waiting.stop) == (data.path, data.start):
             waiting = FileRange(waiting.path, waiting.start, data.stop)
             continue
-        if waiting:
-            copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
+        copy()
         waiting = data if isinstance(data, FileRange) else None
         if waiting is None:
+            told(data)
             _write_all(target, data)
-    if waiting:
-        copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
+    copy()
 
 
 def _length(data: Any) -> int:

@@ -42,7 +42,7 @@ def metadata(
         **_ours(about, tables, facts),
     }
     said = {key: value for key, value in found.items() if value is not None}
-    return amended(source or {}, about["name"], sha256, said)
+    return amended(source or {}, about["name"], said, sha256)
 
 
 def body_sha256(blob: Path, data_start: int, digest: str, state: State) -> str:

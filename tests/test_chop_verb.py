@@ -426,7 +426,7 @@ def test_it_says_what_it_did(every_block: Path, tmp_path: Path, capsys):
     out = tmp_path / "out.safetensors"
     chop(every_block, "--keep", "!IN*,!MID*,!OUT00", "-o", out)
     said = capsys.readouterr().out
-    assert said.startswith(f"{out}: 20 of 46 tensors, 0.0 MB of 0.0 MB; dropped INP00, INP01,") and said.endswith(
+    assert said.startswith(f"{out}: 20 of 46 tensors, 3.0 kB of 4.8 kB; dropped INP00, INP01,") and said.endswith(
         "MID02, OUT00\n"
     )
 
@@ -527,7 +527,7 @@ def test_the_command_ends_with_its_codes_and_without_a_traceback(every_block: Pa
 
     done = run(every_block, "--vector", numbers(21, "-1"), "--vector-style", "inspire", "-o", "out.safetensors")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["out.safetensors: 46 of 46 tensors, 0.0 MB of 0.0 MB; dropped nothing"]
+    assert done.stdout.splitlines() == ["out.safetensors: 46 of 46 tensors, 5.8 kB of 4.8 kB; dropped nothing"]
     assert weights(tmp_path / "out.safetensors")["TE1"] == -1
     for code, args in {
         2: (every_block, "--keep", "OUT1", "-o", "2.safetensors"),

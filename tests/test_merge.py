@@ -646,7 +646,7 @@ def test_the_summary_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     b = write_lora(tmp_path / "b.safetensors", {f"{LINEAR}.diff": torch.ones(8, 8)})
     merge(tmp_path / "out.safetensors", a, b)
     said = capsys.readouterr()
-    assert said.out == f"{tmp_path}/out.safetensors: 2 layers of 2 files, 2 ranks, 1 whole, 0.0 MB\n"
+    assert said.out == f"{tmp_path}/out.safetensors: 2 layers of 2 files, 2 ranks, 1 whole, 1.5 kB\n"
     assert said.err == ""
 
 

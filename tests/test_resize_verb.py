@@ -46,8 +46,9 @@ from lorabuild.verbs import resize as verb
 DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NORM = "lora_unet_input_blocks_1_0_in_layers_0"
 # Each kind of adapter on a module of its own.
-MODULES = dict(zip(ADAPTERS, (name for name in base_modules() if name.startswith("lora_unet_input")), strict=False))
+MODULES = dict(zip(ADAPTERS, (name for name in base_modules() if "_attn1_" in name), strict=False))
 SHAPES = {name: ADAPTERS[kind][0] for kind, name in MODULES.items()}
+SIZES = r"\S+ [kM]B of \S+ [kM]B"
 THREE = {LINEAR: (24, 16), CONV: (12, 8, 3, 3), POINT: (8, 20, 1, 1)}
 
 
@@ -181,10 +182,11 @@ def test_what_is_no_layer_of_the_base_stays_byte_for_byte(
     before, after = bytes_of(path), bytes_of(out)
     assert others.keys() == after.keys() - three_layers().keys()
     assert all(after[name] == before[name] for name in others)
-    size = f"{out.stat().st_size / 1e6:.1f} MB of {path.stat().st_size / 1e6:.1f} MB"
     line, seconds = capsys.readouterr().out.splitlines()
-    assert line == (
-        f"{out}: 3 of 3 layers, 6 ranks, {size}; {len(others)} tensors as they were (2 layers are not in the base)"
+    assert re.fullmatch(
+        rf"{re.escape(str(out))}: 3 of 3 layers, 6 ranks, {SIZES}; {len(others)} tensors as they were"
+        r" \(2 layers are not in the base\)",
+        line,
     )
     assert re.fullmatch(r"\d+\.\d s", seconds)
 
@@ -199,7 +201,15 @@ def test_what_belongs_to_a_layer_that_is_gone_goes_with_it(tmp_path: Path, base:
 
 def test_the_summary_of_a_file_of_layers_alone(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     run(lora(tmp_path), base, "max_rank=2")
-    assert re.search(r": 3 of 3 layers, 6 ranks, 0\.0 MB of 0\.0 MB$", capsys.readouterr().out.splitlines()[0])
+    assert re.search(rf": 3 of 3 layers, 6 ranks, {SIZES}$", capsys.readouterr().out.splitlines()[0])
+
+
+def test_the_summary_tells_of_untrained_layers(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    tensors = three_layers()
+    tensors[f"{POINT}.lora_up.weight"].zero_()
+    run(lora(tmp_path, tensors), base, "max_rank=2")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.search(rf": 2 of 3 layers, 4 ranks, {SIZES}; 1 layers were never trained$", line)
 
 
 def test_several_recipes_go_to_a_folder(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
@@ -221,23 +231,30 @@ def test_one_recipe_into_a_folder_that_exists(tmp_path: Path, base: Path):
 
 @pytest.mark.parametrize("stem", ["o", "a name that is much longer than the others and counts in the header twice"])
 def test_a_size_is_hit_from_below_with_the_header(tmp_path: Path, stem: str):
-    """Whatever the file is called: of the sizes around each step, the file is not larger, and the next rank did not fit."""
+    """Whatever the file is called, it is not larger; and with the next rank it would have been."""
     path, out = lora(tmp_path), tmp_path / f"{stem}.safetensors"
-    sizes = {}  # how large the file is with so many ranks, the best first
-    singular = sorted(
-        (float(s) for name, delta in deltas(path).items() for s in torch.linalg.svdvals(delta)[: ranks(path)[name]]),
-        reverse=True,
-    )
-    for count in range(5, 9):
-        middle = math.log10(math.sqrt(singular[count - 1] * singular[count]))
-        run(path, base_of_ones(tmp_path), f"thr={middle}", out=out)
-        sizes[count] = out.stat().st_size
-        assert sum(ranks(out).values()) == count
-    for count in range(5, 8):
-        for limit in (sizes[count], sizes[count] + 1, sizes[count + 1] - 1):
-            run(path, base_of_ones(tmp_path), f"size={limit / 2**20!r}", out=out)
-            assert out.stat().st_size <= limit
-            assert sum(ranks(out).values()) == count
+    kept, sizes = {}, {}
+    for limit in range(1500, 3200, 67):
+        run(path, base_of_ones(tmp_path), f"size={limit / 2**20!r}", "--allow-empty", out=out)
+        kept[limit], sizes[limit] = sum(ranks(out).values()), out.stat().st_size
+        assert sizes[limit] <= limit or not kept[limit]
+    assert len(set(kept.values())) > 6 and list(kept.values()) == sorted(kept.values())
+    told = 40  # the size itself stands in the header, in more or less digits
+    for limit, count in kept.items():
+        larger = [size for other, size in sizes.items() if kept[other] > count]
+        assert not larger or min(larger) + told > limit
+    deltas_at_most = {name: torch.linalg.svdvals(delta) for name, delta in deltas(path).items()}
+    least = min(deltas_at_most[name][rank - 1] for name, rank in ranks(out).items())
+    left = [s for name, every in deltas_at_most.items() for s in every[ranks(out).get(name, 0) : ranks(path)[name]]]
+    assert all(s <= least for s in left), "the best stay"
+
+
+@pytest.mark.xfail(reason="what is in no layer is written whatever the size is", strict=True)
+def test_a_size_that_is_too_small_for_what_stays_as_it_is(tmp_path: Path, base: Path):
+    """The file would be larger than was asked for, and without a layer."""
+    path = lora(tmp_path, three_layers() | {f"{NORM}.w_norm": torch.randn(2000)})
+    with pytest.raises(JobError, match=r"size = 0\.002"):
+        run(path, base, "size=0.002")
 
 
 def base_of_ones(tmp_path: Path) -> Path:
@@ -451,7 +468,7 @@ def test_the_file_is_canonical_and_the_same_each_time(tmp_path: Path, bases: tup
     assert list(header.tensors) == sorted(header.tensors)
 
 
-@pytest.mark.parametrize("recipe", ["subspace=1,max_rank=2", "subspace=2,fro_ckpt=-1,thr=0.5", "subspace=1,spn_lora=1,thr=0.2"])
+@pytest.mark.parametrize("recipe", ["subspace=1,max_rank=2", "subspace=2,fro_ckpt=-1,thr=0.5", "subspace=1,spn_lora=1,thr=-0.1"])
 @pytest.mark.parametrize("layout", [0, 1], ids=["single file", "folder"])
 def test_subspace_by_the_naive_formula(tmp_path: Path, recipe: str, layout: int):
     """log10 σ_i - Σ w log10 …, with |u_iᵀ W v_i|, from a full SVD and the dense weight."""

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lorabuild.header import BODY_SHA256
+
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
@@ -28,10 +30,12 @@ def inherited(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key not in STALE}
 
 
-def amended(metadata: Mapping[str, str], name: str, sha256: str, facts: Mapping[str, Any]) -> dict[str, str]:
+def amended(
+    metadata: Mapping[str, str], name: str, facts: Mapping[str, Any], sha256: str = BODY_SHA256
+) -> dict[str, str]:
     """The metadata of a file `name` that is made of one with `metadata`.
 
-    `sha256`, in hex, is of the bytes after the new header. `facts` go over what there is; tables and lists become JSON.
+    `facts` go over what there is; tables and lists become JSON. `sha256`, in hex, is of the bytes after the new header.
     """
     found = {**LEAST, "modelspec.title": name, **inherited(metadata), **facts, "ss_output_name": name, **hashes(sha256)}
     return {key: _text(value) for key, value in sorted(found.items())}

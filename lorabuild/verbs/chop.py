@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def main(args: Sequence[str]) -> int:
     body = list(chopped(options.file, header.tensors, blocks, weights))
     if not body and not options.allow_empty:
         raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_lora(out, body, partial(_metadata, header, weights, out.stem))
+    write_lora(out, body, _metadata(header, weights, out.stem))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(
@@ -111,9 +110,9 @@ def _named(options: Any, weights: Mapping[str, float]) -> list[str]:
     return [block for block in BLOCKS if block in named and weights[block]]
 
 
-def _metadata(header: Header, weights: Mapping[str, float], name: str, sha256: str) -> dict[str, str]:
+def _metadata(header: Header, weights: Mapping[str, float], name: str) -> dict[str, str]:
     from lorabuild.vectors import VECTOR_BLOCKS
 
     vector = ",".join(["1", *(f"{weights[block]:g}" for block in VECTOR_BLOCKS)])
     facts = {"block_vector_string": vector, "lorabuild.chop": {"keep": weights}}
-    return amended(header.metadata, name, sha256, facts)
+    return amended(header.metadata, name, facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +36,8 @@ def header_of(path: Path) -> Header:
     return read_header(path)
 
 
-def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Callable[[str], Mapping[str, str]]) -> None:
-    """Write the file `out`, whole or not at all; `metadata` is made from the sha256 of its body.
+def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file `out`, whole or not at all; BODY_SHA256 in its metadata stands for the sha256 of its body.
 
     A file that is replaced is not given up before the new one is on the disk.
     """

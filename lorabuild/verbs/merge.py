@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def main(args: Sequence[str]) -> int:
     ]
     if not body:
         raise JobError("nothing would be left: all that the files hold is multiplied by 0")
-    write_lora(out, body, partial(_metadata, headers, _history(files, headers), alpha, out.stem))
+    write_lora(out, body, _metadata(headers, _history(files, headers), alpha, out.stem))
 
     print(f"{out}: {_summary(plan, len(files))}, {megabytes(out.stat().st_size)}")
     if coarse:
@@ -171,7 +170,7 @@ def _history(files: Sequence[Argument], headers: Sequence[Header]) -> list[dict[
 
 
 def _metadata(
-    headers: Sequence[Header], history: Sequence[Mapping[str, Any]], alpha: float, name: str, sha256: str
+    headers: Sequence[Header], history: Sequence[Mapping[str, Any]], alpha: float, name: str
 ) -> dict[str, str]:
     names = [_title(header) or one["file"] for header, one in zip(headers, history, strict=True)]
     facts = {
@@ -183,7 +182,7 @@ def _metadata(
     }
     if tags := _all_tags(header.metadata.get(TAGS) for header in headers):
         facts[TAGS] = tags
-    return amended({key: value for key, value in headers[0].metadata.items() if key != TAGS}, name, sha256, facts)
+    return amended({key: value for key, value in headers[0].metadata.items() if key != TAGS}, name, facts)
 
 
 def _title(header: Header) -> str:

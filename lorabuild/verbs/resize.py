@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +83,7 @@ def main(args: Sequence[str]) -> int:
     chosen = {}
     for text, recipe in recipes.items():
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
-        metadata = _metadata(lora, one, outs[text].stem, "0" * 64)
+        metadata = _metadata(lora, one, outs[text].stem)
         try:
             chosen[text] = one, one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)))
         except JobError as error:
@@ -167,12 +166,12 @@ def _write(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, S
         u, vh = vectors(lora.path, layers[name], spectra[layers[name]], kept, precision)
         return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
 
-    write_lora(out, resize.tensors(ranks, found), partial(_metadata, lora, resize, out.stem))
+    write_lora(out, resize.tensors(ranks, found), _metadata(lora, resize, out.stem))
 
 
-def _metadata(lora: Opened, resize: Resize, name: str, sha256: str) -> dict[str, str]:
+def _metadata(lora: Opened, resize: Resize, name: str) -> dict[str, str]:
     facts = {"ss_network_dim": "Dynamic", "ss_network_alpha": resize.alpha, "lorabuild.resize": resize.recipe}
-    return amended(lora.header.metadata, name, sha256, facts)
+    return amended(lora.header.metadata, name, facts)
 
 
 def _summary(lora: Opened, resize: Resize, ranks: Ranks, out: Path) -> str:
