@@ -239,11 +239,18 @@ def _parse(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise ValueError('the header does not begin with "{"')
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_integer if b"-0" in text else int)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"the header is not JSON: {error}") from None
     except RecursionError:
         raise ValueError("the header is nested too deep") from None
+
+
+def _integer(text: str) -> int:
+    """The library takes no -0 for an offset, where Python does."""
+    if text == "-0":
+        raise ValueError("-0 is no number of bytes")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

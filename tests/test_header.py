@@ -73,6 +73,7 @@ def test_a_file_without_tensors_is_a_good_file(tmp_path: Path):
         (b'{"a":%s}' % (b"9" * 5000), b"", "digit"),
         (b'{"a":[],"a":[]}', b"", "'a' stands twice"),
         (b'{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}', b"", "'dtype' stands twice"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}', b"", "-0 is no number of bytes"),
         ({"__metadata__": {"epoch": 1}}, b"", "table of strings"),
         ({"__metadata__": {"\ud800": "x"}}, b"", "not Unicode"),
         ({"\ud800": entry(0, 4)}, bytes(4), "not Unicode"),
