@@ -107,7 +107,20 @@ def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Ma
         stop = offset + byte_size(dtype, shape)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return _padded(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def spliced(body: BinaryIO, metadata: Mapping[str, str]) -> bytes:
+    """The first part of a canonical file with `metadata`, from that of the body `body`, a file that is open at its start.
+
+    The entries of the tensors stay, letter by letter: nothing is parsed. `body` is left where its tensors begin.
+    """
+    text = body.read(int.from_bytes(body.read(8), "little")).rstrip(b" ")
+    said = json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False).encode()
+    return _padded(b'{"__metadata__":' + said + (b"," if len(text) > 2 else b"") + text[1:])
+
+
+def _padded(text: bytes) -> bytes:
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -45,11 +45,12 @@ def metadata(
     return amended(source or {}, about["name"], said, sha256)
 
 
-def body_sha256(blob: Path, data_start: int, digest: str, state: State) -> str:
-    """sha256, in hex, of the bytes after the header; computed once a body."""
+def body_sha256(blob: Path, digest: str, state: State) -> str:
+    """sha256, in hex, of the tensors' bytes of a body; computed once a body."""
     if known := state.get(f"sha256:{digest}"):
         return known
-    found = sha256_from(blob, data_start)
+    with open(blob, "rb") as file:
+        found = sha256_from(blob, 8 + int.from_bytes(file.read(8), "little"))
     state.put(f"sha256:{digest}", found)
     return found
 

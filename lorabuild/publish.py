@@ -11,7 +11,7 @@ from typing import Any
 
 from lorabuild.files import staged
 from lorabuild.hashing import digest_json
-from lorabuild.header import header_bytes, read_header
+from lorabuild.header import read_header, spliced
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.stage import Artifact, File, Job
@@ -155,15 +155,22 @@ class Publisher:
         self.state.set_published(publication.path, publication.job, publication.fingerprint, digest)
 
     def _with_header(self, blob: Path, part: Path, publication: Publication) -> None:
-        about, body = publication.about, read_header(blob)
+        about = publication.about
         assert about is not None
-        sha256 = body_sha256(blob, body.data_start, publication.output.digest, self.state)
-        source = read_header(publication.source).metadata if publication.source else None
+        sha256 = body_sha256(blob, publication.output.digest, self.state)
+        source = self._metadata_of(publication.source) if publication.source else None
         header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]), source)
-        with open(part, "wb") as target, open(blob, "rb") as source:
-            target.write(header_bytes([(name, one.dtype, one.shape) for name, one in body.tensors.items()], header))
-            source.seek(body.data_start)
-            shutil.copyfileobj(source, target, 1 << 20)
+        with open(part, "wb") as target, open(blob, "rb") as body:
+            target.write(spliced(body, header))
+            shutil.copyfileobj(body, target, 1 << 20)
+
+    def _metadata_of(self, source: Path) -> dict[str, str]:
+        """The metadata of a user's LoRA, read once a content."""
+        key = f"metadata:{self.state.digest(source)}"
+        if (known := self.state.get(key)) is None:
+            known = json.dumps(dict(read_header(source).metadata))
+            self.state.put(key, known)
+        return json.loads(known)
 
     def _json(self, digest: str | None) -> Any:
         return json.loads(self.store.blob(digest).read_bytes()) if digest else None

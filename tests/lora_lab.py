@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lorabuild.lora.ranks import parse_recipe, resolve_recipe
-from lorabuild.sdxl_names import TEXT_LAYERS, text_layers, unet_layers
+from lorabuild.lora.sdxl_names import TEXT_LAYERS, text_layers, unet_layers
 from lorabuild.stage import Job, Stage
 from lorabuild.stages.resize import STAGE as RESIZE
 from lorabuild.stages.spectrum import STAGE as SPECTRUM
@@ -236,8 +236,14 @@ def _openclip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for number in range(TEXT_LAYERS[2]):
         layer, block = f"lora_te2_text_model_encoder_layers_{number}_", f"transformer.resblocks.{number}."
         if f"{layer}self_attn_q_proj" in weights:
-            found[f"{block}attn.in_proj_weight"] = torch.cat([weights[f"{layer}self_attn_{part}_proj"] for part in "qkv"])
-        for ours, theirs in (("self_attn_out_proj", "attn.out_proj"), ("mlp_fc1", "mlp.c_fc"), ("mlp_fc2", "mlp.c_proj")):
+            found[f"{block}attn.in_proj_weight"] = torch.cat(
+                [weights[f"{layer}self_attn_{part}_proj"] for part in "qkv"]
+            )
+        for ours, theirs in (
+            ("self_attn_out_proj", "attn.out_proj"),
+            ("mlp_fc1", "mlp.c_fc"),
+            ("mlp_fc2", "mlp.c_proj"),
+        ):
             if layer + ours in weights:
                 found[f"{block}{theirs}.weight"] = weights[layer + ours]
         found[f"{block}ln_1.weight"] = torch.ones(2)

@@ -13,14 +13,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors ahead hashing files header components names vectors buckets captions images streams order tensors"
-    " sdxl_names loaders",
+    "ground": "errors ahead hashing files header components names vectors buckets captions images streams order tensors",
     "lora": "lora",
     "manifest": "manifest",
     "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",
     "stages": "stages",
     "graph": "pool worker engine session graph",
-    "faces": "cli __main__",
+    "faces": "cli __main__ verbs",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 HEAVY = {
@@ -111,7 +110,9 @@ def test_every_package_is_shipped():
     import tomllib
 
     shipped = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert shipped == sorted(".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py"))
+    assert shipped == sorted(
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")
+    )
 
 
 def test_init_files_hold_no_logic():

@@ -17,8 +17,8 @@ from lora_lab import GOLDENS, deltas, layer, read, write_lora
 from torch import Tensor
 
 from lorabuild.errors import UserError
+from lorabuild.lora.sdxl_names import text_layers
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, UNET_BLOCKS, block_of
-from lorabuild.sdxl_names import text_layers
 from lorabuild.vectors import ATTENTION_BLOCKS, vector_strings
 from lorabuild.verbs import chop
 from lorabuild.verbs.blocks import main

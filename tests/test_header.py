@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from lorabuild import header
-from lorabuild.header import FileRange, FormatError, copy_ranges, header_bytes, read_header, write_body
+from lorabuild.header import FileRange, FormatError, copy_ranges, header_bytes, read_header, spliced, write_body
 
 
 def file_of(path: Path, head: dict | bytes, body: bytes = b"") -> Path:
@@ -292,3 +292,13 @@ def test_a_source_that_ends_too_early_is_named(tmp_path: Path):
     (tmp_path / "short").write_bytes(b"1234")
     with pytest.raises(FormatError, match="short: ends at byte 4, 8 were expected"):
         write_body(tmp_path / "out", [("a", "F32", [2], FileRange(tmp_path / "short", 0, 8))])
+
+
+@pytest.mark.parametrize("tensors", [[], [("a", "F32", (2,), bytes(8)), ("ü", "F16", (), bytes(2))]])
+def test_metadata_is_spliced_in_as_if_it_had_been_there(tmp_path: Path, tensors: list):
+    body = tmp_path / "body"
+    write_body(body, tensors)
+    metadata = {"b": 'a "quote"', "a": "ü"}
+    with open(body, "rb") as file:
+        assert spliced(file, metadata) == header_bytes([tensor[:3] for tensor in tensors], metadata)
+        assert file.tell() == read_header(body).data_start

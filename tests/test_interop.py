@@ -19,8 +19,9 @@ from torch import Tensor
 from world import World
 
 from lorabuild.header import read_header
-from lorabuild.loaders import Verdict, verdicts
-from lorabuild.sdxl_names import read_alphas, unet_layers
+from lorabuild.lora.loaders import Verdict, verdicts
+from lorabuild.lora.modules import read_alphas
+from lorabuild.lora.sdxl_names import unet_layers
 
 COMPONENTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 ARTIFACTS = ("ember", "ember-resized", "ember-chopped")

@@ -17,7 +17,7 @@ from lorabuild.lora.canonical import block_of_module, canonical
 from lorabuild.lora.layers import ROLES, Layer, module_of, read_layers, split_key, weight_shape
 from lorabuild.lora.lowrank import LowRank
 from lorabuild.lora.match import matched
-from lorabuild.sdxl_names import text_layers, unet_layers
+from lorabuild.lora.sdxl_names import text_layers, unet_layers
 
 UNET = [layer for layer in unet_layers() if layer.kind != "norm"]
 TEXT = [(encoder, path) for encoder in (1, 2) for path in text_layers(encoder)]
@@ -75,7 +75,8 @@ def test_every_module_of_the_text_encoders_in_every_spelling(spelling: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["lora_te2_text_projection", "text_encoder_2.text_projection", "base_model.model.text_encoder_2.text_projection"]
+    "name",
+    ["lora_te2_text_projection", "text_encoder_2.text_projection", "base_model.model.text_encoder_2.text_projection"],
 )
 def test_the_text_projection_of_the_second_text_encoder(name: str):
     assert canonical(name) == "lora_te2_text_projection"
@@ -154,7 +155,19 @@ def test_a_tensors_name_is_a_module_and_a_role(key: str, module: str, role: str)
 
 
 @pytest.mark.parametrize(
-    "key", ["alpha", ".alpha", "_lora.up.weight", "lora_x.steps", "x.weight", "x.lora_up", "x.lora_up.weight.y", "weight", "", "."]
+    "key",
+    [
+        "alpha",
+        ".alpha",
+        "_lora.up.weight",
+        "lora_x.steps",
+        "x.weight",
+        "x.lora_up",
+        "x.lora_up.weight.y",
+        "weight",
+        "",
+        ".",
+    ],
 )
 def test_what_ends_in_no_known_way_has_no_role(key: str):
     assert split_key(key) is None
@@ -227,7 +240,9 @@ def test_a_layer_that_lacks_a_part_is_none(kind: str):
         assert read_layers(left) == ([], left)
 
 
-@given(st.lists(st.tuples(st.sampled_from([CONV, "unet.x", "x"]), st.sampled_from([*ROLES, ".steps", ".y.weight", ""]))))
+@given(
+    st.lists(st.tuples(st.sampled_from([CONV, "unet.x", "x"]), st.sampled_from([*ROLES, ".steps", ".y.weight", ""])))
+)
 @example([(CONV, ".lora_up.weight"), (CONV, ".lora_B.weight"), (CONV, ".lora_A.weight")])
 def test_nothing_is_lost(names: list[tuple[str, str]]):
     """Every tensor is in exactly one layer, or among the rest."""

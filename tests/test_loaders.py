@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from lorabuild.header import TensorInfo, read_header, write_body
-from lorabuild.loaders import LOADERS, Verdict, verdicts
-from lorabuild.sdxl_names import KINDS, NAMINGS, known_modules, read_alphas, text_layers, unet_layers
+from lorabuild.lora.loaders import LOADERS, Verdict, verdicts
+from lorabuild.lora.modules import KINDS, read_alphas
+from lorabuild.lora.sdxl_names import NAMINGS, known_modules, text_layers, unet_layers
 
 GOLDEN = Path(__file__).parent / "goldens/unet_keymap.tsv"  # from a run of kohya's trainer on the SGM U-Net
 
@@ -468,5 +469,7 @@ def test_loaders_name_namings_and_kinds_that_exist():
 
 
 def test_a_verdict_needs_no_heavy_library():
-    code = "import sys, lorabuild.loaders; print({'torch', 'numpy', 'safetensors', 'diffusers'} & set(sys.modules))"
+    code = (
+        "import sys, lorabuild.lora.loaders; print({'torch', 'numpy', 'safetensors', 'diffusers'} & set(sys.modules))"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -46,7 +46,9 @@ def test_every_weight_has_its_shape_and_norms_by_kohyas_name(tmp_path: Path, dty
     assert found["shape"] == {name: list(one.shape) for name, one in sorted(made.items())}
     matrices = {name: one.double().flatten(1).numpy() for name, one in made.items()}
     assert found["fro_ckpt"] == pytest.approx({name: np.linalg.norm(one) for name, one in matrices.items()}, rel=1e-6)
-    assert found["spn_ckpt"] == pytest.approx({name: np.linalg.norm(one, 2) for name, one in matrices.items()}, rel=1e-6)
+    assert found["spn_ckpt"] == pytest.approx(
+        {name: np.linalg.norm(one, 2) for name, one in matrices.items()}, rel=1e-6
+    )
 
 
 def test_they_are_kohyas_modules_and_those_outside_of_the_blocks(tmp_path: Path):

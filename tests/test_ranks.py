@@ -43,7 +43,10 @@ def recipe(text: str) -> dict:
         ("fro_ckpt=2,params=-1,thr=-3", {"fro_ckpt": 2.0, "params": -1.0, "thr": -3.0}),
         ("fro_ckpt=-1,thr=-3", {"fro_ckpt": 1.0, "thr": -3.0}),
         ("fro_ckpt=1,params=0,thr=-3", {"fro_ckpt": 1.0, "thr": -3.0}),
-        ("fro_ckpt=1e7,params=1,thr=-3", {"fro_ckpt": 1e7 / (1e7 + 1), "thr": -3.0}),  # as there: below 1e-6 it is left out
+        (
+            "fro_ckpt=1e7,params=1,thr=-3",
+            {"fro_ckpt": 1e7 / (1e7 + 1), "thr": -3.0},
+        ),  # as there: below 1e-6 it is left out
         ("spn_ckpt=1,size=0.04", {"spn_ckpt": 1.0, "size": 0.04}),
         ("size=32", {"fro_ckpt": 1.0, "size": 32.0}),
         ("max_rank=8", {"fro_ckpt": 1.0, "max_rank": 8}),
@@ -220,10 +223,14 @@ def test_a_threshold_keeps_what_scores_as_much():
     one = layer(3.0, 0.7, 0.1, 0.03)
     for number, score in enumerate(scores(recipe("fro_ckpt=1,thr=-3"), one).tolist()):
         assert kept(f"thr={score!r}", one) == [list(range(number + 1))]
-        assert kept(f"thr={np.nextafter(score, 9)!r}".replace("np.float64(", "").replace(")", ""), one) == [list(range(number))]
+        assert kept(f"thr={np.nextafter(score, 9)!r}".replace("np.float64(", "").replace(")", ""), one) == [
+            list(range(number))
+        ]
 
 
-@given(some.lists(some.lists(some.floats(1e-5, 10), min_size=1, max_size=5), min_size=1, max_size=4), some.floats(-4, 1))
+@given(
+    some.lists(some.lists(some.floats(1e-5, 10), min_size=1, max_size=5), min_size=1, max_size=4), some.floats(-4, 1)
+)
 def test_a_threshold_counts_for_each_layer_alone(spectra: list[list[float]], thr: float):
     layers = [layer(*sorted(one, reverse=True), fro=1.0 + n) for n, one in enumerate(spectra)]
     wanted = [[i for i, score in enumerate(scores({"fro_ckpt": 1.0}, one)) if score >= thr] for one in layers]
@@ -307,7 +314,13 @@ def test_a_base_layer_of_zeros_keeps_all():
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("max_rank=1", [1]), ("max_rank=2", [1, 3]), ("max_rank=3", [1, 2, 3]), ("thr=0.5", [1, 3]), ("max_rank=4", [0, 1, 2, 3])],
+    [
+        ("max_rank=1", [1]),
+        ("max_rank=2", [1, 3]),
+        ("max_rank=3", [1, 2, 3]),
+        ("thr=0.5", [1, 3]),
+        ("max_rank=4", [0, 1, 2, 3]),
+    ],
 )
 def test_by_subspace_the_best_ranks_need_not_be_the_first(text: str, wanted: list[int]):
     """Ascending all the same: they are slices of a file."""
@@ -373,8 +386,10 @@ def test_why_nothing_is_left():
         "thr = 3 keeps nothing of this LoRA: the highest score is -2.0000 (b)"
     )
     assert nothing_left(recipe("size=0.001"), layers).startswith("size = 0.001 keeps nothing of this LoRA")
-    assert nothing_left(recipe("thr=3"), {"c": layer(0.0)}) == nothing_left(recipe("thr=3"), {}) == (
-        "nothing is left of this LoRA: it has no trained layer that the base has"
+    assert (
+        nothing_left(recipe("thr=3"), {"c": layer(0.0)})
+        == nothing_left(recipe("thr=3"), {})
+        == ("nothing is left of this LoRA: it has no trained layer that the base has")
     )
 
 

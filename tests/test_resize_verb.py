@@ -243,9 +243,9 @@ def test_a_size_is_hit_from_below_with_the_header(tmp_path: Path, stem: str):
     for limit, count in kept.items():
         larger = [size for other, size in sizes.items() if kept[other] > count]
         assert not larger or min(larger) + told > limit
-    deltas_at_most = {name: torch.linalg.svdvals(delta) for name, delta in deltas(path).items()}
-    least = min(deltas_at_most[name][rank - 1] for name, rank in ranks(out).items())
-    left = [s for name, every in deltas_at_most.items() for s in every[ranks(out).get(name, 0) : ranks(path)[name]]]
+    spectra = {name: torch.linalg.svdvals(delta) for name, delta in deltas(path).items()}
+    least = min(spectra[name][rank - 1] for name, rank in ranks(out).items())
+    left = [s for name, every in spectra.items() for s in every[ranks(out).get(name, 0) : ranks(path)[name]]]
     assert all(s <= least for s in left), "the best stay"
 
 
@@ -322,8 +322,10 @@ MISTAKES = {
         rf"{LINEAR}: its tensors do not fit together: up \[24, 3\], down \[4, 16\]",
     ),
     "no ranks at all": (
-        lambda: three_layers()
-        | {f"{LINEAR}.lora_up.weight": torch.ones(24, 0), f"{LINEAR}.lora_down.weight": torch.ones(0, 16)},
+        lambda: (
+            three_layers()
+            | {f"{LINEAR}.lora_up.weight": torch.ones(24, 0), f"{LINEAR}.lora_down.weight": torch.ones(0, 16)}
+        ),
         rf"{LINEAR}: has an empty tensor",
     ),
     "integers": (
@@ -468,7 +470,9 @@ def test_the_file_is_canonical_and_the_same_each_time(tmp_path: Path, bases: tup
     assert list(header.tensors) == sorted(header.tensors)
 
 
-@pytest.mark.parametrize("recipe", ["subspace=1,max_rank=2", "subspace=2,fro_ckpt=-1,thr=0.5", "subspace=1,spn_lora=1,thr=-0.1"])
+@pytest.mark.parametrize(
+    "recipe", ["subspace=1,max_rank=2", "subspace=2,fro_ckpt=-1,thr=0.5", "subspace=1,spn_lora=1,thr=-0.1"]
+)
 @pytest.mark.parametrize("layout", [0, 1], ids=["single file", "folder"])
 def test_subspace_by_the_naive_formula(tmp_path: Path, recipe: str, layout: int):
     """log10 σ_i - Σ w log10 …, with |u_iᵀ W v_i|, from a full SVD and the dense weight."""
@@ -509,7 +513,11 @@ def golden_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("layout", [0, 1], ids=["single file", "folder"])
 @pytest.mark.parametrize(
     ("name", "thr", "golden", "dtype"),
-    [("locon", -3.55, "locon-thr3.55", "fp16"), ("a", -3.55, "a-thr3.55-float", "fp32"), ("bf16", -3.55, "bf16-thr3.55", "fp16")],
+    [
+        ("locon", -3.55, "locon-thr3.55", "fp16"),
+        ("a", -3.55, "a-thr3.55-float", "fp32"),
+        ("bf16", -3.55, "bf16-thr3.55", "fp16"),
+    ],
 )
 def test_it_keeps_what_resize_lora_keeps(
     tmp_path: Path, golden_bases: tuple[Path, Path], name: str, thr: float, golden: str, dtype: str, layout: int
@@ -526,7 +534,12 @@ def test_it_keeps_what_resize_lora_keeps(
 
 @pytest.mark.parametrize(
     "recipe",
-    ["fro_ckpt=1,thr=-3.55", "spn_ckpt=1,fro_lora=1,thr=-2.2", "sv_fro=0.9,max_conv_rank=5", "params=1,thr=-4,rescale=0.5"],
+    [
+        "fro_ckpt=1,thr=-3.55",
+        "spn_ckpt=1,fro_lora=1,thr=-2.2",
+        "sv_fro=0.9,max_conv_rank=5",
+        "params=1,thr=-4,rescale=0.5",
+    ],
 )
 @pytest.mark.parametrize("dtype", DTYPE)
 def test_the_verb_and_the_stages_agree(tmp_path: Path, golden_bases: tuple[Path, Path], recipe: str, dtype: str):

@@ -19,7 +19,15 @@ from lorabuild.nn.spectra import batches, decompose_layers, vectors
 TOLERANCE = 1e-6
 
 # Ways in which ranks depend on each other.
-FLAWS = ("rank of zeros", "half of the ranks zeros", "repeated", "opposite", "up of zeros", "down of zeros", "nearly repeated")
+FLAWS = (
+    "rank of zeros",
+    "half of the ranks zeros",
+    "repeated",
+    "opposite",
+    "up of zeros",
+    "down of zeros",
+    "nearly repeated",
+)
 
 
 def pair(out: int, rank: int, *rest: int, seed: int = 0, flaw: str | None = None) -> dict[str, torch.Tensor]:
@@ -53,7 +61,16 @@ def mixed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
             name = f"lora_unet_input_blocks_1_{copy}_{number}"
             made, deltas[name] = adapter(kind, name, alpha, seed=7 * number + copy)
             tensors |= made
-    sizes = [(40, 8, 24), (40, 8, 24, 3, 3), (8, 12, 30), (30, 12, 5), (6, 16, 7), (9, 9, 9), (1, 1, 1), (1, 3, 1, 3, 3)]
+    sizes = [
+        (40, 8, 24),
+        (40, 8, 24, 3, 3),
+        (8, 12, 30),
+        (30, 12, 5),
+        (6, 16, 7),
+        (9, 9, 9),
+        (1, 1, 1),
+        (1, 3, 1, 3, 3),
+    ]
     for number, size in enumerate(sizes):
         for copy, flaw in enumerate((None, *FLAWS, None)):
             if size[1] < 2 and flaw:
@@ -147,7 +164,10 @@ def test_batches_are_of_one_shape_the_largest_first(file: tuple):
     found = list(batches(layers))
     assert sorted(layer.name for batch in found for layer in batch) == sorted(layer.name for layer in layers)
     for batch in found:
-        assert len({(layer.flavour, *sorted((role, one.shape) for role, one in layer.infos.items())) for layer in batch}) == 1
+        assert (
+            len({(layer.flavour, *sorted((role, one.shape) for role, one in layer.infos.items())) for layer in batch})
+            == 1
+        )
     sizes = [sum(math.prod(info.shape) for info in batch[0].infos.values()) for batch in found]
     assert sizes == sorted(sizes, reverse=True)
     assert max(len(batch) for batch in found) > 3
@@ -170,7 +190,9 @@ def test_progress_counts_the_layers(file: tuple):
 
 def test_layers_of_few_ranks_need_no_second_decomposition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The vectors of a LoRA come from the small matrices of the first."""
-    path = write_lora(tmp_path / "lora", {f"lora_unet_out_2.{role}": one for role, one in pair(40, 8, 24).items()}, None)
+    path = write_lora(
+        tmp_path / "lora", {f"lora_unet_out_2.{role}": one for role, one in pair(40, 8, 24).items()}, None
+    )
     layers, _ = read_layers(read_header(path).tensors)
     ((layer, spectrum),) = decompose_layers(path, layers).items()
     monkeypatch.setattr(np.linalg, "svd", lambda *a, **k: pytest.fail("decomposed again"))

@@ -192,9 +192,7 @@ def test_a_lora_for_another_model_is_an_error(tmp_path: Path, norms: Path):
     tensors = {key: one for name in names for key, one in layer(name, 4, 2, 4).items()}
     with pytest.raises(JobError) as error:
         spectrum(tmp_path, tensors, norms)
-    assert str(error.value) == (
-        f"not a LoRA for this base: it has none of the 5 layers ({', '.join(names[:3])}, …)"
-    )
+    assert str(error.value) == (f"not a LoRA for this base: it has none of the 5 layers ({', '.join(names[:3])}, …)")
 
 
 def test_the_files_alpha_is_the_one_that_most_layers_have(tmp_path: Path, norms: Path):
