@@ -230,6 +230,11 @@ ADAPTERS = [
     Case("Tucker", {**GOOD, f"{CONV}.lora_mid.weight": tensor(4, 4, 3, 3)}, {"diffusers": ("no", "lora_mid")}),
     Case("DoRA", {**GOOD, **DORA}, {"diffusers": ("partly", "dora_scale, so that the result is wrong")}),
     Case(
+        "DoRA without LoRA",
+        files(DORA),
+        {"diffusers": ("no", "drops dora_scale"), "InvokeAI": ("no", "no kind")},
+    ),
+    Case(
         "DoRA of LoHa",
         {**files(without(GOOD, *lora(SELF)), LOHA), **DORA},
         {"diffusers": ("no", "hada"), "InvokeAI": ("no", "DoRA only of LoRA")},

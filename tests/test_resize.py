@@ -34,6 +34,7 @@ from lora_lab import (
 
 from lorabuild.errors import JobError
 from lorabuild.header import header_bytes, read_header
+from lorabuild.lora.lowrank import common_alpha
 from lorabuild.stage import Artifact
 from lorabuild.stages.resize import STAGE
 from lorabuild.stages.spectrum import STAGE as SPECTRUM
@@ -153,6 +154,14 @@ def test_one_alpha_for_the_file_whatever_its_precision_and_ranks(
     assert {one.item() for name, one in read(done.path("weights")).items() if name.endswith(".alpha")} == {written}
     for name, rank in kept.items():
         assert distance(found[name], best(wanted[name], rank)) < 4 * torch.finfo(DTYPE[save_precision]).eps
+
+
+@pytest.mark.parametrize(
+    ("alphas", "common"),
+    [([4, 4, 8], 4), ([8, 4], 4), ([-4, -4, 2], 2), ([-4], 1), ([0, 0, 3], 3), ([], 1), ([math.inf, 3], 3)],
+)
+def test_the_alpha_of_a_file_is_that_of_most_layers_and_positive(alphas: list[float], common: float):
+    assert common_alpha(alphas, "F16") == common
 
 
 def test_the_body_is_canonical(tmp_path: Path, known: Path):

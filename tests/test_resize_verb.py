@@ -53,9 +53,10 @@ THREE = {LINEAR: (24, 16), CONV: (12, 8, 3, 3), POINT: (8, 20, 1, 1)}
 
 
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Threads where the verb takes processes, which need a second to start; and the environment as it was."""
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads where the verb takes processes, which need a second to start; and the environment stays as it was."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(verb, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
 
 
@@ -450,6 +451,19 @@ def test_metadata_is_kept_and_amended(tmp_path: Path, base: Path):
     for key in ("ss_tag_frequency", "my", "modelspec.thumbnail"):
         assert found[key] == told[key]
     assert {one.item() for name, one in read(out).items() if name.endswith(".alpha")} == {3.0}
+
+
+@pytest.mark.xfail(reason="lora_adapter_metadata is copied, and its scale not read", strict=True)
+def test_peft_metadata_tells_no_rank_that_the_file_has_not(tmp_path: Path, base: Path):
+    """diffusers writes a LoraConfig there and believes it: of another rank the file does not load; its scale counts."""
+    name, up, down = SPELLED["PEFT"]
+    made = dict(zip((name + up, name + down), layer(CONV, 12, 6, 8, 3, 3, alpha=None).values(), strict=True))
+    told = {"lora_adapter_metadata": json.dumps({"unet.r": 6, "unet.lora_alpha": 12, "unet.peft_type": "LORA"})}
+    path = tmp_path / "lora.safetensors"
+    save_file(made, path, told)
+    out = run(path, base, "max_rank=2", "--dtype", "fp32")
+    assert "lora_adapter_metadata" not in read_header(out).metadata
+    assert distance(deltas(out)[name], 2 * best(deltas(path)[name], 2)) < 1e-5
 
 
 def test_a_file_without_metadata_gets_the_least(tmp_path: Path, base: Path):

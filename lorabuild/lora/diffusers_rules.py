@@ -16,7 +16,8 @@ DIFFUSERS_PREFIXES = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_")  # it 
 def diffusers(loader: Loader, file: LoraFile) -> Iterator[Finding]:
     dora = tuple(key for key in file.keys_of() if "dora_scale" in key)
     if dora:
-        yield Finding("partly", f"it drops dora_scale, so that the result is wrong: {shown(dora)}", dora)
+        loads = "no" if len(dora) == len(file.keys_of()) else "partly"
+        yield Finding(loads, f"it drops dora_scale, so that the result is wrong: {shown(dora)}", dora)
     file = file.only(lambda name, suffix: "dora_scale" not in name + suffix)
     if not all(name.startswith(DIFFUSERS_PREFIXES) for name in file.modules):
         yield from _wants_lora_in_keys(loader, file)

@@ -59,7 +59,7 @@ def incomplete(file: LoraFile, lacks: Callable[[Module], bool]) -> Iterator[Find
 def ignores_unknown(loader: Loader, file: LoraFile) -> Iterator[Finding]:
     """What a loader does not know, it leaves out, and goes on."""
     unmatched, count = loader.unmatched(file), len(file.keys_of())
-    if len(unmatched) == count:
+    if unmatched and len(unmatched) == count:
         yield Finding("no", f"it knows none of the keys: {shown(unmatched)}", unmatched)
     elif unmatched:
         yield Finding("partly", f"{len(unmatched):,} of {count:,} keys are ignored: {shown(unmatched)}", unmatched)

@@ -36,7 +36,7 @@ def decompose(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
     The SVD of a product through the triangular factors of its parts: up = Q R, downᵀ = Q' R', and the SVD of the small
     R R'ᵀ (Chan 1982, "An improved algorithm for computing the SVD", ACM TOMS 8; the product never exists). R comes from
-    the Gram matrix where that is safe, see `_thin_qr`. Singular values are right to some 1e-15 of the largest.
+    the Gram matrix where that is safe, see `_thin_qr`. Singular values are right to some 1e-13 of the largest.
     """
     basis_up, r_up = _thin_qr(up)
     basis_down, r_down = _thin_qr(down.T)
