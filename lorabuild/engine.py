@@ -22,7 +22,7 @@ from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import differences
 from lorabuild.runlog import RunLog
-from lorabuild.stage import File, Job, Stage
+from lorabuild.stage import Component, File, Job, Stage
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 
@@ -256,10 +256,13 @@ class Engine:
         return result["notes"]
 
     def _unchanged(self, found: Assessment) -> None:
-        """A file of the user's is read by the job itself: raises InputChanged if it is no longer what the key says."""
+        """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
             if isinstance(item, File) and self.state.digest(item.path) != found.inputs[role].digest:
                 raise InputChanged(item.path)
+            path = self.base_path(item.base) if isinstance(item, Component) else None
+            if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:
+                raise InputChanged(path)
 
     def _keeps(self, record_key: str, job: Job) -> bool:
         """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""

@@ -163,7 +163,7 @@ class _Digest(threading.Thread):
         super().__init__(**settings)
         self._state = hashlib.sha256()
         self._queue: queue.Queue[Any] = queue.Queue(4)
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self.add = self._queue.put
 
     def end(self) -> str:
@@ -179,7 +179,7 @@ class _Digest(threading.Thread):
             try:
                 for part in _parts(data) if self._error is None else ():
                     self._state.update(part)
-            except OSError as error:  # told at the end; until then what is added must find its way out
+            except BaseException as error:  # told at the end; until then what is added must find its way out
                 self._error = error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
 from lorabuild.hashing import sha256_from
-from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended
+from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
 from lorabuild.names import BLOCKS
 from lorabuild.order import batches_per_epoch
 
@@ -42,7 +44,32 @@ def metadata(
         **_ours(about, tables, facts),
     }
     said = {key: value for key, value in found.items() if value is not None}
-    return amended(source or {}, about["name"], said, sha256)
+    if source is not None:
+        return amended(
+            remade(source) if "resize" in tables else source, about["name"], _beside(source, said, about), sha256
+        )
+    return amended({}, about["name"], said, sha256)
+
+
+# What we would say of every LoRA that is made here, and what a source says of itself, it knows better.
+KNOWN_BY_SOURCE = (
+    "ss_base_model_version", "ss_v2", "ss_sd_model_name", "modelspec.architecture", "modelspec.implementation",
+    "modelspec.prediction_type", "modelspec.sai_model_spec", "lorabuild.recipe",
+)  # fmt: skip
+MERGED = ("lorabuild.inputs", "lorabuild.stages")
+
+
+def _beside(source: Mapping[str, str], said: Mapping[str, Any], about: Mapping) -> dict[str, Any]:
+    """What is said of a file that was made from a user's LoRA, over what that says itself."""
+    found = {key: value for key, value in said.items() if key not in source or key not in KNOWN_BY_SOURCE}
+    if not about["project"].get("title") and "modelspec.title" in source:
+        found["modelspec.title"] = source["modelspec.title"]
+    if "resize" in about["made_by"]:
+        found["ss_network_alpha"] = "Dynamic"  # one for the file, as sd-scripts says of it
+    for key in MERGED:
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            found[key] = {**json.loads(source[key]), **said[key]}
+    return found
 
 
 def body_sha256(blob: Path, digest: str, state: State) -> str:

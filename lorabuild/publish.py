@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorabuild.errors import JobError
 from lorabuild.files import staged
 from lorabuild.hashing import digest_json
 from lorabuild.header import read_header, spliced
@@ -41,14 +42,14 @@ class Made:
 class Publication:
     """A file that should stand at `path`: the blob as it is, or (`about`) its tensors under a header made from `about`.
 
-    `source` is the user's LoRA that it comes from, if it does: its metadata is kept. Its digest stands in `about`.
+    `source` is the user's LoRA that it comes from, if it does, and its digest: its metadata is kept.
     """
 
     path: Path
     job: str
     output: Output
     about: Mapping[str, Any] | None = None
-    source: Path | None = None
+    source: tuple[Path, str] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -115,10 +116,10 @@ def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
     return next((item.role for item in used if item.job.startswith("train:")), role)
 
 
-def _source(lineage: Mapping[str, Made]) -> Path | None:
-    """The file of the user's that an artifact comes from."""
-    used = [item for found in lineage.values() for item in found.job.inputs.values()]
-    return next((item.path for item in used if isinstance(item, File)), None)
+def _source(lineage: Mapping[str, Made]) -> tuple[Path, str] | None:
+    """The file of the user's that an artifact comes from, and the digest that it was read with."""
+    used = [(item, found.inputs[role].digest) for found in lineage.values() for role, item in found.job.inputs.items()]
+    return next(((item.path, digest) for item, digest in used if isinstance(item, File)), None)
 
 
 @dataclass(frozen=True)
@@ -158,18 +159,19 @@ class Publisher:
         about = publication.about
         assert about is not None
         sha256 = body_sha256(blob, publication.output.digest, self.state)
-        source = self._metadata_of(publication.source) if publication.source else None
+        source = self._metadata_of(*publication.source) if publication.source else None
         header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]), source)
         with open(part, "wb") as target, open(blob, "rb") as body:
             target.write(spliced(body, header))
             shutil.copyfileobj(body, target, 1 << 20)
 
-    def _metadata_of(self, source: Path) -> dict[str, str]:
-        """The metadata of a user's LoRA, read once a content."""
-        key = f"metadata:{self.state.digest(source)}"
-        if (known := self.state.get(key)) is None:
+    def _metadata_of(self, source: Path, digest: str) -> dict[str, str]:
+        """The metadata of a user's LoRA as it was when it was read; raises JobError if it has changed since."""
+        if (known := self.state.get(f"metadata:{digest}")) is None:
             known = json.dumps(dict(read_header(source).metadata))
-            self.state.put(key, known)
+            if self.state.digest(source) != digest:
+                raise JobError(f"{source}: has changed while it was worked on; build again")
+            self.state.put(f"metadata:{digest}", known)
         return json.loads(known)
 
     def _json(self, digest: str | None) -> Any:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lorabuild.errors import JobError
 from lorabuild.header import read_header
+from lorabuild.lora.keymap import EXPECTED
 from lorabuild.nn.adapter import Adapter, Shape, _convolution, adapted
 from lorabuild.nn.export import fold, one_alpha, write_adapter
-from lorabuild.lora.keymap import EXPECTED
 from lorabuild.nn.lowrank import lowrank_linear
 
 SHAPE = Shape(dim=4, alpha=2.0, conv_dim=2, conv_alpha=1.0)

@@ -34,7 +34,7 @@ FULL = {**GUIDE, "TE1": 216, "TE2": 576}
 NAMES = {
     "INP": "lora_unet_input_blocks_{}_0_x",
     "MID": "lora_unet_middle_block_{}_x",
-    "OUT": "lora_unet_output_blocks_{}_1_x",
+    "OUT": "lora_unet_output_blocks_{}_0_x",
 }
 MODULE = {block: NAMES[block[:3]].format(int(block[3:])) for block in UNET_BLOCKS} | {
     te: f"lora_{te.lower()}_x" for te in TEXT_ENCODERS

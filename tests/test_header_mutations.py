@@ -43,7 +43,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"{LAYER}.alpha": np.array(2, "<f4"),
         f"{CONVOLUTION}.lora_up.weight": numbers(6, 3, 1, 1),
         f"{CONVOLUTION}.lora_down.weight": numbers(3, 5, 3, 3),
-        **{f"{HADAMARD}.hada_w{n}_{part}": numbers(*shape) for n in "12" for part, shape in (("a", (8, 2)), ("b", (2, 6)))},
+        **{
+            f"{HADAMARD}.hada_w{n}_{part}": numbers(*shape)
+            for n in "12"
+            for part, shape in (("a", (8, 2)), ("b", (2, 6)))
+        },
     }
     base = {
         "model.diffusion_model.output_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": numbers(12, 8),
@@ -64,13 +68,17 @@ def changes(draw: st.DrawFn) -> list[tuple[str, Any, Any]]:
     """What is done to a header: (what, which tensor, how)."""
     one = st.one_of(
         st.tuples(st.just("dtype"), st.integers(0, 9), st.sampled_from(DTYPES)),
-        st.tuples(st.just("shape"), st.integers(0, 9), st.lists(st.integers(-2, 2**40) | st.integers(0, 12), max_size=5)),
+        st.tuples(
+            st.just("shape"), st.integers(0, 9), st.lists(st.integers(-2, 2**40) | st.integers(0, 12), max_size=5)
+        ),
         st.tuples(st.just("offsets"), st.integers(0, 9), st.lists(st.integers(-8, 2000) | st.just(2**62), max_size=3)),
         st.tuples(st.just("rename"), st.integers(0, 9), st.sampled_from(SUFFIXES)),
         st.tuples(st.just("swap"), st.integers(0, 9), st.integers(0, 9)),
         st.tuples(st.just("drop"), st.integers(0, 9), st.none()),
         st.tuples(st.just("reshape"), st.integers(0, 9), st.permutations([0, 1, 2, 3])),
-        st.tuples(st.just("metadata"), st.integers(0, 9), st.sampled_from([None, 1, [], {"a": 1}, {"a": "b\x00\x1b[31m"}])),
+        st.tuples(
+            st.just("metadata"), st.integers(0, 9), st.sampled_from([None, 1, [], {"a": 1}, {"a": "b\x00\x1b[31m"}])
+        ),
     )
     return draw(st.lists(one, min_size=1, max_size=3))
 
@@ -147,7 +155,9 @@ def test_a_changed_header_is_a_result_or_one_line(files, tmp_path_factory, capsy
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 1700), value=st.integers(0, 255), length=st.integers(0, 4000))
-def test_changed_bytes_and_shorter_files_are_a_result_or_one_line(files, tmp_path_factory, capsys, place, value, length):
+def test_changed_bytes_and_shorter_files_are_a_result_or_one_line(
+    files, tmp_path_factory, capsys, place, value, length
+):
     folder = tmp_path_factory.mktemp("one")
     data = bytearray(files[0].read_bytes())
     data[place % len(data)] = value

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lorabuild.names import BLOCKS, block_of
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules, lora_name, to_sgm
+from lorabuild.names import BLOCKS, block_of
 
 GOLDEN = Path(__file__).parent / "goldens/unet_keymap.tsv"  # from a run of kohya's trainer on the SGM U-Net
 

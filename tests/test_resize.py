@@ -287,10 +287,12 @@ def test_the_header_of_the_published_file_is_part_of_its_size(tmp_path: Path, kn
     assert roomy.path("weights").stat().st_size == plain
     told = write_measures(tmp_path / "dataset.json", {}, {}, {})
     spectrum = tmp_path / "spectrum/staging/spectrum"
-    told.write_text(json.dumps({"images": [{"caption": f"tag {n}", "bucket": [1024, 1024]} for n in range(60)]}))
+    told.write_text(
+        json.dumps({"images": [{"caption": f"tag {n}", "bucket": [1024, 1024], "repeats": 1} for n in range(60)]})
+    )
     params = resize_params("fro_ckpt=1,size=0.0013")
     params["resize"]["header_kib"] = 0
-    with pytest.raises(JobError, match=r"size = 0\.0013 keeps nothing of this LoRA"):
+    with pytest.raises(JobError, match=r"size = 0\.0013 MiB: the header and what stays"):
         run(STAGE, tmp_path / "3", params, spectrum=spectrum, told=told)
 
 

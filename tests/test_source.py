@@ -166,3 +166,56 @@ def test_a_lora_that_is_not_for_the_base_is_one_line(started: World):
     said = result.out + result.err
     assert result.code == 1
     assert "not a LoRA for this base" in said and name in said and "Traceback" not in said
+
+
+def rewritten(path: Path, **changes: str) -> None:
+    """The same tensors under other metadata."""
+    from lorabuild.header import header_bytes
+
+    header, data = read_header(path), path.read_bytes()
+    entries = [(name, info.dtype, info.shape) for name, info in header.tensors.items()]
+    path.write_bytes(header_bytes(entries, {**header.metadata, **changes}) + data[header.data_start :])
+
+
+def test_what_a_source_says_of_itself_is_not_overwritten_by_a_guess(started: World):
+    source = started.root / "projects/guide/a.safetensors"
+    rewritten(
+        source,
+        **{
+            "modelspec.prediction_type": "v",
+            "ss_sd_model_name": "pony",
+            "modelspec.title": "My own",
+            "ss_network_alpha": "1",
+        },
+    )
+    text = (started.root / "projects/guide/lora.toml").read_text()
+    started.write("projects/guide/lora.toml", text.replace('title = "A guide"\n', ""))
+    assert started.doit().code == 0
+    found = read_header(started.root / "build/guide/guide-chopped.safetensors").metadata
+    assert (found["modelspec.prediction_type"], found["ss_sd_model_name"]) == ("v", "pony")
+    assert (found["modelspec.title"], found["ss_output_name"]) == ("My own", "guide-chopped")
+    assert found["ss_network_alpha"] == "Dynamic"
+    assert json.loads(found["lorabuild.recipe"])["seed"] == 7
+    assert {"train", "spectrum", "resize", "chop"} <= set(json.loads(found["lorabuild.stages"]))
+
+
+def test_a_base_that_changes_while_it_is_measured_is_measured_again(started: World, monkeypatch: pytest.MonkeyPatch):
+    """The record under a base's key holds the norms of that base, and of no other."""
+    from lorabuild.engine import Engine
+    from lorabuild.errors import InputChanged
+    from lorabuild.session import opened
+
+    path = write_sgm(started.root / "real.safetensors")
+    started.write("lorabuild.toml", '[bases.real]\nfile = "real.safetensors"\n')
+    manifest(started, base="real")
+    monkeypatch.chdir(started.root)
+    with opened(started.root, writing=True, building=False) as engine:
+        found = engine.assess("norms:real")
+        Engine._unchanged(engine, found)
+        data = bytearray(path.read_bytes())
+        data[-200_000:-100_000] = bytes(100_000)  # in the U-Net or beside it: some component is another now
+        middle = len(data) // 2
+        data[middle : middle + 100_000] = bytes(100_000)
+        path.write_bytes(data)
+        with pytest.raises(InputChanged):
+            Engine._unchanged(engine, found)

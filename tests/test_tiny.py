@@ -14,8 +14,8 @@ from tiny_base import tiny_base, tiny_digests, tiny_folder
 from lorabuild.components import FOLDERS, folder_digests, tensors_digest, tokenizer_digest
 from lorabuild.errors import JobError
 from lorabuild.header import read_header, write_body
-from lorabuild.nn.base import load_text_encoders, load_unet
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules
+from lorabuild.nn.base import load_text_encoders, load_unet
 from lorabuild.nn.objective import LATENT_SCALE
 from lorabuild.nn.text import encode, tokenise
 from lorabuild.nn.tiny import LEVELS, TE1, TE2

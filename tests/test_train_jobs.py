@@ -28,7 +28,12 @@ RECIPE: dict[str, Any] = {
 
 def repository(resize: Any = None, variants: dict[str, Any] | None = None, **recipe: Any) -> Any:
     root = Path("/repository")
-    settings = {"project": {"base": "tiny", "source": None}, "dataset": {"subset": []}, "recipe": RECIPE | recipe, "resize": resize}
+    settings = {
+        "project": {"base": "tiny", "source": None},
+        "dataset": {"subset": []},
+        "recipe": RECIPE | recipe,
+        "resize": resize,
+    }
     others = {name: settings | {"resize": table} for name, table in (variants or {}).items()}
     manifest = root / "projects/ember/lora.toml"
     project = SimpleNamespace(name="ember", settings=settings, variants=others, manifest=manifest)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabuild.header import BODY_SHA256
+from lorabuild.lora.adapter_metadata import KEY
 
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
@@ -28,6 +29,11 @@ LEAST = {
 def inherited(metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata of a file, without its hashes, as far as they hold for what is made of it."""
     return {key: value for key, value in metadata.items() if key not in STALE}
+
+
+def remade(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a file whose layers get other ranks: PEFT's ranks and scales in it are no longer true."""
+    return {key: value for key, value in metadata.items() if key != KEY}
 
 
 def amended(

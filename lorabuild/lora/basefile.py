@@ -46,7 +46,8 @@ def base_weights(base: Path) -> dict[str, BaseWeight]:
     """
     found = dict(_of_folder(base) if base.is_dir() else _of_single_file(base))
     if not any(name.startswith(PREFIX["unet"]) for name in found):
-        raise JobError(f"{base}: not an SDXL base: it has no weights {UNET_PREFIX}… (SGM's single file)")
+        wanted = "in its unet/" if base.is_dir() else f"{UNET_PREFIX}… (SGM's single file)"
+        raise JobError(f"{base}: not an SDXL base: it has no U-Net weights {wanted}")
     return found
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
 from lorabuild.errors import JobError
 from lorabuild.header import TensorInfo
+from lorabuild.lora.adapter_metadata import adapter_scale
 from lorabuild.lora.canonical import canonical
 
 Flavour = Literal["lora", "loha", "lokr", "full"]
@@ -30,6 +31,7 @@ ROLES = {
         "diff", "diff_b", "w_norm", "b_norm",
     )},
 }  # fmt: skip
+LINEAR = ("diff", "diff_b", "w_norm", "b_norm")  # what changes the base by itself, and not as a factor of a product
 _SUFFIXES = sorted(ROLES, key=len, reverse=True)
 
 # Flavour -> the roles that make one, in groups of which one must be there, whole.
@@ -60,6 +62,7 @@ class Layer:
     flavour: Flavour
     keys: Mapping[str, str] = field(hash=False)
     infos: Mapping[str, TensorInfo] = field(hash=False)
+    scale: float = 1.0  # without an alpha: what up @ down is multiplied by, from the metadata
 
     @property
     def canonical(self) -> str | None:
@@ -97,7 +100,9 @@ def module_of(key: str) -> str:
     return found[0] if found else key.partition(".")[0]
 
 
-def read_layers(tensors: Mapping[str, TensorInfo]) -> tuple[list[Layer], dict[str, TensorInfo]]:
+def read_layers(
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None
+) -> tuple[list[Layer], dict[str, TensorInfo]]:
     """(layers in name order, the tensors that are in none). Reads no tensor; nothing is left out.
 
     A layer is what changes one weight, and complete. Norms, biases, DoRA scales, tensors with an unknown ending and
@@ -109,6 +114,8 @@ def read_layers(tensors: Mapping[str, TensorInfo]) -> tuple[list[Layer], dict[st
             module, role = found
             modules.setdefault(module, {}).setdefault(role, key)
     layers = [layer for name in sorted(modules) if (layer := _layer(name, modules[name], tensors))]
+    if scale := adapter_scale(metadata or {}):
+        layers = [replace(one, scale=scale(one.name, one.infos)) if "alpha" not in one.keys else one for one in layers]
     taken = {key for layer in layers for key in layer.keys.values()}
     return layers, {key: info for key, info in tensors.items() if key not in taken}
 
@@ -116,7 +123,7 @@ def read_layers(tensors: Mapping[str, TensorInfo]) -> tuple[list[Layer], dict[st
 def _layer(name: str, keys: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Layer | None:
     for flavour, groups in _FLAVOURS.items():
         found = [next((ways for ways in group if all(role in keys for role in ways)), None) for group in groups]
-        if all(found):
+        if all(found) and not (flavour == "full" and len(tensors[keys["diff"]].shape) < 2):  # a norm's, or a bias'
             roles = [role for ways in found if ways for role in ways] + [r for r in _OPTIONAL[flavour] if r in keys]
             own = {role: keys[role] for role in roles}
             return Layer(name, flavour, own, {role: tensors[key] for role, key in own.items()})

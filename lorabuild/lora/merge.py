@@ -38,6 +38,7 @@ class Source:
     tensors: Mapping[str, TensorInfo]
     weight: float = 1.0
     blocks: Mapping[str, float] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def weight_of(self, module: str) -> float:
         return self.weight * self.blocks.get(block_of_module(module) or "", 1.0)
@@ -152,7 +153,7 @@ def _meeting(module: str) -> str:
 
 def _read(source: Source) -> tuple[list[Layer], dict[str, TensorInfo]]:
     """The layers of a file, and its other tensors. ComfyUI extracts differences of vectors, too: they are no layers."""
-    layers, rest = read_layers(source.tensors)
+    layers, rest = read_layers(source.tensors, source.metadata)
     vectors = [layer for layer in layers if layer.flavour == "full" and len(layer.infos["diff"].shape) < 2]
     rest |= {key: layer.infos[role] for layer in vectors for role, key in layer.keys.items()}
     return [layer for layer in layers if layer not in vectors], rest

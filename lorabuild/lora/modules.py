@@ -108,10 +108,10 @@ def read_alphas(path: Path | str, tensors: Mapping[str, TensorInfo]) -> dict[str
         for key, tensor in tensors.items():
             if key.endswith(".alpha") and tensor.dtype in _SCALARS:
                 code, before = _SCALARS[tensor.dtype]
-                file.seek(tensor.start)
-                data = before + file.read(tensor.stop - tensor.start)
-                if len(data) == struct.calcsize(code):  # one number
-                    found[key.removesuffix(".alpha")] = float(struct.unpack(code, data)[0])
+                size = tensor.stop - tensor.start
+                if len(before) + size == struct.calcsize(code):  # one number
+                    file.seek(tensor.start)
+                    found[key.removesuffix(".alpha")] = float(struct.unpack(code, before + file.read(size))[0])
     return found
 
 

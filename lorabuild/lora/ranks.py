@@ -151,7 +151,7 @@ def scores(recipe: Mapping[str, Any], layer: References) -> np.ndarray:
         for term in TERMS:
             if weight := recipe.get(term):
                 found = found - weight * np.log10(np.asarray(references[term](), np.float64))
-    return np.where(singular > 0, found, -np.inf)
+    return np.where(singular > 0, np.where(np.isnan(found), np.inf, found), -np.inf)
 
 
 def choose(
@@ -232,7 +232,7 @@ def _threshold(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return float(steps[low]) if low < len(steps) else math.inf
+    return float(steps[low]) if low < len(steps) else math.nan  # which nothing reaches, not even infinity
 
 
 def _sorted(ranks: np.ndarray) -> np.ndarray:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import ahead, cores
 from lorabuild.errors import JobError
 from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
-from lorabuild.lora.layers import module_of
+from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.lora.lowrank import LowRank, halves, lowrank_tensors
-from lorabuild.lora.ranks import References, choose, nothing_left
+from lorabuild.lora.ranks import MIB, References, choose, nothing_left
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +41,11 @@ class Resize:
     dtype: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
-    def choose(self, header_size: Callable[[Sequence[Entry]], int]) -> Ranks:
+    def choose(self, header_size: Callable[[Sequence[Entry]], int], remedy: str) -> Ranks:
         """What the recipe keeps. `header_size` gives the bytes of a header with these entries: they count for `size`.
 
-        Raises JobError, which names the highest score, if no tensor is left (but for allow_empty).
+        Raises JobError, which names the highest score and the `remedy`, if no tensor is left (but for allow_empty); if
+        what stays as it is takes more than `size`; and if it has the name of a tensor that would be made.
         """
 
         def size(counts: Mapping[str, int]) -> int:
@@ -53,18 +55,26 @@ class Resize:
             ]
             return header_size(entries) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
 
+        made = {name for layer in self.layers.values() for name, _, _ in layer.entries(1, self.dtype)}
+        if clash := made & self.passed.keys():
+            raise JobError(f"{min(clash)}: stands beside a layer that would be written under this name")
         ranks = choose(self.recipe, self.references, size)
-        if not any(map(len, ranks.values())) and not self.staying(ranks) and not self.recipe.get("allow_empty"):
-            raise JobError(nothing_left(self.recipe, self.references))
+        if not any(map(len, ranks.values())):
+            if self.recipe.get("size", inf) * MIB < size({}):
+                raise JobError(
+                    f"size = {self.recipe['size']:g} MiB: the header and what stays as it is take {size({}) / MIB:.3g}"
+                )
+            if not self.staying(ranks) and not self.recipe.get("allow_empty"):
+                raise JobError(f"{nothing_left(self.recipe, self.references)} ({remedy})")
         return ranks
 
     def staying(self, ranks: Ranks) -> dict[str, TensorInfo]:
-        """The tensors that stay as they are: all, but for what belongs to a layer that is gone (its DoRA scale, say)."""
+        """The tensors that stay as they are: all, but for what means nothing without its layer, as its DoRA scale."""
         return self._staying({name: len(one) for name, one in ranks.items()})
 
     def _staying(self, counts: Mapping[str, int]) -> dict[str, TensorInfo]:
         gone = {name for name in self.layers if not counts.get(name)}
-        return {key: info for key, info in self.passed.items() if module_of(key) not in gone}
+        return {key: info for key, info in self.passed.items() if not (_is_part(key) and module_of(key) in gone)}
 
     def tensors(self, ranks: Ranks, vectors: Vectors) -> Iterator[Tensor]:
         """The tensors of the new file, to be written in name order. Those of large layers are made ahead, in threads."""
@@ -88,3 +98,9 @@ class Resize:
             "zero": sum(one.is_zero for one in self.references.values()),
             "passed": len(self.staying(ranks)),
         }
+
+
+def _is_part(key: str) -> bool:
+    """Is it a part of a layer, and not a change of the base by itself, as a bias is?"""
+    found = split_key(key)
+    return found is not None and found[1] not in LINEAR

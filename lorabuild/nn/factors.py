@@ -89,9 +89,9 @@ def scale_of(path: Path, layer: Layer) -> float:
 
 
 def alpha_of(path: Path, layer: Layer) -> float:
-    """The alpha of a layer; its rank where it has none, for then loaders take it as it is. Raises as `scale_of`."""
+    """The alpha of a layer; without one its rank, times the scale that the metadata gives. Raises as `scale_of`."""
     if "alpha" not in layer.keys:
-        return float(_rank(layer) or 1)
+        return layer.scale * (_rank(layer) or 1)
     key, info = layer.keys["alpha"], layer.infos["alpha"]
     if prod(info.shape) != 1:
         raise JobError(f"{key}: has shape {list(info.shape)}; one number was expected")

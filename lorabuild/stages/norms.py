@@ -10,7 +10,9 @@ from lorabuild.ahead import cores
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
 from lorabuild.lora.basefile import base_weights
+from lorabuild.lora.canonical import TEXT_PROJECTION
 from lorabuild.lora.keymap import EXPECTED, PREFIX
+from lorabuild.names import block_of
 from lorabuild.stage import Component, Job, Stage
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     weights = base_weights(workspace.path("unet"))
     for component, expected in EXPECTED.items():
-        found = sum(name.startswith(PREFIX[component]) for name in weights)
+        found = sum(name.startswith(PREFIX[component]) and _is_adapted(name) for name in weights)
         if found < expected:
             raise JobError(
                 f"{workspace.path('unet')}: has {found} adaptable modules in {component}, SDXL has {expected}"
@@ -55,6 +57,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             progress(done, len(weights), name)
             norms["fro_ckpt"][name], norms["spn_ckpt"][name] = found
     workspace.output("norms.json").write_bytes(canonical_json(norms))
+
+
+def _is_adapted(name: str) -> bool:
+    """Is it a module that LyCORIS' preset "full" adapts? Not so what is in no block, INP00, and the text projection."""
+    return block_of(name) not in (None, "INP00") and name != TEXT_PROJECTION
 
 
 STAGE = Stage("norms", 2, jobs, run)

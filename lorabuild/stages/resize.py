@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lorabuild.captions import tag_counts
 from lorabuild.hashing import canonical_json
-from lorabuild.header import TensorInfo, header_bytes, read_header, write_body
+from lorabuild.header import MAX_HEADER_BYTES, TensorInfo, header_bytes, read_header, write_body
 from lorabuild.lora.layers import read_layers
 from lorabuild.lora.lowrank import LowRank, common_alpha
 from lorabuild.lora.ranks import resolve_recipe
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lorabuild.workspace import Progress, Workspace
 
 OWN_KIB = 8  # of the header of a published file, but for what grows with the project; it has 4 to 5 in the examples
-SUFFIX = ".safetensors"
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
@@ -69,10 +68,10 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     they are. Raises JobError if no tensor is left (unless allow_empty), or where a value does not fit the dtype.
     """
     path, recipe = workspace.path("spectrum"), job.params["resize"]
-    room = recipe["header_kib"] * 1024 + _told_bytes(workspace.path("told")) if "size" in recipe else 0
+    room = recipe["header_kib"] * 1024 + _told_bytes(workspace.path("told"), job.target) if "size" in recipe else 0
     infos, resize = _read(path, SAVE_DTYPES[job.params["recipe"]["save_precision"]])
     resize = replace(resize, recipe=recipe)
-    ranks = resize.choose(lambda entries: room + len(header_bytes(entries)))
+    ranks = resize.choose(lambda entries: room + len(header_bytes(entries)), "resize.allow_empty = true permits it")
 
     def vectors(name: str, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         up, down = infos[name]
@@ -82,14 +81,16 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     workspace.note(**resize.notes(ranks))
 
 
-def _told_bytes(path: Path) -> int:
+def _told_bytes(path: Path, name: str) -> int:
     """An upper bound of what a header tells of a data set or repeats of a LoRA, in bytes."""
-    if path.suffix == SUFFIX:
-        return len(canonical_json(dict(read_header(path).metadata))) * 2  # quotes in it are escaped again
+    with open(path, "rb") as file:
+        is_lora = int.from_bytes(file.read(8), "little") <= MAX_HEADER_BYTES  # text would be a length beyond all measure
+    if is_lora:
+        return len(canonical_json(dict(read_header(path).metadata)))
     images = json.loads(path.read_bytes())["images"]
     tags = tag_counts(image["caption"] for image in images)
-    buckets = {tuple(image["bucket"]) for image in images}
-    return len(canonical_json(tags)) * 2 + len(buckets) * 80
+    buckets, repeats = {tuple(image["bucket"]) for image in images}, {image["repeats"] for image in images}
+    return len(canonical_json(tags)) * 2 + len(buckets) * 80 + len(repeats) * (70 + len(name))
 
 
 def _read(path: Path, dtype: str) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], Resize]:

@@ -84,7 +84,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     path = workspace.path("weights")
     norms = json.loads(workspace.path("norms").read_bytes())
-    layers, passed = read_layers(read_header(path).tensors)
+    header = read_header(path)
+    layers, passed = read_layers(header.tensors, header.metadata)
     known, unknown = matched(layers, norms["shape"])
     passed |= {key: layer.infos[role] for layer in unknown for role, key in layer.keys.items()}
 

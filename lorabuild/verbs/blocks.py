@@ -13,12 +13,12 @@ from statistics import median
 
 from lorabuild.cli import find_root
 from lorabuild.errors import JobError, near_miss
-from lorabuild.header import TensorInfo
+from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers, weight_shape
 from lorabuild.names import BLOCKS
 from lorabuild.vectors import vector_strings
-from lorabuild.verbs.common import SUFFIX, Parser, header_of
+from lorabuild.verbs.common import SUFFIX, Parser, check_family, header_of
 
 HELP = """\
 For each block: modules, tensors, bytes, ranks, and its share of what the file adds to the base (‖ΔW‖² without norms
@@ -69,9 +69,10 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     path = _found(options.file)
-    tensors = header_of(path).tensors
-    blocks = Blocks.read(tensors)
-    *rows, total = _rows(path, tensors, blocks)
+    header = header_of(path)
+    blocks = Blocks.read(header.tensors)
+    check_family(path, header, blocks)
+    *rows, total = _rows(path, header, blocks)
     strings = vector_strings(blocks.present) if blocks.present else {}
     if options.json:
         found = {"file": str(path), "blocks": [asdict(row) for row in rows], **dict.fromkeys(STRINGS), **strings}
@@ -113,9 +114,10 @@ def _built(build: Path) -> dict[str, Path | None]:
     return found
 
 
-def _rows(path: Path, tensors: Mapping[str, TensorInfo], blocks: Blocks) -> list[Row]:
+def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
     """A row for each block that the file has, in the network's order; what is in none; and all of it."""
-    layers, _ = read_layers(tensors)
+    tensors = header.tensors
+    layers, _ = read_layers(tensors, header.metadata)
     squares = _squares(path, layers)
     whole = math.fsum(squares.values())
     parts: dict[str | None, list[str]] = {}

@@ -11,7 +11,7 @@ from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chopped, dora_layers
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, resolve_chop
-from lorabuild.verbs.common import Parser, check_out, header_of, megabytes, warn, write_lora
+from lorabuild.verbs.common import Parser, check_family, check_out, header_of, megabytes, warn, write_lora
 
 HELP = """\
 Keeps the named blocks: INP00..INP08 MID00..MID02 OUT00..OUT08 TE1 TE2, TE for both; globs (IN*) and
@@ -44,6 +44,7 @@ def main(args: Sequence[str]) -> int:
     out = check_out(options.out, options.file)
     header = header_of(options.file)
     blocks = Blocks.read(header.tensors)
+    check_family(options.file, header, blocks)
     try:
         weights = resolve_chop(_table(options), blocks.present)
     except ValueError as error:

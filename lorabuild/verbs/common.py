@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 from lorabuild.errors import JobError, UsageError
 from lorabuild.files import staged
 from lorabuild.header import Header, Tensor, read_header, write_file
-from lorabuild.names import quoted
+from lorabuild.lora.chopping import Blocks
+from lorabuild.lora.modules import lora_file, other_model
+from lorabuild.names import block_of, quoted
 
 SUFFIX = ".safetensors"
 DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -34,6 +36,16 @@ def header_of(path: Path) -> Header:
     if not path.exists():
         raise JobError(f"{path}: no such file")
     return read_header(path)
+
+
+def check_family(path: Path, header: Header, blocks: Blocks) -> None:
+    """Raise JobError for a LoRA of another family of models: blocks of SDXL would mean nothing in it."""
+    if blocks.present and all(block_of(key) for key in header.tensors if key.startswith("lora_unet_")):
+        named = any(key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")) for key in header.tensors)
+        if named and not any(key.startswith("lora_te_") for key in header.tensors):
+            return  # kohya's names with SGM's blocks: SDXL's own
+    if other := other_model(lora_file(header.tensors, header.metadata)):
+        raise JobError(f"{path}: a LoRA for {other}, not for SDXL")
 
 
 def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:

@@ -13,10 +13,21 @@ from typing import Any
 from lorabuild.errors import JobError, UsageError
 from lorabuild.hashing import sha256_from
 from lorabuild.header import FileRange, Header, Tensor
-from lorabuild.lora.amend import amended
+from lorabuild.lora.amend import amended, remade
+from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
-from lorabuild.verbs.common import DTYPES, SUFFIX, Parser, check_out, header_of, megabytes, warn, write_lora
+from lorabuild.verbs.common import (
+    DTYPES,
+    SUFFIX,
+    Parser,
+    check_family,
+    check_out,
+    header_of,
+    megabytes,
+    warn,
+    write_lora,
+)
 
 TAGS = "ss_tag_frequency"
 SHOWN = 3  # names in a warning
@@ -60,12 +71,15 @@ def main(args: Sequence[str]) -> int:
         raise UsageError(f"{files[0].path}: nothing to add to it: name another file, or a weight, as in FILE:0.5")
     out = check_out(options.out, *(one.path for one in files))
     headers = [header_of(one.path) for one in files]
+    for one, header in zip(files, headers, strict=True):
+        check_family(one.path, header, Blocks.read(header.tensors))
 
     from lorabuild.nn.factors import scale_of
     from lorabuild.nn.merge import layer_tensors, linear_tensor, merged_alpha
 
     sources = [
-        Source(one.path, header.tensors, one.weight, one.blocks) for one, header in zip(files, headers, strict=True)
+        Source(one.path, header.tensors, one.weight, one.blocks, header.metadata)
+        for one, header in zip(files, headers, strict=True)
     ]
     plan = plan_merge(sources, scale_of)
     dtype = DTYPES[options.dtype]
@@ -182,7 +196,7 @@ def _metadata(
     }
     if tags := _all_tags(header.metadata.get(TAGS) for header in headers):
         facts[TAGS] = tags
-    return amended({key: value for key, value in headers[0].metadata.items() if key != TAGS}, name, facts)
+    return amended({key: value for key, value in remade(headers[0].metadata).items() if key != TAGS}, name, facts)
 
 
 def _title(header: Header) -> str:

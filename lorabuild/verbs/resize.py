@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.ahead import cores
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header, TensorInfo, header_bytes
-from lorabuild.lora.amend import amended
+from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
 from lorabuild.lora.layers import Layer, read_layers
 from lorabuild.lora.lowrank import LowRank, common_alpha
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from lorabuild.nn.spectra import Spectrum
 
+REMEDY = "--allow-empty permits it"
 CHUNK = 16  # weights that a process measures at a time
 
 HELP = """\
@@ -85,9 +86,10 @@ def main(args: Sequence[str]) -> int:
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
         metadata = _metadata(lora, one, outs[text].stem)
         try:
-            chosen[text] = one, one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)))
+            ranks = one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)), REMEDY)
         except JobError as error:
-            raise JobError(f"{options.file}: {error} (--allow-empty permits it)") from None
+            raise JobError(f"{options.file}: {error}") from None
+        chosen[text] = one, ranks
     for text, (one, ranks) in chosen.items():
         _write(lora, one, ranks, spectra, outs[text])
         print(f"{outs[text]}: {_summary(lora, one, ranks, outs[text])}")
@@ -119,7 +121,7 @@ def _outs(out: Path, file: Path, recipes: Sequence[str]) -> dict[str, Path]:
 
 def _open(file: Path, base: Path) -> Opened:
     header = header_of(file)
-    layers, passed = read_layers(header.tensors)
+    layers, passed = read_layers(header.tensors, header.metadata)
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
@@ -140,8 +142,12 @@ def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> 
     with ProcessPoolExecutor(cores(), get_context("spawn")) as processes:
         frobenius = processes.map(frobenius_norm, weights.values(), chunksize=CHUNK) if "fro_ckpt" in terms else ()
         spectral = processes.map(spectral_norm, weights.values(), chunksize=CHUNK) if "spn_ckpt" in terms else ()
-        spectra = decompose_layers(lora.path, lora.known)
-        norms = [dict(zip(lora.known, found, strict=False)) for found in (frobenius, spectral)]
+        try:
+            spectra = decompose_layers(lora.path, lora.known)
+            norms = [dict(zip(lora.known, found, strict=False)) for found in (frobenius, spectral)]
+        except BaseException:
+            processes.shutdown(wait=False, cancel_futures=True)  # nobody waits for the rest of the base
+            raise
     directions = {
         layer: subspace(lora.path, layer, spectra[layer], weight)
         for layer, weight in (weights.items() if "subspace" in terms else ())
@@ -171,7 +177,7 @@ def _write(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, S
 
 def _metadata(lora: Opened, resize: Resize, name: str) -> dict[str, str]:
     facts = {"ss_network_dim": "Dynamic", "ss_network_alpha": resize.alpha, "lorabuild.resize": resize.recipe}
-    return amended(lora.header.metadata, name, facts)
+    return amended(remade(lora.header.metadata), name, facts)
 
 
 def _summary(lora: Opened, resize: Resize, ranks: Ranks, out: Path) -> str:
