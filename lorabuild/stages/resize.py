@@ -84,7 +84,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 def _told_bytes(path: Path, name: str) -> int:
     """An upper bound of what a header tells of a data set or repeats of a LoRA, in bytes."""
     with open(path, "rb") as file:
-        is_lora = int.from_bytes(file.read(8), "little") <= MAX_HEADER_BYTES  # text would be a length beyond all measure
+        is_lora = (
+            int.from_bytes(file.read(8), "little") <= MAX_HEADER_BYTES
+        )  # text would be a length beyond all measure
     if is_lora:
         return len(canonical_json(dict(read_header(path).metadata)))
     images = json.loads(path.read_bytes())["images"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,18 @@ def _open(file: Path, base: Path) -> Opened:
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
+def _end_with_parent() -> None:
+    """A process that measures ends when the one that it works for is killed: nobody else would tell it."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> tuple[dict[Layer, Spectrum], Resize]:
     """Singular values of all layers, and what the recipes weigh them against: no more of the base than they ask for."""
     from lorabuild.nn.factors import alpha_of
@@ -139,7 +152,7 @@ def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> 
 
     terms = {term for recipe in recipes for term in recipe}
     weights = {layer: lora.base[layer.canonical] for layer in lora.known}
-    with ProcessPoolExecutor(cores(), get_context("spawn")) as processes:
+    with ProcessPoolExecutor(cores(), get_context("spawn"), _end_with_parent) as processes:
         frobenius = processes.map(frobenius_norm, weights.values(), chunksize=CHUNK) if "fro_ckpt" in terms else ()
         spectral = processes.map(spectral_norm, weights.values(), chunksize=CHUNK) if "spn_ckpt" in terms else ()
         try:
