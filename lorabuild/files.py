@@ -13,8 +13,8 @@ from typing import Any
 class staged:  # reads as a verb: `with staged(path, parts) as part`
     """`with staged(path, parts) as part:` write `part`, a file in the folder `parts`; at the end it becomes `path`.
 
-    Temporary file, fsync, rename: a kill at any moment leaves the old file or the new one at `path`, and nothing beside
-    it. If the block fails, `path` stays as it was. Without `durable` it is not waited until the bytes are on the disk: a
+    Temporary file, fsync, rename: a kill at any moment leaves the old file or the new one at `path`, and at worst a hidden
+    file in `parts`. If the block fails, `path` stays as it was. Without `durable` it is not waited until the bytes are on the disk: a
     power cut may take the new file, no kill can. Raises OSError (disk full).
     """
 
