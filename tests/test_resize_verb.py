@@ -57,7 +57,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads where the verb takes processes, which need a second to start; and the environment stays as it was."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(verb, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(verb, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], norms: Mapping[str, float] | None = None) -> dict:
