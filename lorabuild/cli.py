@@ -64,7 +64,7 @@ def _on_files(verb: str, args: list[str]) -> int:
 
     from lorabuild.errors import UserError
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no Unicode gets what it can show
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a terminal that has no Unicode gets what it can show
         stream.reconfigure(errors="backslashreplace")
     try:
         return import_module(f"lorabuild.verbs.{verb}").main(args)

@@ -624,3 +624,10 @@ def test_a_long_name_counts_for_the_size(tmp_path: Path, base: Path):
     for size in (0.004, 0.0045, 0.005):
         assert verb.main([str(path), "--base", str(base), "-r", f"size={size}", "-o", str(out)]) == 0
         assert out.stat().st_size <= size * 2**20
+
+
+def test_the_base_is_never_written_over(tmp_path: Path, base: Path):
+    own = tmp_path / "base.safetensors"
+    save_file({"model.diffusion_model.out.2.weight": torch.ones(2, 2)}, own)
+    with pytest.raises(UsageError, match="is the input itself"):
+        verb.main([str(lora(tmp_path, three_layers())), "--base", str(own), "-r", "thr=-3", "-o", str(own)])

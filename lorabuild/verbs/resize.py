@@ -75,7 +75,7 @@ class Opened:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     recipes = _recipes(options.recipe)
-    outs = _outs(options.out, options.file, list(recipes))
+    outs = _outs(options.out, (options.file, options.base), list(recipes))
     start = time.monotonic()
     lora = _open(options.file, options.base)
 
@@ -109,15 +109,14 @@ def _recipes(text: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _outs(out: Path, file: Path, recipes: Sequence[str]) -> dict[str, Path]:
+def _outs(out: Path, sources: tuple[Path, Path], recipes: Sequence[str]) -> dict[str, Path]:
     """Recipe -> its file: `out` itself, or in the folder `out` a name made of the recipe."""
     if len(recipes) == 1 and not out.is_dir():
-        return {recipes[0]: check_out(out, file)}
+        return {recipes[0]: check_out(out, *sources)}
     if out.suffix == SUFFIX and not out.is_dir():
         raise UsageError(f"{out}: with several recipes the output is a folder")
-    return {
-        one: out / f"{file.stem}_{re.sub(r'[^A-Za-z0-9.+-]+', '_', one.replace('=', ''))}{SUFFIX}" for one in recipes
-    }
+    names = {one: re.sub(r"[^A-Za-z0-9.+-]+", "_", one.replace("=", "")) for one in recipes}
+    return {one: check_out(out / f"{sources[0].stem}_{name}{SUFFIX}", *sources) for one, name in names.items()}
 
 
 def _open(file: Path, base: Path) -> Opened:
