@@ -28,6 +28,11 @@ def ahead(pool: Executor, jobs: Sequence[Callable[[], Any]], sizes: Sequence[int
     return [partial(call, number) for number in range(len(jobs))]
 
 
+def use_threads(number: int) -> None:
+    """For the libraries that read their number of threads when they are imported."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number)))
+
+
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -71,6 +71,12 @@ Data = bytes | bytearray | memoryview | FileRange | Callable[[], Any]
 Tensor = tuple[str, str, Sequence[int], Data]  # name, dtype, shape, data
 
 
+def verbatim(path: Path, tensors: Mapping[str, TensorInfo], prefix: str = "") -> Iterator[Tensor]:
+    """Tensors of the file at `path`, to be written as they are, `prefix` before their names."""
+    for name, info in tensors.items():
+        yield prefix + name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
+
+
 def read_header(path: Path | str, shown: str | None = None) -> Header:
     """The header of the safetensors file at `path`, which messages call `shown`. Reads no tensor.
 

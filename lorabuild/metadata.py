@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.captions import tag_counts
 from lorabuild.hashing import sha256_from
 from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
-from lorabuild.names import BLOCKS
 from lorabuild.order import batches_per_epoch
+from lorabuild.vectors import block_vector
 
 if TYPE_CHECKING:
     from lorabuild.state import State
@@ -192,17 +192,8 @@ def _network(tables: Mapping) -> dict[str, Any]:
         "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
         "ss_network_alpha": recipe.get("network_alpha"),
         "ss_network_args": recipe.get("network_args"),
-        "block_vector_string": _block_vector(tables.get("chop", {})),
+        "block_vector_string": block_vector(tables["chop"]["keep"]) if "chop" in tables else None,
     }
-
-
-def _block_vector(chop: Mapping) -> str | None:
-    """resize_lora's 21 numbers: 1, then INP01..INP08, MID00..MID02, OUT00..OUT08."""
-    if not chop:
-        return None
-    weights = chop["keep"]
-    blocks = [block for block in BLOCKS if not block.startswith("TE") and block != "INP00"]
-    return ",".join(["1", *(f"{weights[block]:g}" for block in blocks)])
 
 
 def _ours(about: Mapping, tables: Mapping, facts: Mapping | None) -> dict[str, Any]:

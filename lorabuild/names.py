@@ -82,11 +82,11 @@ def resolve_chop(chop: Mapping[str, Any], present: Sequence[str] | None = None) 
     return {block: finite(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
 
 
-def named_blocks(chop: Mapping[str, Any]) -> list[str]:
+def named_blocks(chop: Mapping[str, Any], present: Sequence[str] | None = None) -> list[str]:
     """The kept blocks that the user named one by one, not by a glob or vector: it is worth a warning if a file lacks one."""
     names = [*(chop.get("keep") or ()), *(chop.get("weights") or {})]
     named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
-    return [block for block, weight in resolve_chop(chop).items() if weight and block in named]
+    return [block for block, weight in resolve_chop(chop, present).items() if weight and block in named]
 
 
 def kept_blocks(keep: Sequence[str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lorabuild.errors import near_miss
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, UNET_BLOCKS, finite, quoted
@@ -66,6 +66,11 @@ def vector_weights(vector: str, style: str | None = None, present: Sequence[str]
         return _numbered(_numbers(text), style, present)
     _check_inspire(numbers[0], style)
     return _numbered(numbers, "inspire", present)
+
+
+def block_vector(weights: Mapping[str, float]) -> str:
+    """resize_lora's 21 numbers: 1, then the weights of INP01..INP08, MID00..MID02, OUT00..OUT08."""
+    return ",".join(["1", *(f"{weights[block]:g}" for block in VECTOR_BLOCKS)])
 
 
 def vector_strings(blocks: Collection[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from filelock import FileLock
 
 from lorabuild import __version__
+from lorabuild.ahead import use_threads
 from lorabuild.errors import InputChanged, UserError
 from lorabuild.files import empty_folder
 from lorabuild.stage import Job
@@ -31,15 +32,10 @@ def main() -> None:
     jobs, events = _channels()
     importlib.import_module("lorabuild.stages")  # while the driver may still be reading manifests
     for spec in iter(jobs.get, None):
-        _use_threads(spec["threads"])
+        use_threads(spec["threads"])  # a stage imports them in its `run`
         with _output_to(Path(spec["log"])):
             report = _run(spec, jobs, events)
         _send(events, report)
-
-
-def _use_threads(number: int) -> None:
-    """For the libraries that read their number of threads when they are imported, which is in a stage's `run`."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(number)))
 
 
 def _run(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lorabuild.errors import JobError
 from lorabuild.header import FileRange, Tensor, TensorInfo
 from lorabuild.lora.canonical import block_of_module
-from lorabuild.lora.layers import module_of, split_key
+from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.names import BLOCKS
 from lorabuild.tensors import FLOATS, read_tensor, rounded
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Of each flavour the one factor in which what a layer adds is linear: scaling all of them, as chop_blocks does, would
 # raise the weight to the third power, or the fifth. Of LoKr it is w1, or w1's first factor where it is a product.
-SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b", "w_norm", "b_norm")
+SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", *LINEAR)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,18 @@ def chopped(
             yield key, info.dtype, info.shape, partial(_scaled, path, key, info, weight)
 
 
-def dora_layers(tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapping[str, float]) -> int:
+def chop_warnings(
+    tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapping[str, float], named: Iterable[str]
+) -> Iterator[str]:
+    """What a user should know of a chop: blocks that were `named` and are not there, and what a weight does not reach."""
+    for block in named:
+        if not blocks.counts.get(block):
+            yield f"{block} is kept, but has no tensors here: {blocks}"
+    if layers := _dora_layers(tensors, blocks, weights):
+        yield f"{layers} DoRA layers: their low-rank part is scaled, their magnitude stays as it is"
+
+
+def _dora_layers(tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapping[str, float]) -> int:
     """How many scaled layers have a magnitude of their own (DoRA): it stays, for its half depends on the base."""
     return sum(
         weights.get(blocks.of[key] or "", 1.0) not in (0, 1) and (split_key(key) or ("", ""))[1] == "dora_scale"

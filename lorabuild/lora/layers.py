@@ -47,6 +47,9 @@ _OPTIONAL = {
     "lokr": ("lokr_t2", "alpha"),
     "full": ("alpha",),
 }
+# Flavour -> the factor whose rows are a layer's rank, the first that it has. A full difference has none, nor has LoKr of
+# two whole factors.
+_RANKED = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b"), "full": ()}
 _KOHYA_UP = ".lora_up.weight"
 
 
@@ -68,6 +71,11 @@ class Layer:
     def canonical(self) -> str | None:
         """kohya's name of the module, None if it is none of SDXL's."""
         return canonical(self.name)
+
+    @property
+    def rank(self) -> int | None:
+        """What alpha is divided by, as LyCORIS and ComfyUI have it; None where an alpha means nothing."""
+        return next((self.infos[role].shape[0] for role in _RANKED[self.flavour] if role in self.infos), None)
 
     def suffix(self, role: Literal["up", "down", "alpha"]) -> str:
         """How a tensor of this layer is called once it is low-rank: as the file does it, else as kohya does."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from lorabuild.errors import JobError
-from lorabuild.lora.layers import Layer, weight_shape
+from lorabuild.header import Header, TensorInfo
+from lorabuild.lora.layers import Layer, read_layers, weight_shape
 
 SHOWN = 3  # names in a message
 
@@ -36,3 +37,12 @@ def matched(
             f"not a LoRA for this base: it has none of the {len(layers)} layers ({names}{', …' * (len(layers) > SHOWN)})"
         )
     return known, [layer for layer in layers if layer not in known]
+
+
+def resizable(
+    header: Header, shapes: Mapping[str, Sequence[int]]
+) -> tuple[dict[Layer, tuple[int, ...]], list[Layer], dict[str, TensorInfo]]:
+    """What `matched` says of a file's layers, and all tensors that stay as they are: those of no known layer."""
+    layers, passed = read_layers(header.tensors, header.metadata)
+    known, unknown = matched(layers, shapes)
+    return known, unknown, passed | {key: one.infos[role] for one in unknown for role, key in one.keys.items()}

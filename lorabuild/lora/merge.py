@@ -11,10 +11,9 @@ from pathlib import Path
 from lorabuild.errors import JobError
 from lorabuild.header import COPY_BYTES, TensorInfo
 from lorabuild.lora.canonical import block_of_module, canonical
-from lorabuild.lora.layers import Layer, module_of, read_layers, split_key, weight_shape
+from lorabuild.lora.layers import LINEAR, Layer, module_of, read_layers, split_key, weight_shape
 from lorabuild.lora.lowrank import LowRank
 
-LINEAR = ("diff", "diff_b", "w_norm", "b_norm")  # roles of tensors that loaders add as they are
 DIFF = ".diff"
 
 # SDXL's convolutions by kohya's names. LyCORIS stores some factors flat, [R, I·∏k], and a .diff must have all dimensions.

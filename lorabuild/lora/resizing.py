@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import ahead, cores
 from lorabuild.errors import JobError
-from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
+from lorabuild.header import Tensor, TensorInfo, byte_size, verbatim
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.lora.lowrank import LowRank, halves, lowrank_tensors
 from lorabuild.lora.ranks import MIB, References, choose, nothing_left
@@ -78,8 +78,7 @@ class Resize:
 
     def tensors(self, ranks: Ranks, vectors: Vectors) -> Iterator[Tensor]:
         """The tensors of the new file, to be written in name order. Those of large layers are made ahead, in threads."""
-        for key, info in self.staying(ranks).items():
-            yield key, info.dtype, info.shape, FileRange(self.path, info.start, info.stop)
+        yield from verbatim(self.path, self.staying(ranks))
         kept = [self.layers[name] for name in sorted(self.layers) if len(ranks[name])]
         jobs = [partial(self._halves, layer, ranks[layer.name], vectors) for layer in kept]
         made = ahead(ThreadPoolExecutor(cores()), jobs, [layer.numbers(len(ranks[layer.name])) for layer in kept])

@@ -80,13 +80,6 @@ def save_precision(value: Any) -> Any:
     return "fp32" if value == "float" else value
 
 
-def weight(value: float) -> float:
-    """A weight of a score: resize divides by the sum of the weights."""
-    if value == 0:
-        raise ValueError("expected a weight other than 0: no score would be left")
-    return value
-
-
 def warmup(value: Any) -> int | float:
     """A number of steps, or a part of all steps."""
     if isinstance(value, float) and 0 <= value < 1:

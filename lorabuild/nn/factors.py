@@ -84,27 +84,21 @@ def scale_of(path: Path, layer: Layer) -> float:
     R is the number of rows of the down matrix in the file. Raises JobError for an alpha that is no finite number, and
     where the tensors of the layer do not fit together.
     """
-    rank = _rank(layer)
-    return alpha_of(path, layer) / rank if rank else 1.0
+    weight_shape(layer)  # raises JobError where the tensors do not fit together
+    return alpha_of(path, layer) / layer.rank if layer.rank else 1.0
 
 
 def alpha_of(path: Path, layer: Layer) -> float:
     """The alpha of a layer; without one its rank, times the scale that the metadata gives. Raises as `scale_of`."""
+    weight_shape(layer)
     if "alpha" not in layer.keys:
-        return layer.scale * (_rank(layer) or 1)
+        return layer.scale * (layer.rank or 1)
     key, info = layer.keys["alpha"], layer.infos["alpha"]
     if prod(info.shape) != 1:
         raise JobError(f"{key}: has shape {list(info.shape)}; one number was expected")
     if info.dtype in _INTEGERS:
         return float(np.fromfile(path, _INTEGERS[info.dtype], 1, offset=info.start).item())
     return read_tensor(path, key, info, "float64").item()
-
-
-def _rank(layer: Layer) -> int | None:
-    """What alpha is divided by, as LyCORIS and ComfyUI have it. LoKr with two whole factors has none."""
-    weight_shape(layer)  # raises JobError where the tensors do not fit together
-    roles = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b"), "full": ()}[layer.flavour]
-    return next((layer.infos[role].shape[0] for role in roles if role in layer.infos), None)
 
 
 def read_factors(path: Path, layer: Layer, precision: str = "float64") -> Factors:

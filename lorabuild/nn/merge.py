@@ -8,7 +8,6 @@ from functools import lru_cache, partial
 import numpy as np
 
 from lorabuild.header import Tensor
-from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import common_alpha, scalar
 from lorabuild.lora.merge import DIFF, LinearSum, MergedLayer
 from lorabuild.nn.factors import Dense, Factors, Kronecker, Product, alpha_of, read_factors
@@ -21,13 +20,9 @@ COARSE = 2e-3  # relative error of a layer: what halves are off by if no number 
 
 def merged_alpha(layers: Iterable[MergedLayer], dtype: str) -> float:
     """The alpha of the new file: that which most of the parts have that stay low-rank."""
-    parts = [part for layer in layers if layer.rank for part in layer.parts if _has_rank(part.layer)]
+    # The alpha of a LoKr without a rank, of two whole factors, means nothing and may be any number.
+    parts = [part for layer in layers if layer.rank for part in layer.parts if part.layer.rank]
     return common_alpha((alpha_of(part.path, part.layer) for part in parts), dtype)
-
-
-def _has_rank(layer: Layer) -> bool:
-    """A LoKr of two whole factors has none: its alpha means nothing, and may be any number."""
-    return layer.flavour != "lokr" or "lokr_w1_b" in layer.keys or "lokr_w2_b" in layer.keys
 
 
 def layer_tensors(layer: MergedLayer, alpha: float, dtype: str, coarse: Callable[[str], None]) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
 from lorabuild.header import read_header, write_body
-from lorabuild.lora.chopping import Blocks, chopped, dora_layers
+from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
 from lorabuild.names import named_blocks, resolve_chop
 from lorabuild.stage import Artifact, Job, Stage
 from lorabuild.stages.spectrum import targets, weights_of
@@ -51,11 +51,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     write_body(workspace.output("weights"), body)
 
     workspace.note(kept=len(body), dropped=len(tensors) - len(body), passed=blocks.counts.get(None, 0))
-    for block in job.options.get("named", ()):
-        if not blocks.counts.get(block):
-            workspace.warn(f"{block} is kept, but has no tensors here: {blocks}")
-    if layers := dora_layers(tensors, blocks, weights):
-        workspace.warn(f"{layers} DoRA layers: their low-rank part is scaled, their magnitude stays as it is")
+    for text in chop_warnings(tensors, blocks, weights, job.options.get("named", ())):
+        workspace.warn(text)
 
 
 STAGE = Stage("chop", 2, jobs, run)

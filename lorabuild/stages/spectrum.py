@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.header import FileRange, Tensor, TensorInfo, read_header, write_body
+from lorabuild.header import Tensor, read_header, verbatim, write_body
 from lorabuild.lora.basefile import base_weights
-from lorabuild.lora.layers import Layer, read_layers
+from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import LowRank, common_alpha, scalar
-from lorabuild.lora.match import SHOWN, matched
+from lorabuild.lora.match import SHOWN, resizable
 from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.stages.norms import ADAPTABLE
@@ -84,10 +84,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     path = workspace.path("weights")
     norms = json.loads(workspace.path("norms").read_bytes())
-    header = read_header(path)
-    layers, passed = read_layers(header.tensors, header.metadata)
-    known, unknown = matched(layers, norms["shape"])
-    passed |= {key: layer.infos[role] for layer in unknown for role, key in layer.keys.items()}
+    known, unknown, passed = resizable(read_header(path), norms["shape"])
 
     spectra = decompose_layers(path, known, progress=lambda done: progress(done, len(known), "singular values"))
     base = base_weights(workspace.path("unet")) if "spectrum" in job.params else {}
@@ -107,12 +104,6 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     if unknown:
         names = ", ".join(layer.name for layer in unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
         workspace.warn(f"{len(unknown)} layers are not in the base and stay as they are: {names}")
-
-
-def verbatim(path: Path, tensors: Mapping[str, TensorInfo], prefix: str = "") -> Iterator[Tensor]:
-    """Tensors of the file at `path`, to be written as they are."""
-    for name, info in tensors.items():
-        yield prefix + name, info.dtype, info.shape, FileRange(path, info.start, info.stop)
 
 
 def _layer(path: Path, names: LowRank, layer: Layer, spectrum: Any, vectors: Any) -> Iterator[Tensor]:

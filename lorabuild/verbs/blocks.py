@@ -11,11 +11,12 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import median
 
+from lorabuild.ahead import use_threads
 from lorabuild.cli import find_root
 from lorabuild.errors import JobError, near_miss
 from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
-from lorabuild.lora.layers import Layer, module_of, read_layers, weight_shape
+from lorabuild.lora.layers import Layer, module_of, read_layers
 from lorabuild.names import BLOCKS
 from lorabuild.vectors import vector_strings
 from lorabuild.verbs.common import SUFFIX, Parser, check_family, header_of
@@ -41,9 +42,6 @@ STRINGS = {
     "lbw20": ("LBW {}", "--vector"),
     "lbw12": ("LBW {}", "--vector"),
 }
-# Flavour -> the factor whose rows are a layer's rank, the first that it has. A full difference has none, nor has LoKr of
-# two whole factors.
-RANKED = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b"), "full": ()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _row(
 ) -> Row:
     modules = {module_of(key) for key in keys}
     layers = [layer for layer in squares if layer.name in modules]
-    ranks = [rank for layer in layers if (rank := _rank(layer))]
+    ranks = [layer.rank for layer in layers if layer.rank]
     return Row(
         block=name,
         modules=len(modules),
@@ -151,13 +149,9 @@ def _row(
     )
 
 
-def _rank(layer: Layer) -> int | None:
-    return next((layer.infos[role].shape[0] for role in RANKED[layer.flavour] if role in layer.infos), None)
-
-
 def _squares(path: Path, layers: Collection[Layer]) -> dict[Layer, float]:
     """‖ΔW‖² of each layer, one at a time. Raises JobError for tensors that do not fit together or are not finite."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    use_threads(1)
     import numpy as np
 
     from lorabuild.nn.factors import read_factors, scale_of
@@ -167,7 +161,6 @@ def _squares(path: Path, layers: Collection[Layer]) -> dict[Layer, float]:
 
     found = {}
     for layer in layers:
-        weight_shape(layer)  # raises where numpy would
         with np.errstate(over="ignore", invalid="ignore"):
             found[layer] = square(layer, "float32")
             if not math.isfinite(found[layer]):

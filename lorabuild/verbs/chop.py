@@ -9,9 +9,19 @@ from typing import Any
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
-from lorabuild.lora.chopping import Blocks, chopped, dora_layers
-from lorabuild.names import BLOCKS, TEXT_ENCODERS, resolve_chop
-from lorabuild.verbs.common import Parser, check_family, check_out, header_of, megabytes, warn, write_lora
+from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
+from lorabuild.names import named_blocks, resolve_chop
+from lorabuild.vectors import block_vector
+from lorabuild.verbs.common import (
+    Parser,
+    block_weights,
+    check_family,
+    check_out,
+    header_of,
+    megabytes,
+    warn,
+    write_lora,
+)
 
 HELP = """\
 Keeps the named blocks: INP00..INP08 MID00..MID02 OUT00..OUT08 TE1 TE2, TE for both; globs (IN*) and
@@ -45,8 +55,9 @@ def main(args: Sequence[str]) -> int:
     header = header_of(options.file)
     blocks = Blocks.read(header.tensors)
     check_family(options.file, header, blocks)
+    table = _table(options)
     try:
-        weights = resolve_chop(_table(options), blocks.present)
+        weights = resolve_chop(table, blocks.present)
     except ValueError as error:
         raise UsageError(str(error).replace("vector_style = ", "--vector-style ")) from None  # it speaks of a manifest
 
@@ -60,11 +71,8 @@ def main(args: Sequence[str]) -> int:
         f"{out}: {len(body)} of {len(header.tensors)} tensors, {megabytes(out.stat().st_size)} of "
         f"{megabytes(header.size)}; dropped {', '.join(gone) or 'nothing'}"
     )
-    for block in _named(options, weights):
-        if not blocks.counts.get(block):
-            warn(f"{block} is kept, but has no tensors here: {blocks}")
-    if layers := dora_layers(header.tensors, blocks, weights):
-        warn(f"{layers} DoRA layers: their low-rank part is scaled, their magnitude stays as it is")
+    for text in chop_warnings(header.tensors, blocks, weights, named_blocks(table, blocks.present)):
+        warn(text)
     return 0
 
 
@@ -87,33 +95,10 @@ def _table(options: Any) -> dict[str, Any]:
         "keep": keep,
         "vector": options.vector,
         "vector_style": options.vector_style,
-        "weights": _weights(options.weights),
+        "weights": block_weights(filter(str.strip, (options.weights or "").split(",")), "--weights"),
     }
 
 
-def _weights(text: str | None) -> dict[str, float]:
-    found = {}
-    for part in (text or "").split(","):
-        name, _, number = (word.strip() for word in part.partition("="))
-        if not part.strip():
-            continue
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise UsageError(f'--weights: "{part}": expected a block and a number, as in OUT01=0.5') from None
-    return found
-
-
-def _named(options: Any, weights: Mapping[str, float]) -> list[str]:
-    """The blocks that stay and that the user named one by one: it is worth a warning if the file lacks one."""
-    names = {*(name.strip() for name in (options.keep or "").split(",")), *_weights(options.weights)}
-    named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
-    return [block for block in BLOCKS if block in named and weights[block]]
-
-
 def _metadata(header: Header, weights: Mapping[str, float], name: str) -> dict[str, str]:
-    from lorabuild.vectors import VECTOR_BLOCKS
-
-    vector = ",".join(["1", *(f"{weights[block]:g}" for block in VECTOR_BLOCKS)])
-    facts = {"block_vector_string": vector, "lorabuild.chop": {"keep": weights}}
+    facts = {"block_vector_string": block_vector(weights), "lorabuild.chop": {"keep": weights}}
     return amended(header.metadata, name, facts)

@@ -16,7 +16,6 @@ from lorabuild.lora.modules import lora_file, other_model
 from lorabuild.names import block_of, quoted
 
 SUFFIX = ".safetensors"
-DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,6 +69,18 @@ def check_out(out: Path, *sources: Path) -> Path:
     if any(out.exists() and out.samefile(source) for source in sources if source.exists()):
         raise UsageError(f"{out}: is the input itself; write to another file")
     return out
+
+
+def block_weights(parts: Iterable[str], where: str) -> dict[str, float]:
+    """`OUT01=0.5`, `TE=0` as a table. Raises UsageError, which says `where` they stood."""
+    found = {}
+    for part in parts:
+        name, _, number = (word.strip() for word in part.partition("="))
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise UsageError(f'{where}: "{part}": expected a block and a number, as in OUT01=0.5') from None
+    return found
 
 
 def megabytes(size: float) -> str:

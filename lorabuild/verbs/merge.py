@@ -17,10 +17,11 @@ from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
+from lorabuild.tensors import SAVE_DTYPES
 from lorabuild.verbs.common import (
-    DTYPES,
     SUFFIX,
     Parser,
+    block_weights,
     check_family,
     check_out,
     header_of,
@@ -49,7 +50,7 @@ def parser() -> Parser:
     found.add_argument("files", metavar="FILE:WEIGHT", nargs="+", help="a LoRA, .safetensors, and its weight")
     found.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="the new file")
     found.add_argument(
-        "--dtype", choices=list(DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
+        "--dtype", choices=list(SAVE_DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
     )
     return found
 
@@ -82,7 +83,7 @@ def main(args: Sequence[str]) -> int:
         for one, header in zip(files, headers, strict=True)
     ]
     plan = plan_merge(sources, scale_of)
-    dtype = DTYPES[options.dtype]
+    dtype = SAVE_DTYPES[options.dtype]
     alpha = merged_alpha(plan.layers, dtype)
     coarse: list[str] = []
     body: list[Tensor] = [
@@ -141,15 +142,8 @@ def _number(text: str) -> float | None:
 
 
 def _blocks(text: str, argument: str) -> dict[str, float]:
-    found = {}
-    for part in text.split(","):
-        name, _, number = (word.strip() for word in part.partition("="))
-        weight = _number(number)
-        if weight is None:
-            raise UsageError(f'{argument}: "{part}": expected a block and a number, as in OUT01=0.5')
-        found[name] = weight
     try:
-        return block_scales(found)
+        return block_scales(block_weights(text.split(","), argument))
     except ValueError as error:
         raise UsageError(f"{argument}: {error}") from None
 

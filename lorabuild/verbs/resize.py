@@ -13,17 +13,18 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.ahead import cores
+from lorabuild.ahead import cores, use_threads
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header, TensorInfo, header_bytes
 from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
-from lorabuild.lora.layers import Layer, read_layers
+from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import LowRank, common_alpha
-from lorabuild.lora.match import matched
+from lorabuild.lora.match import resizable
 from lorabuild.lora.ranks import parse_recipe, resolve_recipe
 from lorabuild.lora.resizing import Ranks, Resize
-from lorabuild.verbs.common import DTYPES, SUFFIX, Parser, check_out, header_of, megabytes, write_lora
+from lorabuild.tensors import SAVE_DTYPES
+from lorabuild.verbs.common import SUFFIX, Parser, check_out, header_of, megabytes, write_lora
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ def parser() -> Parser:
         "-o", "--out", metavar="OUT", type=Path, required=True, help="the new file; of several recipes a folder"
     )
     found.add_argument(
-        "--dtype", choices=list(DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
+        "--dtype", choices=list(SAVE_DTYPES), default="fp16", help="of the new tensors (default: %(default)s)"
     )
     found.add_argument("--allow-empty", action="store_true", help="a file without any tensor is not an error")
     return found
@@ -80,8 +81,8 @@ def main(args: Sequence[str]) -> int:
     lora = _open(options.file, options.base)
 
     # One thread a process: faster than one product at a time over all cores.
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    spectra, resize = _measure(lora, recipes.values(), DTYPES[options.dtype])
+    use_threads(1)
+    spectra, resize = _measure(lora, recipes.values(), SAVE_DTYPES[options.dtype])
     chosen = {}
     for text, recipe in recipes.items():
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
@@ -121,12 +122,10 @@ def _outs(out: Path, sources: tuple[Path, Path], recipes: Sequence[str]) -> dict
 
 def _open(file: Path, base: Path) -> Opened:
     header = header_of(file)
-    layers, passed = read_layers(header.tensors, header.metadata)
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
-    known, unknown = matched(layers, {name: weight.shape for name, weight in weights.items()})
-    passed |= {key: layer.infos[role] for layer in unknown for role, key in layer.keys.items()}
+    known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
     return Opened(file, header, known, len(unknown), passed, weights)
 
 

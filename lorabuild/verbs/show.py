@@ -24,7 +24,6 @@ from lorabuild.lora.layers import Layer, read_layers, split_key, weight_shape
 from lorabuild.lora.loaders import verdicts
 from lorabuild.lora.modules import KINDS, lora_file, read_alphas
 from lorabuild.lora.sdxl_names import NAMINGS, known_modules
-from lorabuild.verbs.blocks import RANKED
 from lorabuild.verbs.common import Parser, header_of, megabytes
 
 HELP = """\
@@ -118,7 +117,7 @@ def _shapes(layers: Sequence[Layer]) -> dict[str, Any]:
         except JobError as error:
             misfits.append(str(error))
         else:
-            ranks += [layer.infos[role].shape[0] for role in RANKED[layer.flavour] if role in layer.infos][:1]
+            ranks += [layer.rank] if layer.rank else []
     return {"misfits": misfits, "ranks": {"min": min(ranks), "max": max(ranks)} if ranks else None}
 
 
