@@ -138,7 +138,7 @@ def write_body(path: Path | str, tensors: Iterable[Tensor]) -> None:
     Raises ValueError where data and shape disagree, FormatError if a range reaches beyond its file.
     """
     tensors = list(tensors)
-    with open(path, "wb", buffering=0) as target:
+    with _emptied(path) as target:
         _write_all(target, header_bytes([(name, dtype, shape) for name, dtype, shape, _ in tensors]))
         _write_tensors(target, tensors)
 
@@ -152,7 +152,7 @@ def write_file(path: Path | str, tensors: Iterable[Tensor], metadata: Mapping[st
     header = header_bytes([(name, dtype, shape) for name, dtype, shape, _ in tensors], metadata)
     digest = _Digest(daemon=True)
     digest.start()
-    with open(path, "wb", buffering=0) as target:
+    with _emptied(path) as target:
         try:
             _write_all(target, header)
             _write_tensors(target, tensors, digest.add)
@@ -160,6 +160,15 @@ def write_file(path: Path | str, tensors: Iterable[Tensor], metadata: Mapping[st
             sha256 = digest.end()
         target.seek(0)
         _write_all(target, header.replace(BODY_SHA256.encode(), sha256.encode()))
+
+
+def _emptied(path: Path | str) -> BinaryIO:
+    """The file at `path`, empty and open for writing, unbuffered.
+
+    An empty file is not truncated once more: ext4 takes that for an overwrite, and waits for the disk at its closing.
+    """
+    is_empty = os.path.exists(path) and os.path.getsize(path) == 0
+    return open(path, "r+b" if is_empty else "wb", buffering=0)  # noqa: SIM115  # the caller closes it
 
 
 class _Digest(threading.Thread):

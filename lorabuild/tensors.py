@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,9 +18,8 @@ SAVE_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32", "F64")  # what can be read as numbers here
 
 _PART = 1 << 15  # numbers that are rounded at a time
-# Of float32 -> fp16, as bits of float32: from 65520 on a half is infinite, so that 65536 will do for all.
-_TOO_LARGE, _TO_HALF_BIAS = 65536.0, 2.0**-112
-_EXPONENT, _LEAST_NORMAL, _TIMES_2_13 = 0x7F800000, (127 - 14) << 23, 13 << 23
+# Of float32 -> fp16, as bits of float32.
+_TO_HALF_BIAS, _EXPONENT, _LEAST_NORMAL, _TIMES_1_5_2_13 = 2.0**-112, 0x7F800000, (127 - 14) << 23, 13 << 23 | 1 << 22
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}  # bf16 is none of numpy's: half of a float32
 _HALF_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
 _LIMIT = {"F16": 65520, "BF16": 3.396e38, "F32": 3.4028236e38, "F64": float("inf")}  # does not fit, from here on
@@ -35,15 +36,7 @@ def read_tensor(
     """
     import numpy as np
 
-    if info.dtype not in FLOATS:
-        raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
-    stored = np.dtype(_NUMPY[info.dtype])
-    count = (info.stop - info.start) // stored.itemsize
-    array = np.empty(count, stored)
-    with open(path, "rb", buffering=0) as file:  # a fraction of what fromfile takes for a small tensor
-        file.seek(info.start)
-        if not _fill(file, memoryview(array).cast("B") if count else memoryview(b"")):
-            raise FormatError(f"{path}: truncated while {name} was being read")
+    array = _stored(path, name, info)
     if not trusted and not _finite(array, info.dtype):
         raise JobError(f"{name}: holds NaN or infinity; the weights are broken")
     with np.errstate(over="ignore"):
@@ -51,6 +44,52 @@ def read_tensor(
     if info.dtype == "F64" and not np.isfinite(wide).all():
         raise JobError(f"{name}: does not fit {precision}")
     return wide.reshape(info.shape)
+
+
+def scaled_tensor(path: Path, name: str, info: TensorInfo, weight: float) -> np.ndarray:
+    """Tensor `name` times `weight`, rounded to its own dtype. Raises as `read_tensor` and `rounded` do.
+
+    Of the 65,536 numbers that have 16 bits each product is made once, and looked up: a third of the time.
+    """
+    import numpy as np
+
+    if info.dtype not in _HALF_EXPONENT or prod(info.shape) < 1 << 16:
+        precision = "float64" if info.dtype == "F64" else "float32"
+        return rounded(read_tensor(path, name, info, precision) * weight, info.dtype, name)
+    bits = _stored(path, name, info).view("<u2")
+    products, places = _products(weight, info.dtype), np.empty(_PART, np.intp)
+    for start in range(0, len(bits), _PART):
+        part = bits[start : start + _PART]
+        np.copyto(places[: len(part)], part)
+        products.take(places[: len(part)], mode="clip", out=part)
+    if not _finite(bits, info.dtype):  # say which number
+        return rounded(read_tensor(path, name, info) * weight, info.dtype, name)
+    return bits.reshape(info.shape)
+
+
+@lru_cache(maxsize=32)
+def _products(weight: float, dtype: str) -> np.ndarray:
+    """The bits of x · weight by the bits of x [65536]; what is not finite has no finite product."""
+    import numpy as np
+
+    numbers = _WIDENED[dtype](np.arange(1 << 16, dtype="<u2"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = _ROUNDED[dtype](numbers * np.float32(weight)).view("<u2")
+    return np.where(np.isfinite(numbers), products, _HALF_EXPONENT[dtype])
+
+
+def _stored(path: Path, name: str, info: TensorInfo) -> np.ndarray:
+    """The tensor's numbers as they are stored, without its shape."""
+    import numpy as np
+
+    if info.dtype not in FLOATS:
+        raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
+    array = np.empty((info.stop - info.start) // np.dtype(_NUMPY[info.dtype]).itemsize, _NUMPY[info.dtype])
+    with open(path, "rb", buffering=0) as file:  # a fraction of what fromfile takes for a small tensor
+        file.seek(info.start)
+        if not _fill(file, memoryview(array).cast("B") if len(array) else memoryview(b"")):
+            raise FormatError(f"{path}: truncated while {name} was being read")
+    return array
 
 
 def _fill(file: BinaryIO, buffer: memoryview) -> bool:
@@ -71,9 +110,8 @@ def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """
     import numpy as np
 
-    halves = {"F16": _half, "BF16": _bfloat16}
     with np.errstate(over="ignore"):
-        result = halves.get(dtype, lambda array: np.ascontiguousarray(array, _NUMPY[dtype]))(array)
+        result = _ROUNDED.get(dtype, lambda array: np.ascontiguousarray(array, _NUMPY[dtype]))(array)
     if not _finite(result, dtype):
         worst = array.flat[int(np.argmax(~(np.abs(array.astype("<f8")) < _LIMIT[dtype])))]
         raise JobError(
@@ -87,7 +125,7 @@ def _finite(array: np.ndarray, dtype: str) -> bool:
     import numpy as np
 
     if exponent := _HALF_EXPONENT.get(dtype):
-        return not ((array.view("<u2") & exponent) == exponent).any()
+        return not array.size or bool((array.view("<u2") & 0x7FFF).max() < exponent)
     return bool(np.isfinite(array).all())
 
 
@@ -108,10 +146,11 @@ def _from_bfloat16(array: np.ndarray) -> np.ndarray:
 
 
 def _half(array: np.ndarray) -> np.ndarray:
-    """float -> fp16. From float32 three times as fast as astype, in parts that stay in the cache.
+    """float -> fp16, in parts that stay in the cache: from float32 it takes two thirds of astype's time.
 
-    Adding 2^13 times the power of two of a number (of the least normal half's, if that is more) and taking it away again
-    rounds it to the 11 bits of a half, ties to even, as the processor does; the rest is moving bits.
+    A number is rounded to the 11 bits of a half, ties to even, when 1.5 · 2^13 times its own power of two (that of the
+    least normal half, if that is more) is added to it and taken away again: the processor does it. The rest is moving
+    bits. What a half cannot hold becomes infinite.
     """
     import numpy as np
 
@@ -120,20 +159,18 @@ def _half(array: np.ndarray) -> np.ndarray:
     source, target = np.ascontiguousarray(array).reshape(-1), np.empty(array.size, "<u2")
     scratch = np.empty((2, min(_PART, source.size)), "<f4")
     for start in range(0, source.size, _PART):
-        part = source[start : start + _PART]
-        size, power = scratch[:, : len(part)]
-        bits, power_bits = size.view("<u4"), power.view("<u4")
-        np.minimum(np.abs(part, out=size), _TOO_LARGE, out=size)
-        np.maximum(np.bitwise_and(bits, _EXPONENT, out=power_bits), _LEAST_NORMAL, out=power_bits)
-        power_bits += _TIMES_2_13
-        size += power
-        size -= power
-        size *= _TO_HALF_BIAS
-        bits >>= 13
-        np.right_shift(part.view("<u4"), 16, out=power_bits)
-        power_bits &= 0x8000  # the sign
-        bits |= power_bits
-        target[start : start + _PART] = bits
+        part, bits = source[start : start + _PART], target[start : start + _PART]
+        number, magic = scratch[:, : len(part)]
+        number_bits, magic_bits = number.view("<u4"), magic.view("<u4")
+        np.maximum(np.bitwise_and(part.view("<u4"), _EXPONENT, out=magic_bits), _LEAST_NORMAL, out=magic_bits)
+        magic_bits += _TIMES_1_5_2_13
+        np.subtract(np.add(part, magic, out=number), magic, out=number)
+        number *= _TO_HALF_BIAS
+        np.copyto(bits, np.right_shift(number_bits, 13, out=number_bits), casting="unsafe")
+        bits &= 0x7FFF
+        bits |= part.view("<u2")[1::2] & 0x8000  # the sign
+        if not max(part.max(), -part.min()) < _LIMIT["F16"]:  # not a number is not less, either
+            np.copyto(bits, part.astype("<f2").view("<u2"))
     return target.view("<f2")
 
 
@@ -147,6 +184,7 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
 
 
 _WIDENED = {"F16": _from_half, "BF16": _from_bfloat16}
+_ROUNDED = {"F16": _half, "BF16": _bfloat16}
 
 
 def nearest(value: float, dtype: str) -> float:

@@ -7,17 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
 from lorabuild.header import FileRange, Tensor, TensorInfo
 from lorabuild.lora.canonical import block_of_module
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.names import BLOCKS
-from lorabuild.tensors import FLOATS, read_tensor, rounded
-
-if TYPE_CHECKING:
-    import numpy as np
+from lorabuild.tensors import FLOATS, scaled_tensor
 
 # Of each flavour the one factor in which what a layer adds is linear: scaling all of them, as chop_blocks does, would
 # raise the weight to the third power, or the fifth. Of LoKr it is w1, or w1's first factor where it is a product.
@@ -60,7 +56,7 @@ def chopped(
         if weight == 1 or not _is_scaled(key, info, tensors, weight):
             yield key, info.dtype, info.shape, FileRange(path, info.start, info.stop)
         else:
-            yield key, info.dtype, info.shape, partial(_scaled, path, key, info, weight)
+            yield key, info.dtype, info.shape, partial(scaled_tensor, path, key, info, weight)
 
 
 def chop_warnings(
@@ -92,8 +88,3 @@ def _is_scaled(key: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], we
     if info.dtype not in FLOATS:
         raise JobError(f"{key}: cannot be scaled by {weight:g}: has dtype {info.dtype}; 0 or 1 can be its weight")
     return True
-
-
-def _scaled(path: Path, key: str, info: TensorInfo, weight: float) -> np.ndarray:
-    precision = "float64" if info.dtype == "F64" else "float32"
-    return rounded(read_tensor(path, key, info, precision) * weight, info.dtype, key)

@@ -82,12 +82,16 @@ def halves(
 ) -> tuple[np.ndarray, np.ndarray]:
     """up = U √(c·s), down = √(c·s) Vh with c = k / alpha, so that a loader's alpha / k · up @ down is U diag(s) Vh.
 
-    `strengths` s [k]; `vectors` gives U transposed [k, O] and Vh [k, I·∏k], float32. Each half gets the root, so that
+    `strengths` s [k]; `vectors` gives U transposed [k, O] and Vh [k, I·∏k], float32, to be overwritten. Each half gets the root, so that
     neither leaves the range that half precision resolves well. Both are rounded to `dtype`: up [O, k], down [k, I·∏k].
     """
+    import numpy as np
+
     roots = ((strengths * (len(strengths) / alpha if layer.alpha else 1.0)) ** 0.5).astype("f4")[:, None]
     transposed, vh = vectors()
-    return rounded((transposed * roots).T, dtype, layer.up), rounded(vh * roots, dtype, layer.down)
+    for vectors_of_ranks in (transposed, vh):
+        np.multiply(vectors_of_ranks, roots, out=vectors_of_ranks)
+    return np.ascontiguousarray(rounded(transposed, dtype, layer.up).T), rounded(vh, dtype, layer.down)
 
 
 def lowrank_tensors(
