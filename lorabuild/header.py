@@ -168,7 +168,7 @@ def _emptied(path: Path | str) -> BinaryIO:
     An empty file is not truncated once more: ext4 takes that for an overwrite, and waits for the disk at its closing.
     """
     is_empty = os.path.exists(path) and os.path.getsize(path) == 0
-    return open(path, "r+b" if is_empty else "wb", buffering=0)  # noqa: SIM115  # the caller closes it
+    return open(path, "r+b" if is_empty else "wb", buffering=0)  # the caller closes it
 
 
 class _Digest(threading.Thread):
