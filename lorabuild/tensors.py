@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,7 +52,7 @@ def scaled_tensor(path: Path, name: str, info: TensorInfo, weight: float) -> np.
     """
     import numpy as np
 
-    if info.dtype not in _HALF_EXPONENT or prod(info.shape) < 1 << 16:
+    if info.dtype not in _HALF_EXPONENT:
         precision = "float64" if info.dtype == "F64" else "float32"
         return rounded(read_tensor(path, name, info, precision) * weight, info.dtype, name)
     bits = _stored(path, name, info).view("<u2")
