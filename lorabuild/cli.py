@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lorabuild import __version__
+from lorabuild.names import REPOSITORY_VERBS
 
 USAGE = """\
 lorabuild: make for LoRAs
@@ -26,8 +27,9 @@ Any LoRA file, without a repository (each has --help):
   lorabuild blocks FILE                                     what each block holds, with ready-made vectors
   lorabuild show FILE                                       header, metadata, hashes, what loads it"""
 
-VERBS = ("build", "run", "list", "clean", "forget")  # in a repository
-FILE_VERBS = ("resize", "chop", "merge", "blocks", "show")
+DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
+FILE_VERBS = ("resize", "chop", "merge", "show")
+VERBS = (*FILE_VERBS, *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
 
 
 def main() -> None:
@@ -44,10 +46,10 @@ def _main(args: list[str]) -> int:
         return 0
     from lorabuild.errors import near_miss
 
-    if args[0] in FILE_VERBS:
-        return _on_files(args[0], args[1:])
-    if args[0] not in VERBS:
-        sys.stderr.write(f"{args[0]}: no such command{near_miss(args[0], (*VERBS, *FILE_VERBS))}\n")
+    if args[0] in VERBS:
+        return run_verb(args[0], args[1:])
+    if args[0] not in DOIT_VERBS:
+        sys.stderr.write(f"{args[0]}: no such command{near_miss(args[0], (*DOIT_VERBS, *VERBS))}\n")
         return 2
     root = find_root(Path.cwd())
     if root is None:
@@ -58,8 +60,8 @@ def _main(args: list[str]) -> int:
     return run(["run" if args[0] == "build" else args[0], *args[1:]], root)
 
 
-def _on_files(verb: str, args: list[str]) -> int:
-    """Run a file-level verb: a mistake is one line, never a traceback."""
+def run_verb(verb: str, args: list[str]) -> int:
+    """Run a verb of ours: a mistake is one line, never a traceback."""
     from importlib import import_module
 
     from lorabuild.errors import UserError

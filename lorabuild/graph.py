@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from doit.cmd_base import ModuleTaskLoader
+from doit.cmd_base import Command, ModuleTaskLoader
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_clean import opt_clean_dryrun
 from doit.cmd_forget import Forget as DoitForget
@@ -25,6 +26,7 @@ from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, near_miss
+from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.progress import summary
 from lorabuild.session import dependencies, opened, targets
 from lorabuild.stages import STAGES
@@ -271,7 +273,18 @@ class List(_Command, DoitList):
     """`doit list [--all]`: the stages and projects, or every job."""
 
 
-COMMANDS = {"run": Run, "clean": Clean, "forget": Forget, "list": List}
+def _verb(name: str) -> type[Command]:
+    """A verb of ours as a command of doit: `doit plan` is `lorabuild plan`. It opens the repository by itself."""
+
+    def parse_execute(self: Command, args: list[str]) -> int:
+        return import_module("lorabuild.cli").run_verb(name, args)  # by name: faces are above us
+
+    return type(name.capitalize(), (Command,), {"name": name, "parse_execute": parse_execute})
+
+
+# By class name, what a repository's pyproject.toml registers with doit: `plan = "lorabuild.graph:Plan"`.
+COMMANDS = {"run": Run, "clean": Clean, "forget": Forget, "list": List} | {n: _verb(n) for n in REPOSITORY_VERBS}
+globals().update({command.__name__: command for command in COMMANDS.values()})
 
 
 def main(args: Sequence[str], root: Path) -> int:

@@ -136,7 +136,19 @@ def test_the_manifest_reference_is_the_schemas():
 
 
 def test_every_command_is_in_the_readme():
-    from lorabuild.cli import VERBS
+    from lorabuild.cli import DOIT_VERBS, VERBS
 
     readme = (PACKAGE.parent / "README.md").read_text()
-    assert [verb for verb in VERBS if f"`lorabuild {verb}" not in readme and f"`doit {verb}" not in readme] == ["run"]
+    assert [
+        verb for verb in (*DOIT_VERBS, *VERBS) if f"`lorabuild {verb}" not in readme and f"`doit {verb}" not in readme
+    ] == ["run"]
+
+
+def test_every_command_of_a_repository_is_registered_with_doit():
+    import tomllib
+
+    from lorabuild import graph
+
+    said = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["doit"]["plugins"]["command"]
+    assert said == {name: f"lorabuild.graph:{command.__name__}" for name, command in graph.COMMANDS.items()}
+    assert all(getattr(graph, command.__name__) is command for command in graph.COMMANDS.values())
