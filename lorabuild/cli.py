@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from lorabuild import __version__
@@ -28,6 +32,7 @@ Any LoRA file, without a repository (each has --help):
 
 VERBS = ("build", "run", "list", "clean", "forget")  # in a repository
 FILE_VERBS = ("resize", "chop", "merge", "blocks", "show")
+BROKEN_PIPE = 128 + 13  # what a shell shows of a program that ended as its reader did, as in `… | head -1`
 
 
 def main() -> None:
@@ -37,15 +42,14 @@ def main() -> None:
 
 def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0 if args else 2
+        return _told(partial(_usage, 0 if args else 2))
     if args[0] == "--version":
         print(__version__)
         return 0
     from lorabuild.errors import near_miss
 
     if args[0] in FILE_VERBS:
-        return _on_files(args[0], args[1:])
+        return _told(partial(_on_files, args[0], args[1:]))
     if args[0] not in VERBS:
         sys.stderr.write(f"{args[0]}: no such command{near_miss(args[0], (*VERBS, *FILE_VERBS))}\n")
         return 2
@@ -58,26 +62,45 @@ def _main(args: list[str]) -> int:
     return run(["run" if args[0] == "build" else args[0], *args[1:]], root)
 
 
-def _on_files(verb: str, args: list[str]) -> int:
-    """Run a file-level verb: a mistake is one line, never a traceback."""
-    from importlib import import_module
+def _usage(code: int) -> int:
+    print(USAGE)
+    return code
 
-    from lorabuild.errors import UserError
+
+def _on_files(verb: str, args: list[str]) -> int:
+    """Run a file-level verb."""
+    from importlib import import_module
 
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a terminal that has no Unicode gets what it can show
         stream.reconfigure(errors="backslashreplace")
+    return import_module(f"lorabuild.verbs.{verb}").main(args)
+
+
+def _told(run: Callable[[], int]) -> int:
+    """What `run` returns: a mistake is one line and a signal a word, never a traceback."""
+    from lorabuild.errors import UserError
+    from lorabuild.signals import Stopped, stopping
+
     try:
-        return import_module(f"lorabuild.verbs.{verb}").main(args)
+        with stopping():
+            try:
+                return run()
+            finally:
+                print(end="", flush=True)  # who reads it may have gone: better noticed here than when Python ends
     except UserError as error:
         sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"{where}{error.strerror or error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    except KeyboardInterrupt as stopped:
+        with suppress(OSError):  # after a hang-up there may be nobody to tell
+            sys.stderr.write("interrupted\n")
+        return stopped.exit_code if isinstance(stopped, Stopped) else 130
 
 
 def find_root(folder: Path) -> Path | None:

@@ -631,3 +631,14 @@ def test_the_base_is_never_written_over(tmp_path: Path, base: Path):
     save_file({"model.diffusion_model.out.2.weight": torch.ones(2, 2)}, own)
     with pytest.raises(UsageError, match="is the input itself"):
         verb.main([str(lora(tmp_path, three_layers())), "--base", str(own), "-r", "thr=-3", "-o", str(own)])
+
+
+def test_of_several_recipes_all_files_are_written_or_none(tmp_path: Path, base: Path):
+    """The second one does not fit into halves."""
+    path, folder = lora(tmp_path), tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(JobError):
+        run(path, base, "max_rank=2:max_rank=2,rescale=1e30", out=folder)
+    assert os.listdir(folder) == []
+    run(path, base, "max_rank=2:max_rank=3", out=folder)
+    assert sorted(os.listdir(folder)) == ["lora_max_rank2.safetensors", "lora_max_rank3.safetensors"]

@@ -13,6 +13,7 @@ from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
 from lorabuild.names import named_blocks, resolve_chop
 from lorabuild.vectors import block_vector
 from lorabuild.verbs.common import (
+    NewFile,
     Parser,
     block_weights,
     check_family,
@@ -20,7 +21,7 @@ from lorabuild.verbs.common import (
     header_of,
     megabytes,
     warn,
-    write_lora,
+    write_loras,
 )
 
 HELP = """\
@@ -64,7 +65,7 @@ def main(args: Sequence[str]) -> int:
     body = list(chopped(options.file, header.tensors, blocks, weights))
     if not body and not options.allow_empty:
         raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_lora(out, body, _metadata(header, weights, out.stem))
+    write_loras(NewFile(out, body, _metadata(header, weights, out.stem)))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(

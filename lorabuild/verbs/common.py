@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lorabuild.errors import JobError, UsageError
-from lorabuild.files import staged
+from lorabuild.files import remove_leftovers, staged
 from lorabuild.header import Header, Tensor, read_header, write_file
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.modules import lora_file, other_model
@@ -47,13 +49,26 @@ def check_family(path: Path, header: Header, blocks: Blocks) -> None:
         raise JobError(f"{path}: a LoRA for {other}, not for SDXL")
 
 
-def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file `out`, whole or not at all; BODY_SHA256 in its metadata stands for the sha256 of its body.
+@dataclass(frozen=True)
+class NewFile:
+    """A LoRA that is to be written. BODY_SHA256 in its metadata stands for the sha256 of its body."""
+
+    out: Path
+    tensors: Iterable[Tensor]
+    metadata: Mapping[str, str]
+
+
+def write_loras(*files: NewFile) -> None:
+    """Write files, each whole, and all of them or none: they get their names when the last one is written.
 
     A file that is replaced is not given up before the new one is on the disk.
     """
-    with staged(out, out.parent, durable=out.exists()) as part:
-        write_file(part, tensors, metadata)
+    with ExitStack() as stack:
+        for new in files:
+            folder = new.out.parent
+            remove_leftovers(new.out, folder)
+            part = stack.enter_context(staged(new.out, folder, durable=new.out.exists()))
+            write_file(part, new.tensors, new.metadata)
 
 
 def check_out(out: Path, *sources: Path) -> Path:
