@@ -408,6 +408,11 @@ def test_a_broken_base_is_named_if_it_is_looked_at(tmp_path: Path):
         (["-r", "thr=-3", "-o", "out.bin"], "out.bin: the output's name must end in .safetensors"),
         (["-r", "thr=-3:thr=-4"], "out.safetensors: with several recipes the output is a folder"),
         (["-r", "thr=-3", "--dtype", "fp8"], "invalid choice"),
+        (["-r", "thr=-3", "-r", "thr=-4"], 'argument -r/--recipe: given twice: join the values by ":"'),
+        (["-r", "thr=-3", "--dtype", "fp16", "--dtype", "fp16"], "argument --dtype: given twice"),
+        (["-r", "thr=-3:"], '-r "thr=-3:": an empty recipe; a ":" stands between two'),
+        (["-r", ""], '-r "": an empty recipe'),
+        (["-r", "thr=-3:fro_ckpt=1, thr=-3"], '"thr=-3" and "fro_ckpt=1, thr=-3" are the same recipe'),
         (["-r", "thr=-3", "--bogus"], "unrecognized arguments: --bogus"),
     ],
 )

@@ -20,14 +20,31 @@ from lorabuild.names import block_of, quoted
 SUFFIX = ".safetensors"
 
 
+# Options that hold several values -> what joins them.
+JOINED_BY = {"keep": ",", "weights": ",", "recipe": ":"}
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves with the exit code of a usage error."""
+    """Says what is wrong in one line, and leaves with the exit code of a usage error. An option may stand once."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+class _Once(argparse.Action):
+    """Stores a value; of an option that is given again, argparse would forget the first one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string and self.dest in given:
+            joined = f': join the values by "{JOINED_BY[self.dest]}"' if self.dest in JOINED_BY else ""
+            raise argparse.ArgumentError(self, f"given twice{joined}")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def header_of(path: Path) -> Header:
@@ -88,9 +105,11 @@ def check_out(out: Path, *sources: Path) -> Path:
 
 def block_weights(parts: Iterable[str], where: str) -> dict[str, float]:
     """`OUT01=0.5`, `TE=0` as a table. Raises UsageError, which says `where` they stood."""
-    found = {}
+    found: dict[str, float] = {}
     for part in parts:
         name, _, number = (word.strip() for word in part.partition("="))
+        if name in found:
+            raise UsageError(f"{where}: {name} stands twice")
         try:
             found[name] = float(number)
         except ValueError:

@@ -102,12 +102,17 @@ def main(args: Sequence[str]) -> int:
 
 def _recipes(text: str) -> dict[str, dict[str, Any]]:
     """Each recipe of the argument, as it stands there, with its resolved form. Raises UsageError."""
-    found = {}
-    for one in text.split(":"):
+    found: dict[str, dict[str, Any]] = {}
+    for one in map(str.strip, text.split(":")):
+        if not one:
+            raise UsageError(f'-r "{text}": an empty recipe; a ":" stands between two')
         try:
-            found[one.strip()] = resolve_recipe(parse_recipe(one))
+            recipe = resolve_recipe(parse_recipe(one))
         except ValueError as error:
             raise UsageError(f'-r "{one}": {error}') from None
+        if equal := [other for other in found if found[other] == recipe]:
+            raise UsageError(f'-r "{text}": "{equal[0]}" and "{one}" are the same recipe')
+        found[one] = recipe
     return found
 
 
