@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError
+from lorabuild.errors import JobError, Problem
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
@@ -43,6 +43,7 @@ class Resolver:
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+    source_problem: Callable[[Path], Problem | None] = lambda path: None  # why a user's LoRA cannot be one
     _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
 
     def forget_images(self) -> None:
@@ -64,8 +65,8 @@ class Resolver:
             case Images():
                 return self._images(item)
             case File(path, shown):
-                if not path.exists():
-                    raise JobError(f"{shown}: no such file (project.source)")
+                if problem := self.source_problem(path):
+                    raise JobError(problem)
                 return Resolved(self._digest(path, shown), path)
 
     def _images(self, item: Images) -> Resolved:

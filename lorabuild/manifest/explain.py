@@ -95,11 +95,16 @@ def _said(error: dict[str, Any], path: KeyPath, model: type[Table]) -> str:
 def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
-    if later_key(table.__name__.removeprefix("Trained"), key):
+    if later_key(_name(table), key):
         return "not supported yet"
     if owner := _owner(key, model):
         return f"unknown {what} here (it belongs to {owner})"
     return f"unknown {what}{near_miss(key, table.model_fields)}"
+
+
+def _name(table: type[Table]) -> str:
+    """A table's name, whether or not it has more required keys where a LoRA is trained."""
+    return table.__name__.removeprefix("Trained")
 
 
 def _owner(key: str, model: type[Table]) -> str:
@@ -120,6 +125,6 @@ def _bare(key: str) -> str:
 def _no_option(path: KeyPath, value: Any, options: list[str], expected: str, model: type[Table]) -> str:
     table = table_at(model, path[:-1])
     choice = " or ".join(f'"{option}"' for option in options) or expected
-    if table and later_value(table.__name__, str(path[-1]), value):
+    if table and later_value(_name(table), str(path[-1]), value):
         return f"{shown(value)} is not supported yet, {choice} is"
     return f"expected {choice}, got {shown(value)}{near_miss(str(value), options)}"

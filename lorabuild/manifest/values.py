@@ -7,6 +7,7 @@ from typing import Any
 from lorabuild.names import quoted
 
 SAFETENSORS = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
 
 
 class Misfit(ValueError):
