@@ -16,7 +16,7 @@ from typing import Any
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
 from lorabuild.errors import InputChanged, JobError, Problem, UserError
 from lorabuild.files import empty_folder
-from lorabuild.inputs import Resolver, components, key_of
+from lorabuild.inputs import Resolver, components, input_names, key_of
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
@@ -308,8 +308,10 @@ class Engine:
         last = self.state.last(found.job.name)
         if found.job.name in self.anew:
             return ["asked for anew"]
-        if last is not None and last[0] != found.key and (lines := differences(json.loads(last[1]), found.components)):
-            return lines
+        if last is not None and last[0] != found.key:
+            lines = differences(json.loads(last[1]), found.components, input_names(found.job))
+            if lines:
+                return lines
         if found.missing:
             return list(found.missing) if last else ["never built"]
         return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]

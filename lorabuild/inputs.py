@@ -114,6 +114,22 @@ def _listed(subset: Subset) -> list[Path]:
     raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
 
 
+def input_names(job: Job) -> dict[str, str]:
+    """What messages call each input of `job`, by role: a user knows files and jobs, no roles."""
+    return {role: _name(role, item) for role, item in job.inputs.items()}
+
+
+def _name(role: str, item: Input) -> str:
+    match item:
+        case Artifact(job, output):
+            return job if job.startswith(f"{output}:") else f"{output} of {job}"
+        case Component(base, name):
+            return f"{name} of the base {base}"
+        case File(shown=shown):
+            return shown
+    return role
+
+
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:
     """What a key is made of, in a form that `why` can compare and print."""
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,9 +21,9 @@ from pydantic.fields import FieldInfo
 from lorabuild.buckets import settings_problem
 from lorabuild.errors import near_miss
 from lorabuild.lora.ranks import KEYS as RECIPE_KEYS
-from lorabuild.lora.ranks import resolve_recipe
+from lorabuild.lora.ranks import recipe_faults, resolve_recipe
 from lorabuild.manifest import values
-from lorabuild.manifest.values import Misfit
+from lorabuild.manifest.values import Misfit, Misfits
 from lorabuild.names import STAGES, block_name, matching_blocks, name_problem, quoted, resolve_chop
 
 MOST = 2**31 - 1
@@ -251,11 +250,9 @@ class ResizeTable(Table):
 
     @model_validator(mode="after")
     def _together(self) -> ResizeTable:
-        try:
-            recipe = resolve_recipe(self.model_dump())
-        except ValueError as error:
-            named = re.match(r"\w*", str(error))[0]
-            raise Misfit(named if named in RECIPE_KEYS else "thr", str(error).removeprefix(f"{named}: ")) from None
+        if found := recipe_faults(self.model_dump()):
+            raise Misfits(*(Misfit(key, said.removeprefix(f"{key}: ")) for key, said in found))
+        recipe = resolve_recipe(self.model_dump())
         for key in RECIPE_KEYS:  # one spelling: weights that add up to 1, nothing that has no effect
             setattr(self, key, recipe.get(key))
         return self

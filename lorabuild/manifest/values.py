@@ -18,6 +18,14 @@ class Misfit(ValueError):
         super().__init__(said)
 
 
+class Misfits(ValueError):
+    """Several at once."""
+
+    def __init__(self, *misfits: Misfit):
+        self.misfits = misfits
+        super().__init__("; ".join(map(str, misfits)))
+
+
 def shown(value: Any) -> str:
     """A value as TOML writes it, on one line of a readable length; of a list or table, that it is one."""
     if isinstance(value, list | dict):
