@@ -265,6 +265,16 @@ def test_what_a_source_says_of_itself_is_not_overwritten_by_a_guess(started: Wor
     assert {"train", "spectrum", "resize", "chop"} <= set(json.loads(found["lorabuild.stages"]))
 
 
+def test_other_metadata_of_the_source_is_told_as_what_a_size_counts(started: World):
+    manifest(started, resize="size = 0.5")
+    assert started.doit().code == 0
+    rewritten(started.root / "projects/guide/a.safetensors", my="own")
+    result = started.doit()
+    assert result.built == {"spectrum:guide", "resize:guide"}
+    assert result.why("spectrum:guide") == "a.safetensors: content"
+    assert result.why("resize:guide").startswith("other metadata of the source, or tags of the data set, in the file's")
+
+
 def test_a_base_that_changes_while_it_is_measured_is_measured_again(started: World, monkeypatch: pytest.MonkeyPatch):
     """The record under a base's key holds the norms of that base, and of no other."""
     from lorabuild.engine import Engine
