@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, JobError, UserError
+from lorabuild.errors import InputChanged, JobError, Problem, UserError
 from lorabuild.files import empty_folder
-from lorabuild.inputs import Resolver, components, key_of
+from lorabuild.inputs import Resolver, components, input_names, key_of
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
@@ -47,6 +47,7 @@ class Engine:
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
+    source_problem: Callable[[Path], Problem | None]  # why the LoRA that a project starts from cannot be one
     default: Sequence[str]  # the stages that a build without targets is for
     store: Store
     state: State
@@ -63,7 +64,7 @@ class Engine:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._resolver = Resolver(self.state, self._artifact, self._component)
+        self._resolver = Resolver(self.state, self._artifact, self._component, self.source_problem)
 
     # the two questions that doit asks
 
@@ -307,8 +308,10 @@ class Engine:
         last = self.state.last(found.job.name)
         if found.job.name in self.anew:
             return ["asked for anew"]
-        if last is not None and last[0] != found.key and (lines := differences(json.loads(last[1]), found.components)):
-            return lines
+        if last is not None and last[0] != found.key:
+            lines = differences(json.loads(last[1]), found.components, input_names(found.job))
+            if lines:
+                return lines
         if found.missing:
             return list(found.missing) if last else ["never built"]
         return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]

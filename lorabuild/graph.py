@@ -112,7 +112,7 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
         yield {
             "basename": project,
             "actions": None,
-            "task_dep": targets(current.jobs).get(project, []),
+            "task_dep": targets(current.jobs, current.projects)[project],
             "doc": f"all of {project}",
         }
 
@@ -187,7 +187,7 @@ class _Command:
         """The jobs that `names` stand for; the default ones if there are none. Raises UsageError with a near miss."""
         if not names:
             return [name for name, job in engine().jobs.items() if job.stage in engine().default]
-        known = targets(engine().jobs)
+        known = targets(engine().jobs, engine().projects)
         for name in names:
             if name not in known:
                 raise UsageError(f"{name}: no such target{near_miss(name, known)}; `doit list --all` shows them")
@@ -213,7 +213,7 @@ class Run(_Command, DoitRun):
         current = engine()
         wanted = self.jobs_of(pos_args)
         if not wanted:
-            print("nothing to build: no projects/**/lora.toml here")
+            print(f"nothing to build: {self._reason(current, pos_args)}")
             return 0
         if not pos_args:
             self.sel_tasks = wanted
@@ -231,6 +231,15 @@ class Run(_Command, DoitRun):
         for name, message in sorted(current.failures.items()) if len(current.failures) > 1 else ():
             print(f"failed: {name}: {message}")
         return 1 if code else 0
+
+    @staticmethod
+    def _reason(current: Engine, names: Sequence[str]) -> str:
+        """Why there is no job."""
+        if not current.projects:
+            return "no projects/**/lora.toml here"
+        if not names:
+            return "no project has a job of the stages in [build] default"
+        return f"without [resize] and [chop], nothing is made of a project that starts from a file: {', '.join(names)}"
 
     @staticmethod
     def _announce(current: Engine, wanted: Sequence[str]) -> None:

@@ -84,11 +84,10 @@ def read_header(path: Path | str, shown: str | None = None) -> Header:
     of its dtype and shape. A pickle is refused by name. Raises OSError if the file cannot be read.
     """
     shown = shown or str(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a pipe would be waited for
+        raise FormatError(f"{shown}: not a regular file")
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError(f"{shown}: not a regular file")
-        size = status.st_size
+        size = os.fstat(file.fileno()).st_size
         text, data_start = _header_text(file, size, shown)
     try:
         entries = _parse(text)

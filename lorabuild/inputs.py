@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError
+from lorabuild.errors import JobError, Problem
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
@@ -43,6 +43,7 @@ class Resolver:
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+    source_problem: Callable[[Path], Problem | None] = lambda path: None  # why a user's LoRA cannot be one
     _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
 
     def forget_images(self) -> None:
@@ -64,8 +65,8 @@ class Resolver:
             case Images():
                 return self._images(item)
             case File(path, shown):
-                if not path.exists():
-                    raise JobError(f"{shown}: no such file (project.source)")
+                if problem := self.source_problem(path):
+                    raise JobError(problem)
                 return Resolved(self._digest(path, shown), path)
 
     def _images(self, item: Images) -> Resolved:
@@ -111,6 +112,22 @@ def _listed(subset: Subset) -> list[Path]:
         raise JobError(f"{subset.shown}: {error.strerror}") from None
     kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
     raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
+
+
+def input_names(job: Job) -> dict[str, str]:
+    """What messages call each input of `job`, by role: a user knows files and jobs, no roles."""
+    return {role: _name(role, item) for role, item in job.inputs.items()}
+
+
+def _name(role: str, item: Input) -> str:
+    match item:
+        case Artifact(job, output):
+            return job if job.startswith(f"{output}:") else f"{output} of {job}"
+        case Component(base, name):
+            return f"{name} of the base {base}"
+        case File(shown=shown):
+            return shown
+    return role
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:

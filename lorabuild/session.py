@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.sources import source_problem
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -37,6 +38,8 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
         repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
+        for warning in repository.warnings if building else ():
+            shown.warn(str(warning))
         pool.open(repository.slots["cpu"])
         store = Store(hidden / "store")
         if writing:
@@ -47,6 +50,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             jobs=jobs_of(repository),
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
+            source_problem=partial(source_problem, repository),
             default=repository.build_default,
             store=store,
             state=state,
@@ -90,9 +94,9 @@ def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
-def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-    """What a user can name: each job, each stage with its jobs, each project with its own."""
-    found: dict[str, list[str]] = {}
+def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[str]]:
+    """What a user can name: each job, each stage with its jobs, each project with its own, if it has any."""
+    found: dict[str, list[str]] = {project: [] for project in projects}
     for name, job in jobs.items():
         found[name] = [name]
         found.setdefault(job.stage, []).append(name)

@@ -319,6 +319,21 @@ def test_a_projects_name_stands_for_what_its_chop_reads(repository: Path, name: 
         assert told(capsys, name)["file"] == f"../../{file}"
 
 
+def test_a_project_that_starts_from_a_file_and_resizes_nothing_stands_for_it(repository: Path, monkeypatch, capsys):
+    manifest = repository / "projects/guide/lora.toml"
+    manifest.parent.mkdir()
+    manifest.write_text('[project]\nbase = "tiny"\nsource = "a.safetensors"\n[variants.mini.resize]\nthr = -3\n')
+    assert refused("guide") == "projects/guide/a.safetensors: no such file"
+    write_lora(manifest.with_name("a.safetensors"), layer(MODULE["OUT02"], 4, 2, 4))
+    assert told(capsys, "guide")["file"] == "projects/guide/a.safetensors"
+    (repository / "build/guide").mkdir()  # where its chop stands
+    assert told(capsys, "guide")["file"] == "projects/guide/a.safetensors"
+    assert refused("guid") == 'guid: no such file or project (did you mean "guide"?)'
+    assert refused("guide@mini").startswith("guide@mini: no such file or project")
+    manifest.write_text("[")
+    assert refused("guide") == "guide: build/guide/ holds no LoRA yet: lorabuild build guide"
+
+
 def test_a_file_goes_before_a_project_of_its_name_but_a_folder_does_not(repository: Path, monkeypatch, capsys):
     write_lora(repository / "ember", layer(MODULE["TE1"], 4, 2, 4))
     assert told(capsys, "ember")["file"] == "ember"

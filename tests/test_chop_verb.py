@@ -400,6 +400,11 @@ def test_in_resize_loras_style_the_numbers_are_those_of_the_blocks_that_the_file
         (["--weights", "-1=2"], '"-1": no such block'),
         ([], "say what stays: --keep, --vector or --weights"),
         (["--kep", "TE"], "unrecognized arguments"),
+        (["--keep", "TE", "--keep", "OUT01"], 'argument --keep: given twice: join the values by ","'),
+        (["--weights", "TE=1", "--weights=TE=2"], 'argument --weights: given twice: join the values by ","'),
+        (["--vector", numbers(12), "--vector", numbers(12)], "argument --vector: given twice"),
+        (["--weights", "OUT01=0.5,OUT01=0.2"], "--weights: OUT01 stands twice"),
+        (["--keep", "TE", "--vector-style", "inspire"], "--vector-style says how to read a --vector, and there is none"),
         (["--vector"], "expected one argument"),
         (["--vector", numbers(12), "--vector-style", "lbw"], "invalid choice"),
     ],
@@ -420,6 +425,14 @@ def test_a_named_block_that_the_file_lacks_is_a_warning(tmp_path: Path, capsys):
     assert capsys.readouterr().err.splitlines() == ["warning: OUT02 is kept, but has no tensors here: it has OUT01"]
     chop(path, "--vector", "SDXL-LyC-ALL", "-o", out)
     assert capsys.readouterr().err == ""
+
+
+def test_a_weight_of_a_block_that_is_dropped_is_a_warning(every_block: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out.safetensors"
+    chop(every_block, "--keep", "TE1,OUT01", "--weights", "OUT02=0.5,TE=0.5,OUT03=0,OUT01=2", "-o", out)
+    assert capsys.readouterr().err == "warning: OUT02 has a weight, but is dropped: keep it, too, if it is to stay\n"
+    chop(every_block, "--vector", "SDXL-LyC-INALL", "--weights", "OUT02=0.5,INP01=2", "-o", out)
+    assert capsys.readouterr().err.startswith("warning: OUT02 has a weight")
 
 
 def test_it_says_what_it_did(every_block: Path, tmp_path: Path, capsys):

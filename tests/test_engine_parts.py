@@ -11,8 +11,10 @@ import pytest
 
 from lorabuild.files import staged
 from lorabuild.hashing import digest_bytes
+from lorabuild.inputs import input_names
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
+from lorabuild.stage import Artifact, Component, File, Job
 from lorabuild.state import GRAIN_NS, State
 from lorabuild.store import Output, Record, Store
 from lorabuild.workspace import Workspace
@@ -140,6 +142,32 @@ def test_a_version_and_an_artifact_are_told():
         "stage version: 1 -> 2",
         "weights: content",
     ]
+
+
+def test_inputs_are_called_what_a_user_calls_them():
+    inputs = {
+        "weights": File(Path("a.safetensors"), "a.safetensors"), "spectrum": Artifact("spectrum:ember", "spectrum"),
+        "unet": Component("tiny", "unet"),
+    }  # fmt: skip
+    names = input_names(Job("x", {}, inputs, []))
+    was, now = components(weights="a", spectrum="b"), components(weights="c", spectrum="d", unet="e")
+    assert differences(was, now, names) == [
+        "spectrum:ember: content",
+        "unet of the base tiny: now used",
+        "a.safetensors: content",
+    ]
+    assert differences(now, was) == ["spectrum: content", "unet: no longer used", "weights: content"]
+
+
+def test_what_a_size_counts_beside_the_weights_is_told_if_it_changes_by_itself():
+    thr = components({"resize": {"thr": -3.0}})
+    size, titled = ({"resize": {"size": 16.0, "header_kib": kib}} for kib in (8, 9))
+    assert differences(thr, components(size, told="a")) == ["resize.size: unset -> 16", "resize.thr: -3 -> unset"]
+    (project,) = differences(components(size, told="a"), components(titled, told="a"))
+    (told,) = differences(components(size, told="a"), components(size, told="b"))
+    assert project.startswith("[project]: ") and told.startswith(
+        "other metadata of the source, or tags of the data set"
+    )
 
 
 # run log

@@ -481,6 +481,8 @@ def test_what_does_not_add_up_is_one_line(tmp_path: Path, one: dict, two: dict, 
         (["a.safetensors:1:OUT01=half", "b.safetensors"], ["OUT01=half", "number"]),
         (["a.safetensors", "b.safetensors", "--dtype", "fp8"], ["fp8"]),
         (["a.safetensors", "b.safetensors", "--dtpye", "fp16"], ["--dtpye"]),
+        (["a.safetensors", "--dtype", "fp16", "b.safetensors", "--dtype", "bf16"], ["--dtype", "given twice"]),
+        (["a.safetensors:1:OUT01=0.5,OUT01=0.2", "b.safetensors"], ["OUT01 stands twice"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line(

@@ -408,6 +408,11 @@ def test_a_broken_base_is_named_if_it_is_looked_at(tmp_path: Path):
         (["-r", "thr=-3", "-o", "out.bin"], "out.bin: the output's name must end in .safetensors"),
         (["-r", "thr=-3:thr=-4"], "out.safetensors: with several recipes the output is a folder"),
         (["-r", "thr=-3", "--dtype", "fp8"], "invalid choice"),
+        (["-r", "thr=-3", "-r", "thr=-4"], 'argument -r/--recipe: given twice: join the values by ":"'),
+        (["-r", "thr=-3", "--dtype", "fp16", "--dtype", "fp16"], "argument --dtype: given twice"),
+        (["-r", "thr=-3:"], '-r "thr=-3:": an empty recipe; a ":" stands between two'),
+        (["-r", ""], '-r "": an empty recipe'),
+        (["-r", "thr=-3:fro_ckpt=1, thr=-3"], '"thr=-3" and "fro_ckpt=1, thr=-3" are the same recipe'),
         (["-r", "thr=-3", "--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
@@ -631,3 +636,14 @@ def test_the_base_is_never_written_over(tmp_path: Path, base: Path):
     save_file({"model.diffusion_model.out.2.weight": torch.ones(2, 2)}, own)
     with pytest.raises(UsageError, match="is the input itself"):
         verb.main([str(lora(tmp_path, three_layers())), "--base", str(own), "-r", "thr=-3", "-o", str(own)])
+
+
+def test_of_several_recipes_all_files_are_written_or_none(tmp_path: Path, base: Path):
+    """The second one does not fit into halves."""
+    path, folder = lora(tmp_path), tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(JobError):
+        run(path, base, "max_rank=2:max_rank=2,rescale=1e30", out=folder)
+    assert os.listdir(folder) == []
+    run(path, base, "max_rank=2:max_rank=3", out=folder)
+    assert sorted(os.listdir(folder)) == ["lora_max_rank2.safetensors", "lora_max_rank3.safetensors"]

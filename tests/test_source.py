@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def test_touching_the_file_runs_nothing_and_other_weights_do(started: World):
     shutil.copy(started.root / "build/ember/ember-step00000002.safetensors", source)
     result = started.doit()
     assert result.built == {"spectrum:guide", "resize:guide", "chop:guide"}
-    assert "weights" in result.why("spectrum:guide")
+    assert result.why("spectrum:guide") == "a.safetensors: content"
+    assert result.why("resize:guide") == "spectrum:guide: content"
 
 
 def test_a_missing_and_a_broken_file_are_one_line(started: World):
@@ -114,13 +116,77 @@ def test_a_missing_and_a_broken_file_are_one_line(started: World):
     source.unlink()
     manifest(started, resize="thr = -2.3")
     result = started.doit()
-    assert result.code == 1 and "a.safetensors: no such file (project.source)" in result.out + result.err
+    assert (
+        result.code == 1 and 'projects/guide/lora.toml:3: project.source: "a.safetensors": no such file' in result.out
+    )
     source.write_bytes(data[:-10])
     result = started.doit()
     assert result.code == 1 and "truncated" in result.out + result.err
     assert "Traceback" not in result.out + result.err
     source.write_bytes(data)
     assert started.doit().code == 0
+
+
+def source_is(world: World, source: str) -> str:
+    """What a build says of a `source`; one line."""
+    text = (world.root / "projects/guide/lora.toml").read_text()
+    world.write("projects/guide/lora.toml", re.sub("source = .*", f"source = {json.dumps(source)}", text))
+    result = world.doit("guide")
+    assert "Traceback" not in result.out + result.err
+    (line,) = [line for line in result.out.splitlines() if "FAILED" in line] or [""]
+    assert (result.code, bool(line)) in ((0, False), (1, True))
+    return line.removeprefix(f'spectrum:guide FAILED: projects/guide/lora.toml:3: project.source: "{source}": ')
+
+
+def test_a_source_that_cannot_be_one_is_told_at_its_line(started: World):
+    folder = started.root / "projects/guide"
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "link.safetensors").symlink_to("../../build/ember/ember.safetensors")
+    for name in ("a.ckpt", "a.txt"):
+        (folder / name).write_bytes(b"")
+    in_build = "lies in build/, which is made from the manifests: copy the file beside this one, or give the project"
+    for source, said in {
+        "aa.safetensors": 'no such file (did you mean "a.safetensors"?)',
+        "a.ckpt": "safetensors only: a .ckpt can run code when it is loaded",
+        "a.txt": "a .safetensors file was expected",
+        "../guide": "a folder; a .safetensors file was expected",
+        "pipe.safetensors": "not a regular file",
+        "../../build/ember/ember.safetensors": in_build,
+        "../../build/none/none.safetensors": in_build,
+        "link.safetensors": in_build,
+    }.items():
+        assert source_is(started, source).startswith(said), source
+
+
+def test_a_source_may_lie_in_the_home_folder(started: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert source_is(started, "~/a.safetensors").startswith("no such file")
+    (tmp_path / "home").mkdir()
+    shutil.move(started.root / "projects/guide/a.safetensors", tmp_path / "home")
+    assert source_is(started, "~/a.safetensors") == ""
+
+
+def test_of_a_source_without_resize_and_chop_nothing_is_made(empty: World):
+    empty.write("projects/guide/lora.toml", '[project]\nbase = "tiny"\nsource = "a.safetensors"\n')
+    result = empty.doit("guide")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        "nothing to build: without [resize] and [chop], nothing is made of a project that starts from a file: guide"
+    ]
+
+
+def test_settings_of_a_training_beside_a_source_are_a_warning_at_their_line(started: World):
+    text = (started.root / "projects/guide/lora.toml").read_text()
+    started.write("recipes/shared.toml", "[recipe]\nseed = 3\n[dataset]\nkeep_tokens = 1\n")
+    started.write("projects/guide/lora.toml", 'extends = "shared"\n' + text + '[recipe]\nsave_precision = "fp16"\n')
+    assert started.doit().out.splitlines() == ["nothing to do: 11 jobs are fresh"]
+    with open(started.root / "projects/guide/lora.toml", "a") as file:
+        file.write("network_dim = 8\nseed = 4\n")
+    said = "nothing is trained here (project.source), so without effect: network_dim, seed"
+    for _ in range(2):  # also where the manifest is remembered
+        result = started.doit()
+        assert result.out.splitlines()[0] == f"warning: projects/guide/lora.toml:12: recipe: {said}"
+        assert result.events == []
 
 
 def test_without_a_resize_the_file_is_chopped(started: World):
@@ -197,6 +263,16 @@ def test_what_a_source_says_of_itself_is_not_overwritten_by_a_guess(started: Wor
     assert found["ss_network_alpha"] == "Dynamic"
     assert json.loads(found["lorabuild.recipe"])["seed"] == 7
     assert {"train", "spectrum", "resize", "chop"} <= set(json.loads(found["lorabuild.stages"]))
+
+
+def test_other_metadata_of_the_source_is_told_as_what_a_size_counts(started: World):
+    manifest(started, resize="size = 0.5")
+    assert started.doit().code == 0
+    rewritten(started.root / "projects/guide/a.safetensors", my="own")
+    result = started.doit()
+    assert result.built == {"spectrum:guide", "resize:guide"}
+    assert result.why("spectrum:guide") == "a.safetensors: content"
+    assert result.why("resize:guide").startswith("other metadata of the source, or tags of the data set, in the file's")
 
 
 def test_a_base_that_changes_while_it_is_measured_is_measured_again(started: World, monkeypatch: pytest.MonkeyPatch):

@@ -60,9 +60,17 @@ def chopped(
 
 
 def chop_warnings(
-    tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapping[str, float], named: Iterable[str]
+    tensors: Mapping[str, TensorInfo],
+    blocks: Blocks,
+    weights: Mapping[str, float],
+    named: Iterable[str],
+    idle: Iterable[str],
 ) -> Iterator[str]:
-    """What a user should know of a chop: blocks that were `named` and are not there, and what a weight does not reach."""
+    """What a user should know of a chop: blocks that were `named` and are not there, `idle` weights of blocks that are
+    dropped, and what a weight does not reach.
+    """
+    for block in idle:
+        yield f"{block} has a weight, but is dropped: keep it, too, if it is to stay"
     for block in named:
         if not blocks.counts.get(block):
             yield f"{block} is kept, but has no tensors here: {blocks}"

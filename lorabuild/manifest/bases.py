@@ -11,10 +11,8 @@ from lorabuild.errors import JobError, Problem
 from lorabuild.manifest.layers import Reader
 from lorabuild.manifest.merge import merge
 from lorabuild.manifest.repository import SHARED_FILES, Repository
-from lorabuild.manifest.values import SAFETENSORS, is_single_file
+from lorabuild.manifest.values import PICKLES, SAFETENSORS, is_single_file
 from lorabuild.names import quoted
-
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
 
 
 def base_path(repository: Repository, base: str) -> Path | None:

@@ -35,6 +35,7 @@ class Project:
     manifest: Path
     settings: dict[str, Any]
     variants: Mapping[str, dict[str, Any]]  # name -> the complete settings of the variant
+    idle: Sequence[tuple[int, str]] = ()  # line of the manifest, what stands there to no effect
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Repository:
     def used_bases(self) -> list[str]:
         """The bases that projects train on; what is only listed costs nothing."""
         return sorted({project.settings["project"]["base"] for project in self.projects.values()})
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What manifests say to no effect."""
+        found = [
+            (shown(project.manifest, self.root), *one) for project in self.projects.values() for one in project.idle
+        ]
+        return [Problem(*one) for one in found]
 
 
 def load(root: Path, memo: Memo | None = None) -> Repository:
@@ -159,7 +168,7 @@ def _project(
     bases: Mapping[str, Any] | None,
     shared_layers: Sequence[Layer | None],
 ) -> dict[str, Any]:
-    """{"settings": …, "variants": …} of a manifest. Raises ConfigError."""
+    """{"settings": …, "variants": …, "idle": …} of a manifest. Raises ConfigError."""
     manifest = reader.read(path)
     if manifest is None:
         raise ConfigError(Problem(shown(path, reader.root), 1, "cannot be read: no such file"))

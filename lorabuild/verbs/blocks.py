@@ -13,7 +13,7 @@ from statistics import median
 
 from lorabuild.ahead import use_threads
 from lorabuild.cli import find_root
-from lorabuild.errors import JobError, near_miss
+from lorabuild.errors import ConfigError, JobError, near_miss
 from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers
@@ -26,7 +26,7 @@ For each block: modules, tensors, bytes, ranks, and its share of what the file a
 and biases). Then the strings that keep these blocks: leave out of them what should go.
 
   lorabuild blocks big.safetensors
-  lorabuild blocks ember          in a repository: build/ember/, the file that its chop reads; or ember@variant"""
+  lorabuild blocks ember          in a repository: the file that its chop reads; or ember@variant"""
 
 HEADS = ("block", "modules", "tensors", "bytes", "rank median", "rank max", "share")
 NO_BLOCK = "no block"
@@ -91,13 +91,14 @@ def _found(argument: str) -> Path:
         return path
     root = find_root(Path.cwd())
     built = _built(root / "build") if root else {}
-    if weights := built.get(argument):
+    started = _started(root) if root and not built.get(argument) else {}
+    if weights := built.get(argument) or started.get(argument):
         return Path(os.path.relpath(weights))
     if argument in built:
         raise JobError(f"{argument}: build/{argument}/ holds no LoRA yet: lorabuild build {argument}")
     if path.is_dir():
         return path  # for which header_of has words
-    raise JobError(f"{argument}: no such file or project{near_miss(argument, built)}")
+    raise JobError(f"{argument}: no such file or project{near_miss(argument, {**built, **started})}")
 
 
 def _built(build: Path) -> dict[str, Path | None]:
@@ -110,6 +111,25 @@ def _built(build: Path) -> dict[str, Path | None]:
         for file in sorted(folder.glob(f"{name}-*{resized}")):
             found[f"{name}@{file.name.removeprefix(f'{name}-').removesuffix(resized)}"] = file
     return found
+
+
+def _started(root: Path) -> dict[str, Path]:
+    """Project, or project@variant, that resizes nothing -> the LoRA that it starts from."""
+    from lorabuild.manifest import load
+    from lorabuild.manifest.sources import source_path
+    from lorabuild.stages.spectrum import targets
+
+    try:
+        projects = load(root).projects
+    except ConfigError:
+        return {}  # a build tells what is wrong
+    return {
+        target: source
+        for name, project in projects.items()
+        if (source := source_path(project))
+        for target, settings in targets(name, project.settings, project.variants)
+        if not settings["resize"]
+    }
 
 
 def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:

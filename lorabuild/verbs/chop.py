@@ -10,9 +10,10 @@ from lorabuild.errors import JobError, UsageError
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
-from lorabuild.names import named_blocks, resolve_chop
+from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.vectors import block_vector
 from lorabuild.verbs.common import (
+    NewFile,
     Parser,
     block_weights,
     check_family,
@@ -20,7 +21,7 @@ from lorabuild.verbs.common import (
     header_of,
     megabytes,
     warn,
-    write_lora,
+    write_loras,
 )
 
 HELP = """\
@@ -64,14 +65,15 @@ def main(args: Sequence[str]) -> int:
     body = list(chopped(options.file, header.tensors, blocks, weights))
     if not body and not options.allow_empty:
         raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_lora(out, body, _metadata(header, weights, out.stem))
+    write_loras(NewFile(out, body, _metadata(header, weights, out.stem)))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(
         f"{out}: {len(body)} of {len(header.tensors)} tensors, {megabytes(out.stat().st_size)} of "
         f"{megabytes(header.size)}; dropped {', '.join(gone) or 'nothing'}"
     )
-    for text in chop_warnings(header.tensors, blocks, weights, named_blocks(table, blocks.present)):
+    named, idle = named_blocks(table, blocks.present), idle_weights(table, blocks.present)
+    for text in chop_warnings(header.tensors, blocks, weights, named, idle):
         warn(text)
     return 0
 
@@ -90,6 +92,8 @@ def _table(options: Any) -> dict[str, Any]:
     """The options as a manifest's [chop] has them. Raises UsageError."""
     if options.keep is None and options.vector is None and options.weights is None:
         raise UsageError("say what stays: --keep, --vector or --weights")
+    if options.vector_style and options.vector is None:
+        raise UsageError("--vector-style says how to read a --vector, and there is none: leave it out, or give one")
     keep = None if options.keep is None else [one.strip() for one in options.keep.split(",") if one.strip()]
     return {
         "keep": keep,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lorabuild.errors import JobError, UsageError
-from lorabuild.files import staged
+from lorabuild.files import remove_leftovers, staged
 from lorabuild.header import Header, Tensor, read_header, write_file
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.modules import lora_file, other_model
@@ -18,14 +20,31 @@ from lorabuild.names import block_of, quoted
 SUFFIX = ".safetensors"
 
 
+# Options that hold several values -> what joins them.
+JOINED_BY = {"keep": ",", "weights": ",", "recipe": ":"}
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves with the exit code of a usage error."""
+    """Says what is wrong in one line, and leaves with the exit code of a usage error. An option may stand once."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+class _Once(argparse.Action):
+    """Stores a value; of an option that is given again, argparse would forget the first one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string and self.dest in given:
+            joined = f': join the values by "{JOINED_BY[self.dest]}"' if self.dest in JOINED_BY else ""
+            raise argparse.ArgumentError(self, f"given twice{joined}")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def header_of(path: Path) -> Header:
@@ -47,13 +66,26 @@ def check_family(path: Path, header: Header, blocks: Blocks) -> None:
         raise JobError(f"{path}: a LoRA for {other}, not for SDXL")
 
 
-def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file `out`, whole or not at all; BODY_SHA256 in its metadata stands for the sha256 of its body.
+@dataclass(frozen=True)
+class NewFile:
+    """A LoRA that is to be written. BODY_SHA256 in its metadata stands for the sha256 of its body."""
+
+    out: Path
+    tensors: Iterable[Tensor]
+    metadata: Mapping[str, str]
+
+
+def write_loras(*files: NewFile) -> None:
+    """Write files, each whole, and all of them or none: they get their names when the last one is written.
 
     A file that is replaced is not given up before the new one is on the disk.
     """
-    with staged(out, out.parent, durable=out.exists()) as part:
-        write_file(part, tensors, metadata)
+    with ExitStack() as stack:
+        for new in files:
+            folder = new.out.parent
+            remove_leftovers(new.out, folder)
+            part = stack.enter_context(staged(new.out, folder, durable=new.out.exists()))
+            write_file(part, new.tensors, new.metadata)
 
 
 def check_out(out: Path, *sources: Path) -> Path:
@@ -73,9 +105,11 @@ def check_out(out: Path, *sources: Path) -> Path:
 
 def block_weights(parts: Iterable[str], where: str) -> dict[str, float]:
     """`OUT01=0.5`, `TE=0` as a table. Raises UsageError, which says `where` they stood."""
-    found = {}
+    found: dict[str, float] = {}
     for part in parts:
         name, _, number = (word.strip() for word in part.partition("="))
+        if name in found:
+            raise UsageError(f"{where}: {name} stands twice")
         try:
             found[name] = float(number)
         except ValueError:

@@ -20,6 +20,7 @@ from lorabuild.names import block_scales, finite
 from lorabuild.tensors import SAVE_DTYPES
 from lorabuild.verbs.common import (
     SUFFIX,
+    NewFile,
     Parser,
     block_weights,
     check_family,
@@ -27,7 +28,7 @@ from lorabuild.verbs.common import (
     header_of,
     megabytes,
     warn,
-    write_lora,
+    write_loras,
 )
 
 TAGS = "ss_tag_frequency"
@@ -96,7 +97,7 @@ def main(args: Sequence[str]) -> int:
     ]
     if not body:
         raise JobError("nothing would be left: all that the files hold is multiplied by 0")
-    write_lora(out, body, _metadata(headers, _history(files, headers), alpha, out.stem))
+    write_loras(NewFile(out, body, _metadata(headers, _history(files, headers), alpha, out.stem)))
 
     print(f"{out}: {_summary(plan, len(files))}, {megabytes(out.stat().st_size)}")
     if coarse:
