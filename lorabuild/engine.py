@@ -55,6 +55,8 @@ class Engine:
     pool: Pool
     log: RunLog
     face: Face
+    clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
+    settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
     anew: frozenset[str] = frozenset()
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -334,7 +336,23 @@ class Engine:
         with self._mutex:
             return self._keys[key]
 
-    # what the other verbs need
+    # the end of a run
+
+    def made_by(self, name: str) -> dict[Path, str | None] | None:
+        """The files of a job that this run found or made fresh, with their digests, None for a record; None if it did not."""
+        found = self.assessed.get(name)
+        if found is None or found.missing or found.unpublished or name in self.failures:
+            return None
+        published = {one.path: self.state.published(one.path) for one in self._publications(found)}
+        if None in published.values():
+            return None
+        blobs = {self.store.blob(output.digest): output.digest for output in found.outputs.values()}
+        records = [found.key, *(f"{found.key}/{role}" for role in found.job.snapshots)]
+        return {
+            **{path: row[1] for path, row in published.items() if row},
+            **blobs,
+            **dict.fromkeys(map(self.store.record_path, records)),
+        }
 
     def tidy(self) -> list[Path]:
         """Remove from build/ what this run found no longer wanted: a snapshot, a chop whose table is gone.
@@ -343,7 +361,7 @@ class Engine:
         """
         removed: list[Path] = []
         for name in self.state.publishers():
-            project = name.partition(":")[2].partition("@")[0]
+            project = Job(name, {}, {}, ()).project
             found = self.assessed.get(name)
             if found and not found.missing and name in self.jobs:
                 wanted = [publication.path for publication in self._publications(found)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,20 @@ from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
+from lorabuild.scan import Scan
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 from lorabuild.store import Store
+from lorabuild.watch import Watches
 
 
 @contextmanager
-def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
-    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML."""
+def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | None = None) -> Iterator[Engine]:
+    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML.
+
+    With `wanted`, names of projects, others are left alone where nothing of them has changed: they stand in `clean`.
+    """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
         shown = face()
@@ -37,17 +42,28 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         stack.callback(state.close)
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
-        repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
+        scan = Scan()
+        watches = Watches(root, state, scan)
+        clean = (
+            {}
+            if wanted is None
+            else {path: jobs for path, jobs in watches.clean().items() if path.parent.name not in wanted}
+        )
+        memo = _Memo(state, pool.start_early if building else lambda: None)
+        repository = load(root, memo, scan, clean.__contains__)
         for warning in repository.warnings if building else ():
             shown.warn(str(warning))
         pool.open(repository.slots["cpu"])
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
+        jobs = jobs_of(repository)
+        needed = {name: needed_by(name, jobs, repository.build_default) for name in repository.projects}
+        watches.look(repository, jobs, needed)
         yield Engine(
             root=root,
             stages=STAGES,
-            jobs=jobs_of(repository),
+            jobs=jobs,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
             source_problem=partial(source_problem, repository),
@@ -58,7 +74,30 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             pool=pool,
             log=RunLog(hidden / "runs", building),
             face=shown,
+            clean={path.parent.name: names for path, names in clean.items()},
+            settle=partial(_settle, watches, repository, needed),
         )
+
+
+def _settle(
+    watches: Watches,
+    repository: Repository,
+    needed: Mapping[str, Sequence[str]],
+    made_by: Callable[[str], Mapping[Path, str | None] | None],
+) -> None:
+    """Note each loaded project of which all is fresh. One that there is a warning for is looked at, and told, each time."""
+    for name, project in repository.projects.items():
+        made = [made_by(job) for job in needed[name]]
+        if None not in made and not project.idle:
+            watches.settle(project, needed[name], {path: digest for one in made for path, digest in one.items()})
+
+
+def needed_by(project: str, jobs: Mapping[str, Job], stages: Sequence[str]) -> list[str]:
+    """The jobs of a project that are of these stages, and all that they depend on."""
+    found = [name for name, job in jobs.items() if job.stage in stages and job.project == project]
+    for name in found:
+        found += [one for one in dependencies(jobs[name], jobs) if one not in found]
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -100,6 +139,6 @@ def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[
     for name, job in jobs.items():
         found[name] = [name]
         found.setdefault(job.stage, []).append(name)
-        if job.stage not in ("base", "norms"):
-            found.setdefault(job.target.partition("@")[0], []).append(name)
+        if job.project:
+            found.setdefault(job.project, []).append(name)
     return found

@@ -18,7 +18,7 @@ LAYERS = {
     "manifest": "manifest",
     "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",
     "stages": "stages",
-    "graph": "pool worker engine session graph",
+    "graph": "pool worker engine watch session graph",
     "faces": "cli __main__ verbs",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

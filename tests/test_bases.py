@@ -23,8 +23,9 @@ from lorabuild.errors import JobError
 from lorabuild.inputs import Resolved
 from lorabuild.manifest import load
 from lorabuild.session import dependencies, opened
+from lorabuild.signature import GRAIN_NS
 from lorabuild.stage import Artifact, Component, Job
-from lorabuild.state import GRAIN_NS, State
+from lorabuild.state import State
 
 # Some tensors of each component, by the names and dtypes that sd_xl_base_1.0.safetensors has.
 NAMES = {
@@ -222,7 +223,7 @@ def test_a_file_younger_than_the_clocks_grain_is_not_trusted(tmp_path: Path, mon
     state, path = State(tmp_path / "state.sqlite"), tmp_path / "pony.safetensors"
     path.write_bytes(b"one")
     now = path.stat().st_mtime_ns
-    monkeypatch.setattr("lorabuild.state.time.time_ns", lambda: now + GRAIN_NS // 2)
+    monkeypatch.setattr("lorabuild.signature.time.time_ns", lambda: now + GRAIN_NS // 2)
     assert [state.digest_of([path], "unet", lambda number=number: number) for number in "12"] == ["1", "2"]
 
 

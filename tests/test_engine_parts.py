@@ -14,8 +14,9 @@ from lorabuild.hashing import digest_bytes
 from lorabuild.inputs import input_names
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
+from lorabuild.signature import GRAIN_NS
 from lorabuild.stage import Artifact, Component, File, Job
-from lorabuild.state import GRAIN_NS, State
+from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 from lorabuild.workspace import Workspace
 
@@ -96,7 +97,7 @@ def test_a_change_of_same_size_and_time_is_seen_by_its_ctime(tmp_path: Path, sta
 def test_a_file_younger_than_the_clocks_grain_is_not_trusted(tmp_path: Path, state: State, monkeypatch):
     path = tmp_path / "image"
     path.write_bytes(b"one")
-    monkeypatch.setattr("lorabuild.state.time.time_ns", lambda: path.stat().st_mtime_ns + GRAIN_NS // 2)
+    monkeypatch.setattr("lorabuild.signature.time.time_ns", lambda: path.stat().st_mtime_ns + GRAIN_NS // 2)
     state.digest(path)
     assert state._known(path, (3, path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.stat().st_ino)) is None
 
