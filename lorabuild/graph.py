@@ -213,6 +213,8 @@ class Run(_Command, DoitRun):
         if not wanted:
             print("nothing to build: no projects/**/lora.toml here")
             return 0
+        if not continue_:  # then the others are built, and its own jobs tell what is wrong
+            current.check_sources(wanted)
         if not pos_args:
             self.sel_tasks = wanted
         if always:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError
+from lorabuild.errors import JobError, Problem
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
@@ -43,6 +43,7 @@ class Resolver:
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+    source_problem: Callable[[str, str], Problem] = lambda project, said: Problem("", 0, said)  # at its line
     _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
 
     def forget_images(self) -> None:
@@ -51,9 +52,31 @@ class Resolver:
 
     def resolve(self, job: Job) -> dict[str, Resolved]:
         """All inputs of `job` by role. Raises JobError for a missing image folder or an unreadable file."""
-        return {role: self._one(item) for role, item in job.inputs.items()}
+        return {role: self._one(item, job) for role, item in job.inputs.items()}
 
-    def _one(self, item: Input) -> Resolved:
+    def source(self, item: File, project: str) -> str:
+        """The digest of the LoRA that a project starts from. Raises JobError, at its line, for what is no LoRA for SDXL."""
+        try:
+            if not item.path.exists():
+                raise JobError(f"{item.shown}: no such file")
+            digest = self._digest(item.path, item.shown)
+            if self.state.get(f"lora:{digest}") is None:
+                self._check_lora(item)
+                self.state.put(f"lora:{digest}", "SDXL")
+            return digest
+        except JobError as error:
+            raise JobError(self.source_problem(project, str(error))) from None
+
+    @staticmethod
+    def _check_lora(item: File) -> None:
+        from lorabuild.header import read_header
+        from lorabuild.lora.family import misfit
+
+        header = read_header(item.path, item.shown)
+        if said := misfit(header.tensors, header.metadata):
+            raise JobError(f"{item.shown}: {said}")
+
+    def _one(self, item: Input, job: Job) -> Resolved:
         match item:
             case Artifact(job, role):
                 digest, path = self.artifact(job, role)
@@ -63,10 +86,8 @@ class Resolver:
                 return Resolved(digest, folder)
             case Images():
                 return self._images(item)
-            case File(path, shown):
-                if not path.exists():
-                    raise JobError(f"{shown}: no such file (project.source)")
-                return Resolved(self._digest(path, shown), path)
+            case File(path):
+                return Resolved(self.source(item, job.project), path)
 
     def _images(self, item: Images) -> Resolved:
         found = [

@@ -13,6 +13,7 @@ from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.sources import source_problem
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -47,6 +48,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             jobs=jobs_of(repository),
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
+            source_problem=partial(source_problem, repository),
             default=repository.build_default,
             store=store,
             state=state,
@@ -97,5 +99,5 @@ def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
         found[name] = [name]
         found.setdefault(job.stage, []).append(name)
         if job.stage not in ("base", "norms"):
-            found.setdefault(job.target.partition("@")[0], []).append(name)
+            found.setdefault(job.project, []).append(name)
     return found

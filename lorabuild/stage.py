@@ -83,6 +83,11 @@ class Job:
         """What it is made for: a project, `project@variant`, or a base."""
         return self.name.partition(":")[2]
 
+    @property
+    def project(self) -> str:
+        """The project without its variant; of a base's job the base."""
+        return self.target.partition("@")[0]
+
 
 @dataclass(frozen=True)
 class Stage:

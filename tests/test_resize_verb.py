@@ -303,7 +303,7 @@ MISTAKES = {
     ),
     "Flux": (
         lambda: layer("lora_unet_double_blocks_0_img_attn_qkv", 24, 4, 16),
-        "not a LoRA for this base: it has none of the 1 layers",
+        "lora.safetensors: a LoRA for Flux, not for SDXL: it has 'lora_unet_double_blocks_0_img_attn_qkv",
     ),
     "NaN": (
         lambda: broken(three_layers(), f"{CONV}.lora_up.weight", torch.nan),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sgm_base import write_sgm
 from world import World
 
 from lorabuild.hashing import sha256_from
-from lorabuild.header import read_header
+from lorabuild.header import read_header, write_body
 
 MANIFEST = """\
 [project]
@@ -114,7 +115,7 @@ def test_a_missing_and_a_broken_file_are_one_line(started: World):
     source.unlink()
     manifest(started, resize="thr = -2.3")
     result = started.doit()
-    assert result.code == 1 and "a.safetensors: no such file (project.source)" in result.out + result.err
+    assert result.code == 1 and "lora.toml:3: a.safetensors: no such file (project.source)" in result.out + result.err
     source.write_bytes(data[:-10])
     result = started.doit()
     assert result.code == 1 and "truncated" in result.out + result.err
@@ -155,8 +156,6 @@ def test_a_single_file_checkpoint_of_equal_weights_gives_the_same_files(started:
 
 
 def test_a_lora_that_is_not_for_the_base_is_one_line(started: World):
-    from lorabuild.header import write_body
-
     name = "lora_unet_input_blocks_4_1_proj_in"
     write_body(
         started.root / "projects/guide/a.safetensors",
@@ -166,6 +165,46 @@ def test_a_lora_that_is_not_for_the_base_is_one_line(started: World):
     said = result.out + result.err
     assert result.code == 1
     assert "not a LoRA for this base" in said and name in said and "Traceback" not in said
+
+
+def checkpoint(path: Path) -> None:
+    write_sgm(path)
+
+
+def lora_for_wan(path: Path) -> None:
+    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+    write_body(path, [(name.format(end), "F32", (2, 2), bytes(16)) for end in ("down", "up")])
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (checkpoint, "not a LoRA: it has no LoRA layer, but 'conditioner."),
+        (
+            lora_for_wan,
+            "a LoRA for another model, not for SDXL: it has 'diffusion_model.blocks.0.self_attn.q.lora_down",
+        ),
+    ],
+)
+@pytest.mark.parametrize("resized", [True, False])
+def test_a_file_that_is_no_lora_for_sdxl_is_refused_at_its_line_before_any_work(
+    built: World, write: Callable[[Path], None], said: str, resized: bool
+):
+    """Of the base, too, which nobody has measured yet; and a project beside it can be built."""
+    built.write("lorabuild.toml", '[bases.real]\nfile = "real.safetensors"\n')
+    write_sgm(built.root / "real.safetensors")
+    text = MANIFEST.format(base="real", resize="thr = -2.6", keep='["OUT01"]')
+    built.write("projects/guide/lora.toml", text if resized else text.replace("[resize]\nthr = -2.6\n", ""))
+    write(built.root / "projects/guide/a.safetensors")
+    result = built.doit()
+    (line,) = result.err.splitlines()
+    assert result.code == 1 and result.events == []
+    assert line.startswith(f"projects/guide/lora.toml:3: a.safetensors: {said}")
+    assert line.endswith("(project.source)")
+    assert built.doit("ember").code == 0
+    result = built.doit("--continue", "-n", "2")
+    assert result.code == 1 and said in result.out + result.err
+    assert not (built.root / "build/guide").exists()
 
 
 def rewritten(path: Path, **changes: str) -> None:

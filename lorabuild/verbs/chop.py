@@ -15,9 +15,8 @@ from lorabuild.vectors import block_vector
 from lorabuild.verbs.common import (
     Parser,
     block_weights,
-    check_family,
     check_out,
-    header_of,
+    lora_header,
     megabytes,
     warn,
     write_lora,
@@ -52,9 +51,8 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(_joined(args))
     out = check_out(options.out, options.file)
-    header = header_of(options.file)
+    header = lora_header(options.file)
     blocks = Blocks.read(header.tensors)
-    check_family(options.file, header, blocks)
     table = _table(options)
     try:
         weights = resolve_chop(table, blocks.present)

@@ -14,7 +14,6 @@ from lorabuild.errors import JobError, UsageError
 from lorabuild.hashing import sha256_from
 from lorabuild.header import FileRange, Header, Tensor
 from lorabuild.lora.amend import amended, remade
-from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
 from lorabuild.tensors import SAVE_DTYPES
@@ -22,9 +21,8 @@ from lorabuild.verbs.common import (
     SUFFIX,
     Parser,
     block_weights,
-    check_family,
     check_out,
-    header_of,
+    lora_header,
     megabytes,
     warn,
     write_lora,
@@ -71,9 +69,7 @@ def main(args: Sequence[str]) -> int:
     if len(files) == 1 and not files[0].said:
         raise UsageError(f"{files[0].path}: nothing to add to it: name another file, or a weight, as in FILE:0.5")
     out = check_out(options.out, *(one.path for one in files))
-    headers = [header_of(one.path) for one in files]
-    for one, header in zip(files, headers, strict=True):
-        check_family(one.path, header, Blocks.read(header.tensors))
+    headers = [lora_header(one.path) for one in files]
 
     from lorabuild.nn.factors import scale_of
     from lorabuild.nn.merge import layer_tensors, linear_tensor, merged_alpha

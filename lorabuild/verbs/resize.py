@@ -24,7 +24,7 @@ from lorabuild.lora.match import resizable
 from lorabuild.lora.ranks import parse_recipe, resolve_recipe
 from lorabuild.lora.resizing import Ranks, Resize
 from lorabuild.tensors import SAVE_DTYPES
-from lorabuild.verbs.common import SUFFIX, Parser, check_out, header_of, megabytes, write_lora
+from lorabuild.verbs.common import SUFFIX, Parser, check_out, header_of, lora_header, megabytes, write_lora
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,7 @@ def _outs(out: Path, sources: tuple[Path, Path], recipes: Sequence[str]) -> dict
 
 
 def _open(file: Path, base: Path) -> Opened:
-    header = header_of(file)
+    header = lora_header(file)
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
