@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from itertools import chain
@@ -583,6 +584,37 @@ def test_metadata_tells_what_went_in(tmp_path: Path):
     ]  # fmt: skip
     assert history[0]["sha256"] == hashlib.sha256(a.read_bytes()[source.data_start :]).hexdigest()
     assert "some-folder" not in str(found)
+
+
+def test_what_is_true_of_one_file_alone_is_told_of_it_alone(tmp_path: Path):
+    """Blocks that a chop left, a recipe, dimensions: none of them holds of the sum."""
+    made = {
+        "block_vector_string": "1,0",
+        "lorabuild.chop": '{"keep": {}}',
+        "lorabuild.odd": "[" * 9000,
+        "lorabuild.merge": "[1]",
+    }
+    network = {"ss_network_dim": "8", "ss_network_args": '{"conv_dim": 8}', "ss_network_module": "lycoris.kohya"}
+    a = save(tmp_path / "a.safetensors", layer(LINEAR, 8, 2, 8), **made, **network, ss_seed="7")
+    b = save(tmp_path / "b.safetensors", layer(LINEAR, 8, 2, 8), ss_network_module="networks.lora", ss_seed="8")
+    found = read_header(merge(tmp_path / "out.safetensors", a, b)).metadata
+    assert "ss_network_args" not in found and not found.keys() & (made.keys() - {"lorabuild.merge"})
+    assert (found["ss_network_dim"], found["ss_network_module"], found["ss_seed"]) == ("Dynamic", "networks.lora", "7")
+    one, two = json.loads(found["lorabuild.merge"])
+    assert one["metadata"] == made | {"lorabuild.chop": {"keep": {}}, "lorabuild.merge": [1]} and "metadata" not in two
+    same = read_header(merge(tmp_path / "same.safetensors", a, f"{a}:0.5")).metadata
+    assert same["ss_network_module"] == "lycoris.kohya"
+
+
+def test_names_that_are_no_unicode_are_escaped(tmp_path: Path):
+    """Of files, and of tags: JSON can spell what UTF-8 cannot."""
+    a = save(tmp_path / os.fsdecode(b"x\xff.safetensors"), layer(LINEAR, 8, 2, 8), ss_tag_frequency=r'{"a": {"\udcff": 1}}',
+             **{"lorabuild.x": r'["\udcff"]'})  # fmt: skip
+    found = read_header(merge(tmp_path / "out.safetensors", f"{a}:0.7", a)).metadata
+    assert found["modelspec.merged_from"] == r"x\udcff, x\udcff"
+    assert json.loads(found["ss_tag_frequency"]) == {"a": {"\udcff": 2}}
+    (one, _) = json.loads(found["lorabuild.merge"])
+    assert (one["file"], one["metadata"]) == ("x\udcff", {"lorabuild.x": ["\udcff"]})
 
 
 def test_tags_that_are_no_table_leave_no_trace(tmp_path: Path):

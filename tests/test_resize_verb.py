@@ -42,6 +42,7 @@ from lorabuild.cli import _main
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import read_header
 from lorabuild.verbs import resize as verb
+from lorabuild.verbs.chop import main as chop
 
 DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NORM = "lora_unet_input_blocks_1_0_in_layers_0"
@@ -450,6 +451,24 @@ def test_metadata_is_kept_and_amended(tmp_path: Path, base: Path):
     for key in ("ss_tag_frequency", "my", "modelspec.thumbnail"):
         assert found[key] == told[key]
     assert {one.item() for name, one in read(out).items() if name.endswith(".alpha")} == {3.0}
+
+
+def test_what_no_longer_holds_of_a_chopped_file_goes_and_the_rest_stays(tmp_path: Path, base: Path):
+    """Its blocks are as absent as before; its dimensions are others."""
+    chopped, out = tmp_path / "chopped.safetensors", tmp_path / "out.safetensors"
+    path = tmp_path / "lora.safetensors"
+    told = {
+        "ss_network_args": '{"conv_dim": 256, "algo": "locon"}',
+        "ss_network_module": "lycoris.kohya",
+        "ss_seed": "7",
+    }
+    save_file({name: one.contiguous() for name, one in three_layers().items()}, path, told)
+    assert chop([str(path), "--keep", "TE,OUT01", "-o", str(chopped)]) == 0
+    assert read_header(chopped).metadata["ss_network_args"] == told["ss_network_args"]
+    before, after = read_header(chopped).metadata, read_header(run(chopped, base, "max_rank=2", out=out)).metadata
+    for key in ("block_vector_string", "lorabuild.chop", "ss_network_module", "ss_seed"):
+        assert after[key] == before[key]
+    assert "ss_network_args" not in after and after["ss_network_dim"] == "Dynamic"
 
 
 def test_peft_metadata_tells_no_rank_that_the_file_has_not(tmp_path: Path, base: Path):

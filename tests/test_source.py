@@ -64,7 +64,7 @@ def test_its_metadata_stays_and_is_amended(started: World):
             assert found.get(key) == before.get(key), key
         assert found["ss_output_name"] == f"guide-{kind}"
         assert found["modelspec.title"] == "A guide"
-        assert found["ss_network_dim"] == "Dynamic"
+        assert found["ss_network_dim"] == "Dynamic" and "ss_network_args" not in found
         digest = sha256_from(path, read_header(path).data_start)
         assert (found["sshs_model_hash"], found["modelspec.hash_sha256"]) == (digest, f"0x{digest}")
         assert json.loads(found["lorabuild.resize"]) == {"fro_ckpt": 1.0, "thr": -2.6}

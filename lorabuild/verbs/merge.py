@@ -13,7 +13,7 @@ from typing import Any
 from lorabuild.errors import JobError, UsageError
 from lorabuild.hashing import sha256_from
 from lorabuild.header import FileRange, Header, Tensor
-from lorabuild.lora.amend import amended, remade
+from lorabuild.lora.amend import amended, making, of_several
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
 from lorabuild.tensors import SAVE_DTYPES
@@ -162,14 +162,15 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _history(files: Sequence[Argument], headers: Sequence[Header]) -> list[dict[str, Any]]:
-    """What went into the file, by content: names of files, no paths."""
+    """What went into the file, by content: names of files, no paths. What each tells of its own making stands with it."""
     digests: dict[Path, str] = {}
     for one, header in zip(files, headers, strict=True):
         if one.path not in digests:
             digests[one.path] = sha256_from(one.path, header.data_start)
     return [
         {"file": one.path.stem, "sha256": digests[one.path], "weight": one.weight, "blocks": dict(one.blocks)}
-        for one in files
+        | ({"metadata": told} if (told := making(header.metadata)) else {})
+        for one, header in zip(files, headers, strict=True)
     ]
 
 
@@ -186,7 +187,8 @@ def _metadata(
     }
     if tags := _all_tags(header.metadata.get(TAGS) for header in headers):
         facts[TAGS] = tags
-    return amended({key: value for key, value in remade(headers[0].metadata).items() if key != TAGS}, name, facts)
+    kept = of_several([header.metadata for header in headers])
+    return amended({key: value for key, value in kept.items() if key != TAGS}, name, facts)
 
 
 def _title(header: Header) -> str:
