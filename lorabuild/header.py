@@ -66,7 +66,8 @@ class FileRange:
     stop: int
 
 
-# Bytes; a range of a file; or a function that makes the bytes in their turn, so that one tensor at a time is in memory.
+# Bytes; a range of a file; or a function that makes the bytes in their turn, so that one tensor at a time is in memory,
+# or as an iterator that gives them piece by piece, so that not even one is.
 Data = bytes | bytearray | memoryview | FileRange | Callable[[], Any]
 Tensor = tuple[str, str, Sequence[int], Data]  # name, dtype, shape, data
 
@@ -367,11 +368,7 @@ def _write_tensors(
             told(waiting)
             copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
 
-    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
-        data = data() if callable(data) else data
-        expected = byte_size(dtype, shape)
-        if (found := _length(data)) != expected:
-            raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
+    for data in _pieces(tensors):
         if waiting and isinstance(data, FileRange) and (waiting.path, waiting.stop) == (data.path, data.start):
             waiting = FileRange(waiting.path, waiting.start, data.stop)
             continue
@@ -381,6 +378,17 @@ def _write_tensors(
             told(data)
             _write_all(target, data)
     copy()
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """The data of the tensors in name order. Raises ValueError where they are not the bytes that a shape has."""
+    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
+        data, found = data() if callable(data) else data, 0
+        for piece in data if isinstance(data, Iterator) else (data,):
+            found += _length(piece)
+            yield piece
+        if found != (expected := byte_size(dtype, shape)):
+            raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
 
 
 def _length(data: Any) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
-from lorabuild.header import FileRange, Tensor, TensorInfo
+from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
 from lorabuild.lora.canonical import block_of_module
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.names import BLOCKS
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Of each flavour the one factor in which what a layer adds is linear: scaling all of them, as chop_blocks does, would
 # raise the weight to the third power, or the fifth. Of LoKr it is w1, or w1's first factor where it is a product.
 SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", *LINEAR)
+
+PIECE = 1 << 20  # numbers that are scaled at a time: 4 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,18 @@ def _is_scaled(key: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], we
     return True
 
 
-def _scaled(path: Path, key: str, info: TensorInfo, weight: float) -> np.ndarray:
+def _scaled(path: Path, key: str, info: TensorInfo, weight: float) -> Iterator[np.ndarray]:
+    """The tensor times `weight`, PIECE numbers at a time. Raises JobError where a product does not fit its dtype."""
+    import numpy as np
+
     precision = "float64" if info.dtype == "F64" else "float32"
-    return rounded(read_tensor(path, key, info, precision) * weight, info.dtype, key)
+    for start in range(info.start, info.stop, size := byte_size(info.dtype, (PIECE,))):
+        stop = min(start + size, info.stop)
+        numbers = (stop - start) * PIECE // size
+        part = read_tensor(path, key, TensorInfo(info.dtype, (numbers,), start, stop), precision)
+        with np.errstate(over="ignore"):  # `rounded` says so, and of which tensor
+            part *= weight
+        try:
+            yield rounded(part, info.dtype, key)
+        except JobError as error:
+            raise JobError(f"{error}, or scale by less than {abs(weight):g}") from None
