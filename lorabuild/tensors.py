@@ -30,13 +30,13 @@ def read_tensor(
 ) -> np.ndarray:
     """Tensor `name` of the file at `path` as an array of its shape, in "float32" or "float64". Exact where it fits.
 
-    Only its own bytes are read. Raises JobError, which names the tensor, for a dtype that is none of FLOATS and for a
+    Only its own bytes are read. Raises JobError, which names file and tensor, for a dtype that is none of FLOATS and for a
     value that is not finite (but not of a file that is `trusted` to hold none); FormatError if the file ends early.
     """
     import numpy as np
 
     if info.dtype not in FLOATS:
-        raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
+        raise JobError(f"{path}: {name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
     stored = np.dtype(_NUMPY[info.dtype])
     count = (info.stop - info.start) // stored.itemsize
     array = np.empty(count, stored)
@@ -45,11 +45,11 @@ def read_tensor(
         if not _fill(file, memoryview(array).cast("B") if count else memoryview(b"")):
             raise FormatError(f"{path}: truncated while {name} was being read")
     if not trusted and not _finite(array, info.dtype):
-        raise JobError(f"{name}: holds NaN or infinity; the weights are broken")
+        raise JobError(f"{path}: {name}: holds NaN or infinity; the weights are broken")
     with np.errstate(over="ignore"):
         wide = _WIDENED.get(info.dtype, lambda array: array)(array).astype(precision, copy=False)
     if info.dtype == "F64" and not np.isfinite(wide).all():
-        raise JobError(f"{name}: does not fit {precision}")
+        raise JobError(f"{path}: {name}: does not fit {precision}")
     return wide.reshape(info.shape)
 
 

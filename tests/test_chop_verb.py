@@ -228,7 +228,7 @@ def test_what_cannot_be_scaled_is_named_and_can_be_kept_or_dropped(
     key, path = f"{MODULE['OUT01']}.{end}", tmp_path / "in.safetensors"
     save_file({key: torch.ones(4, 4).to(dtype)} | module(MODULE["TE1"], "linear"), path)
     line = refused(path, "--weights", "OUT01=0.5", "-o", tmp_path / "out.safetensors", code=1)
-    assert line == f"{key}: cannot be scaled by 0.5: {said}; 0 or 1 can be its weight"
+    assert line == f"{path}: {key}: cannot be scaled by 0.5: {said}; 0 or 1 can be its weight"
     assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]
     chop(path, "--weights", "TE=0.5", "-o", tmp_path / "kept.safetensors")
     assert key in read_header(tmp_path / "kept.safetensors").tensors
@@ -241,7 +241,7 @@ def test_a_weight_that_leaves_the_dtype_is_an_error_without_a_file(tmp_path: Pat
     tensors = module(name, "linear") | {f"{name}.lora_up.weight": torch.full((8, 4), 60000.0)}
     path = write(tmp_path / "in.safetensors", tensors, torch.float16)
     line = refused(path, "--weights", "TE1=2", "-o", tmp_path / "out.safetensors", code=1)
-    assert line.startswith(f"{name}.lora_up.weight: 120000 does not fit F16")
+    assert line.startswith(f"{path}: {name}.lora_up.weight: 120000 does not fit F16")
     assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]
 
 
@@ -552,7 +552,8 @@ def test_a_failed_chop_leaves_the_old_output(tmp_path: Path):
     path = write(tmp_path / "in.safetensors", tensors)
     chop(path, "--keep", "TE", "-o", out)
     before = out.read_bytes()
-    assert "holds NaN or infinity" in refused(path, "--weights", "TE=0.5", "-o", out, code=1)
+    line = refused(path, "--weights", "TE=0.5", "-o", out, code=1)
+    assert line.startswith(f"{path}: {name}.lora_up.weight: holds NaN or infinity")
     assert out.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
     chop(path, "--keep", "TE", "--weights", "OUT01=1", "-o", out)  # and a good one replaces it
     assert out.read_bytes() == before

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from itertools import chain
 from pathlib import Path
 
@@ -435,6 +436,16 @@ def test_unknown_tensors_stay_if_there_is_no_doubt(tmp_path: Path, capsys: pytes
 # Mistakes.
 
 
+def test_a_weight_beyond_all_measure_is_one_line(tmp_path: Path):
+    for kind in ("lora", "full", "loha"):
+        path = save(tmp_path / f"{kind}.safetensors", adapter(kind, LINEAR)[0], {f"{NORM}.w_norm": torch.ones(4, dtype=torch.float64) * 1e20})  # fmt: skip
+        for dtype in ("fp16", "fp32"):
+            with warnings.catch_warnings(), pytest.raises(JobError, match=r"inf|e\+299 does not fit"):
+                warnings.simplefilter("error")
+                main([f"{path}:-1e300", "--dtype", dtype, "-o", str(tmp_path / "out.safetensors")])
+            assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_dora_is_refused(tmp_path: Path):
     a = write_lora(tmp_path / "a.safetensors", layer(LINEAR, 8, 2, 8))
     b = write_lora(tmp_path / "dora.safetensors", {**layer(LINEAR, 8, 2, 8), f"{LINEAR}.dora_scale": torch.ones(1, 8)})
@@ -456,8 +467,8 @@ def test_a_dora_is_refused(tmp_path: Path):
             {**layer(LINEAR, 8, 2, 8), **layer("lora_unet_up_blocks_0_attentions_1_proj_in", 8, 2, 8)},
             ["b.safetensors", LINEAR, "up_blocks_0", "which"],
         ),
-        (layer(LINEAR, 8, 2, 8), {f"{LINEAR}.diff": torch.full((8, 8), torch.nan)}, [f"{LINEAR}.diff", "NaN"]),
-        (layer(LINEAR, 8, 2, 8, alpha=torch.inf), layer(LINEAR, 8, 2, 8), [f"{LINEAR}.alpha", "infinity"]),
+        (layer(LINEAR, 8, 2, 8), {f"{LINEAR}.diff": torch.full((8, 8), torch.nan)}, ["b.safetensors: ", f"{LINEAR}.diff", "NaN"]),
+        (layer(LINEAR, 8, 2, 8, alpha=torch.inf), layer(LINEAR, 8, 2, 8), ["a.safetensors: ", f"{LINEAR}.alpha", "infinity"]),
     ],
 )  # fmt: skip
 def test_what_does_not_add_up_is_one_line(tmp_path: Path, one: dict, two: dict, words: list[str]):

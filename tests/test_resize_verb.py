@@ -258,6 +258,20 @@ def test_a_size_that_is_too_small_for_what_stays_as_it_is(tmp_path: Path, base: 
         run(path, base, "size=0.002")
 
 
+@pytest.mark.parametrize("beside", [{}, {f"{NORM}.w_norm": torch.ones(2000)}], ids=["layers alone", "with a norm"])
+def test_a_size_that_is_too_small_tells_the_least_that_is_not(tmp_path: Path, base: Path, beside: dict):
+    path = lora(tmp_path, three_layers() | beside)
+    with pytest.raises(JobError, match=r": size = 0\.0003 MiB: .* MiB, (\S+) MiB with the best rank") as error:
+        run(path, base, "size=0.0003")
+    least = float(re.search(r"(\S+) MiB with the best rank", str(error.value))[1])
+    assert sum(ranks(run(path, base, f"size={least}")).values()) == 1
+    if not beside:
+        with pytest.raises(JobError, match="with the best rank"):
+            run(path, base, f"size={least - 0.0002}")
+    empty = float(re.search(r"take (\S+) MiB", str(error.value))[1])
+    assert not ranks(run(path, base, f"size={empty}", "--allow-empty"))
+
+
 def base_of_ones(tmp_path: Path) -> Path:
     """A base whose weights have the norm 1: the scores of fro_ckpt are those of the singular values."""
     folder = tmp_path / "ones"
@@ -352,6 +366,7 @@ def test_a_lora_that_cannot_be_resized_is_one_line_and_no_file(tmp_path: Path, b
     path = lora(tmp_path, make())
     with pytest.raises(JobError, match=said) as error:
         run(path, base, "thr=-9")
+    assert str(error.value).startswith(f"{path}: ") and str(error.value).count(str(path)) == 1
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["lora.safetensors"]
 
@@ -394,7 +409,7 @@ def test_a_broken_base_is_named_if_it_is_looked_at(tmp_path: Path):
     base, _ = write_bases(tmp_path / "base", weights)
     key = r"model\.diffusion_model\.input_blocks\.1\.0\.in_layers\.2\.weight"
     for recipe in ("fro_ckpt=1,thr=-9", "spn_ckpt=1,thr=-9", "subspace=1,thr=-9"):
-        with pytest.raises(JobError, match=rf"{key}:? holds NaN or infinity"):
+        with pytest.raises(JobError, match=rf"^{re.escape(str(base))}: {key}:? holds NaN or infinity"):
             run(lora(tmp_path), base, recipe)
     assert ranks(run(lora(tmp_path), base, "sv_fro=0.9")).keys() == THREE.keys()
 

@@ -13,7 +13,7 @@ from statistics import median
 
 from lorabuild.ahead import use_threads
 from lorabuild.cli import find_root
-from lorabuild.errors import JobError, near_miss
+from lorabuild.errors import JobError, in_file, near_miss
 from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers
@@ -114,7 +114,8 @@ def _built(build: Path) -> dict[str, Path | None]:
 def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
     """A row for each block that the file has, in the network's order; what is in none; and all of it."""
     tensors = header.tensors
-    layers, _ = read_layers(tensors, header.metadata)
+    with in_file(path):
+        layers, _ = read_layers(tensors, header.metadata)
     squares = _squares(path, layers)
     whole = math.fsum(squares.values())
     parts: dict[str | None, list[str]] = {}

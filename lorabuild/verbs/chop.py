@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import JobError, UsageError, in_file
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
@@ -59,10 +59,11 @@ def main(args: Sequence[str]) -> int:
     except ValueError as error:
         raise UsageError(str(error).replace("vector_style = ", "--vector-style ")) from None  # it speaks of a manifest
 
-    body = list(chopped(options.file, header.tensors, blocks, weights))
-    if not body and not options.allow_empty:
-        raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_lora(out, body, _metadata(header, weights, out.stem))
+    with in_file(options.file):
+        body = list(chopped(options.file, header.tensors, blocks, weights))
+        if not body and not options.allow_empty:
+            raise JobError(f"nothing would be left: {blocks} (--allow-empty permits it)")
+        write_lora(out, body, _metadata(header, weights, out.stem))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(

@@ -71,6 +71,8 @@ def main(args: Sequence[str]) -> int:
     out = check_out(options.out, *(one.path for one in files))
     headers = [lora_header(one.path) for one in files]
 
+    import numpy as np
+
     from lorabuild.nn.factors import scale_of
     from lorabuild.nn.merge import layer_tensors, linear_tensor, merged_alpha
 
@@ -92,7 +94,9 @@ def main(args: Sequence[str]) -> int:
     ]
     if not body:
         raise JobError("nothing would be left: all that the files hold is multiplied by 0")
-    write_lora(out, body, _metadata(headers, _history(files, headers), alpha, out.stem))
+    metadata = _metadata(headers, _history(files, headers), alpha, out.stem)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is told when it is rounded
+        write_lora(out, body, metadata)
 
     print(f"{out}: {_summary(plan, len(files))}, {megabytes(out.stat().st_size)}")
     if coarse:

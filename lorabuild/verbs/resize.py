@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import cores, use_threads
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import UsageError, in_file
 from lorabuild.header import Header, TensorInfo, header_bytes
 from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
@@ -87,13 +87,12 @@ def main(args: Sequence[str]) -> int:
     for text, recipe in recipes.items():
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
         metadata = _metadata(lora, one, outs[text].stem)
-        try:
+        with in_file(options.file):
             ranks = one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)), REMEDY)
-        except JobError as error:
-            raise JobError(f"{options.file}: {error}") from None
         chosen[text] = one, ranks
     for text, (one, ranks) in chosen.items():
-        _write(lora, one, ranks, spectra, outs[text])
+        with in_file(options.file):
+            _write(lora, one, ranks, spectra, outs[text])
         print(f"{outs[text]}: {_summary(lora, one, ranks, outs[text])}")
     print(f"{time.monotonic() - start:.1f} s")
     return 0
@@ -125,7 +124,8 @@ def _open(file: Path, base: Path) -> Opened:
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
-    known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
+    with in_file(file):
+        known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
