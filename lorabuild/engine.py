@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, JobError, Problem, UserError
+from lorabuild.errors import InputChanged, JobError, UserError
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolver, components, input_names, key_of
+from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
@@ -47,7 +48,7 @@ class Engine:
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
-    source_problem: Callable[[Path], Problem | None]  # why the LoRA that a project starts from cannot be one
+    sources: Sources  # judges the LoRAs that projects start from
     default: Sequence[str]  # the stages that a build without targets is for
     store: Store
     state: State
@@ -66,7 +67,24 @@ class Engine:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._resolver = Resolver(self.state, self._artifact, self._component, self.source_problem)
+        self._resolver = Resolver(self.state, self._artifact, self._component, self.sources)
+
+    def check_sources(self, names: Sequence[str]) -> None:
+        """Look at the LoRAs that the projects of these jobs start from, before anything is built for them.
+
+        Raises JobError with all that is wrong.
+        """
+        projects = {self.jobs[name].project for name in names}
+        jobs = [job for job in self.jobs.values() if job.project in projects]
+        problems = []
+        for project, item in {(job.project, item) for job in jobs for item in job.inputs.values()}:
+            try:
+                if isinstance(item, File):
+                    self._resolver.source(item, project)
+            except JobError as error:
+                problems += error.problems
+        if problems:
+            raise JobError(*sorted(problems))
 
     # the two questions that doit asks
 
@@ -147,7 +165,7 @@ class Engine:
         return False
 
     def _publications(self, found: Assessment, outputs: Mapping[str, Output] | None = None) -> list[Publication]:
-        project = self.projects.get(found.job.target.partition("@")[0], {})
+        project = self.projects.get(found.job.project, {})
         lineage = self._lineage(found.job.name)
         return publications(self.root, found.job, found.outputs if outputs is None else outputs, lineage, project)
 

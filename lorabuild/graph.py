@@ -200,7 +200,8 @@ class _Command:
         known = targets(engine().jobs, engine().projects)
         for name in names:
             if name not in known:
-                near = near_miss(name, [*known, *engine().clean])
+                clean = engine().clean
+                near = near_miss(name, [*known, *clean, *(job for jobs in clean.values() for job in jobs)])
                 raise UsageError(f"{name}: no such target{near}; `doit list --all` shows them")
         return list(dict.fromkeys(job for name in names for job in known[name]))
 
@@ -236,6 +237,8 @@ class Run(_Command, DoitRun):
         if not wanted and not current.clean:
             print(f"nothing to build: {self._reason(current, pos_args)}")
             return 0
+        if not continue_:  # then the others are built, and its own jobs tell what is wrong
+            current.check_sources(wanted)
         if not pos_args:
             self.sel_tasks = wanted
         if always:

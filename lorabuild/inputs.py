@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError, Problem
+from lorabuild.errors import JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
+from lorabuild.manifest.sources import Sources
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
@@ -43,7 +44,7 @@ class Resolver:
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
-    source_problem: Callable[[Path], Problem | None] = lambda path: None  # why a user's LoRA cannot be one
+    sources: Sources | None = None  # judges the LoRAs that projects start from
     _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
 
     def forget_images(self) -> None:
@@ -52,9 +53,24 @@ class Resolver:
 
     def resolve(self, job: Job) -> dict[str, Resolved]:
         """All inputs of `job` by role. Raises JobError for a missing image folder or an unreadable file."""
-        return {role: self._one(item) for role, item in job.inputs.items()}
+        return {role: self._one(item, job) for role, item in job.inputs.items()}
 
-    def _one(self, item: Input) -> Resolved:
+    def source(self, item: File, project: str) -> str:
+        """The digest of the LoRA that a project starts from. Raises JobError, at its line, for what is no LoRA for SDXL."""
+        assert self.sources is not None
+        try:
+            if said := self.sources.fault(item.path):
+                raise JobError(said)
+            digest = self._digest(item.path, item.shown)
+            if self.state.get(f"lora:{digest}") is None:
+                _check_lora(item)
+                self.state.put(f"lora:{digest}", "SDXL")
+            return digest
+        except JobError as error:
+            said = str(error).removeprefix(f"{item.shown}: ")
+            raise JobError(self.sources.problem(project, said)) from None
+
+    def _one(self, item: Input, job: Job) -> Resolved:
         match item:
             case Artifact(job, role):
                 digest, path = self.artifact(job, role)
@@ -64,10 +80,8 @@ class Resolver:
                 return Resolved(digest, folder)
             case Images():
                 return self._images(item)
-            case File(path, shown):
-                if problem := self.source_problem(path):
-                    raise JobError(problem)
-                return Resolved(self._digest(path, shown), path)
+            case File(path):
+                return Resolved(self.source(item, job.project), path)
 
     def _images(self, item: Images) -> Resolved:
         found = [
@@ -97,6 +111,15 @@ class Resolver:
             return self.state.digest(path)
         except OSError as error:
             raise JobError(f"{shown}: {error.strerror}") from None
+
+
+def _check_lora(item: File) -> None:
+    from lorabuild.header import read_header
+    from lorabuild.lora.family import misfit
+
+    header = read_header(item.path, item.shown)
+    if said := misfit(header.tensors, header.metadata):
+        raise JobError(said)
 
 
 def _listed(subset: Subset) -> list[Path]:

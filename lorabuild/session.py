@@ -13,7 +13,7 @@ from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
-from lorabuild.manifest.sources import source_problem
+from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -66,7 +66,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             jobs=jobs,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
-            source_problem=partial(source_problem, repository),
+            sources=Sources(repository),
             default=repository.build_default,
             store=store,
             state=state,

@@ -43,7 +43,7 @@ class Sources:
 class Watch:
     """A project as it was when all of it was fresh."""
 
-    tool: str  # digest of the versions of lorabuild and its stages
+    tool: str  # digest of the versions of lorabuild and its stages, and of where the repository lies
     sources: Sources
     looked: str  # at the sources, before anything was read of them
     made: Mapping[str, Signature]  # its artifacts, blobs and records, and those of what it is made from
@@ -63,7 +63,7 @@ class Watches:
 
     def __init__(self, root: Path, state: State, scan: Scan):
         self._root, self._state, self._scan = root, state, scan
-        self._tool = tool_digest(scan)
+        self._tool = tool_digest(root, scan)
         self._looked: dict[str, tuple[Sources, str]] = {}  # by project
         for name in SHARED_FILES:  # before they are read
             scan.file(str(root / name))
@@ -115,10 +115,15 @@ class Watches:
         return None
 
 
-def tool_digest(scan: Scan) -> str:
-    """What of lorabuild itself decides whether a project is fresh; the files too, for those who work on it."""
+def tool_digest(root: Path, scan: Scan) -> str:
+    """What of lorabuild itself decides whether a project is fresh; the files too, for those who work on it.
+
+    A copy of a repository brings the state along, with the paths of the files that were looked at.
+    """
     code = [scan.folder(str(PACKAGE / folder)) for folder in ("", "manifest", "stages", "lora", "nn")]
-    return digest_json([__version__, VERSION, {stage.name: stage.version for stage in STAGES.values()}, code])
+    return digest_json(
+        [str(root), __version__, VERSION, {stage.name: stage.version for stage in STAGES.values()}, code]
+    )
 
 
 def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> Sources:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors signals ahead hashing files header components names vectors buckets captions images streams order tensors",
+    "ground": "errors signature scan signals ahead hashing files header components names vectors buckets captions images streams order tensors",
     "lora": "lora",
     "manifest": "manifest",
     "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",

@@ -261,8 +261,9 @@ def test_squares_beyond_float32_are_measured_in_float64(tmp_path: Path, capsys):
 )
 def test_a_broken_layer_is_named(tmp_path: Path, changed: dict[str, Tensor], said: str, capsys):
     tensors = of_blocks("OUT01") | {f"{MODULE['OUT01']}.{end}": one for end, one in changed.items()}
-    line = refused(write_lora(tmp_path / "in.safetensors", tensors), "--json")
-    assert line.startswith(MODULE["OUT01"]) and said in line
+    path = write_lora(tmp_path / "in.safetensors", tensors)
+    line = refused(path, "--json")
+    assert line.startswith(f"{path}: {MODULE['OUT01']}") and said in line
     assert capsys.readouterr().out == ""
 
 

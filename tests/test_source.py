@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sgm_base import write_sgm
 from world import World
 
 from lorabuild.hashing import sha256_from
-from lorabuild.header import read_header
+from lorabuild.header import read_header, write_body
 
 MANIFEST = """\
 [project]
@@ -64,7 +65,7 @@ def test_its_metadata_stays_and_is_amended(started: World):
             assert found.get(key) == before.get(key), key
         assert found["ss_output_name"] == f"guide-{kind}"
         assert found["modelspec.title"] == "A guide"
-        assert found["ss_network_dim"] == "Dynamic"
+        assert found["ss_network_dim"] == "Dynamic" and "ss_network_args" not in found
         digest = sha256_from(path, read_header(path).data_start)
         assert (found["sshs_model_hash"], found["modelspec.hash_sha256"]) == (digest, f"0x{digest}")
         assert json.loads(found["lorabuild.resize"]) == {"fro_ckpt": 1.0, "thr": -2.6}
@@ -117,7 +118,7 @@ def test_a_missing_and_a_broken_file_are_one_line(started: World):
     manifest(started, resize="thr = -2.3")
     result = started.doit()
     assert (
-        result.code == 1 and 'projects/guide/lora.toml:3: project.source: "a.safetensors": no such file' in result.out
+        result.code == 1 and 'projects/guide/lora.toml:3: project.source: "a.safetensors": no such file' in result.err
     )
     source.write_bytes(data[:-10])
     result = started.doit()
@@ -133,9 +134,9 @@ def source_is(world: World, source: str) -> str:
     world.write("projects/guide/lora.toml", re.sub("source = .*", f"source = {json.dumps(source)}", text))
     result = world.doit("guide")
     assert "Traceback" not in result.out + result.err
-    (line,) = [line for line in result.out.splitlines() if "FAILED" in line] or [""]
+    (line,) = result.err.splitlines() or [""]
     assert (result.code, bool(line)) in ((0, False), (1, True))
-    return line.removeprefix(f'spectrum:guide FAILED: projects/guide/lora.toml:3: project.source: "{source}": ')
+    return line.removeprefix(f'projects/guide/lora.toml:3: project.source: "{source}": ')
 
 
 def test_a_source_that_cannot_be_one_is_told_at_its_line(started: World):
@@ -221,8 +222,6 @@ def test_a_single_file_checkpoint_of_equal_weights_gives_the_same_files(started:
 
 
 def test_a_lora_that_is_not_for_the_base_is_one_line(started: World):
-    from lorabuild.header import write_body
-
     name = "lora_unet_input_blocks_4_1_proj_in"
     write_body(
         started.root / "projects/guide/a.safetensors",
@@ -232,6 +231,45 @@ def test_a_lora_that_is_not_for_the_base_is_one_line(started: World):
     said = result.out + result.err
     assert result.code == 1
     assert "not a LoRA for this base" in said and name in said and "Traceback" not in said
+
+
+def checkpoint(path: Path) -> None:
+    write_sgm(path)
+
+
+def lora_for_wan(path: Path) -> None:
+    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+    write_body(path, [(name.format(end), "F32", (2, 2), bytes(16)) for end in ("down", "up")])
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (checkpoint, "not a LoRA: it has no LoRA layer, but 'conditioner."),
+        (
+            lora_for_wan,
+            "a LoRA for another model, not for SDXL: it has 'diffusion_model.blocks.0.self_attn.q.lora_down",
+        ),
+    ],
+)
+@pytest.mark.parametrize("resized", [True, False])
+def test_a_file_that_is_no_lora_for_sdxl_is_refused_at_its_line_before_any_work(
+    built: World, write: Callable[[Path], None], said: str, resized: bool
+):
+    """Of the base, too, which nobody has measured yet; and a project beside it can be built."""
+    built.write("lorabuild.toml", '[bases.real]\nfile = "real.safetensors"\n')
+    write_sgm(built.root / "real.safetensors")
+    text = MANIFEST.format(base="real", resize="thr = -2.6", keep='["OUT01"]')
+    built.write("projects/guide/lora.toml", text if resized else text.replace("[resize]\nthr = -2.6\n", ""))
+    write(built.root / "projects/guide/a.safetensors")
+    result = built.doit()
+    (line,) = result.err.splitlines()
+    assert result.code == 1 and result.events == []
+    assert line.startswith(f'projects/guide/lora.toml:3: project.source: "a.safetensors": {said}')
+    assert built.doit("ember").code == 0
+    result = built.doit("--continue", "-n", "2")
+    assert result.code == 1 and said in result.out + result.err
+    assert not (built.root / "build/guide").exists()
 
 
 def rewritten(path: Path, **changes: str) -> None:

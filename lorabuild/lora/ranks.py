@@ -259,6 +259,17 @@ def _none() -> np.ndarray:
     return np.empty(0, np.int64)
 
 
+def best_ranks(recipe: Mapping[str, Any], layers: Mapping[str, References]) -> dict[str, int]:
+    """Layer -> how many of its ranks have the highest score of all: the least that can stay. Empty if none is trained."""
+    best, found = -math.inf, {}
+    for name, layer in layers.items():
+        if not layer.is_zero and (own := scores(recipe, layer)).max() >= best:
+            found = found if own.max() == best else {}
+            best = own.max()
+            found[name] = int((own == best).sum())
+    return found
+
+
 def nothing_left(recipe: Mapping[str, Any], layers: Mapping[str, References]) -> str:
     """Why a recipe leaves no tensor, for the message to who set the threshold too high."""
     best = max(

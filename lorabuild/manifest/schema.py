@@ -229,8 +229,10 @@ class ResizeTable(Table):
     sv_cumulative: float | None = Field(
         None, description="In place of thr: so much of the sum of each layer's singular values stays, 0 to 1."
     )
-    max_rank: float | None = Field(None, description="No layer keeps more ranks than this.")
-    max_conv_rank: float | None = Field(None, description="No convolution keeps more ranks. Default: max_rank.")
+    max_rank: float | None = Field(None, description="No layer keeps more ranks; of convolutions, see max_conv_rank.")
+    max_conv_rank: float | None = Field(
+        None, description="No convolution keeps more ranks, be it more or less than max_rank, which is the default."
+    )
     fro_ckpt: float | None = Field(
         None,
         description="Weight of this score: σ as a part of the base layer's Frobenius norm. Default: 1, if no other.",

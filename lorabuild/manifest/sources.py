@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from lorabuild.errors import Problem
-from lorabuild.manifest.layers import Reader
+from lorabuild.manifest.layers import Reader, shown
 from lorabuild.manifest.merge import merge
 from lorabuild.manifest.repository import Project, Repository
 from lorabuild.manifest.values import PICKLES, SAFETENSORS, is_single_file
@@ -20,23 +21,27 @@ def source_path(project: Project) -> Path | None:
     return project.folder / os.path.expanduser(source) if source else None
 
 
-def source_problem(repository: Repository, path: Path) -> Problem | None:
-    """Why the file at `path`, the source of a project, cannot be one; None if it can. Its content is not looked at."""
-    said = _said(repository.root / "build", path)
-    if said is None:
-        return None
-    project = next(one for one in repository.projects.values() if source_path(one) == path)
-    reader = Reader(repository.root)
-    manifest = reader.read(project.manifest)
-    layers, _ = reader.stack(manifest) if manifest else ([], [])
-    whole = f"project.source: {quoted(project.settings['project']['source'])}: {said}"
-    if not layers:  # gone since it was read
-        return Problem(project.name, 0, whole)
-    place = merge(layers).place(("project", "source"))
-    return Problem(place.layer.file, place.line, whole)
+@dataclass(frozen=True)
+class Sources:
+    """Judges the LoRAs that the projects of a repository start from."""
+
+    repository: Repository
+
+    def fault(self, path: Path) -> str | None:
+        """Why the file at `path` cannot be a source; None if it can. Its content is not looked at."""
+        return _fault(self.repository.root / "build", path)
+
+    def problem(self, name: str, said: str) -> Problem:
+        """`said` of the source of the project `name`, at the line where the manifest, or a recipe below it, names the file."""
+        project, reader = self.repository.projects[name], Reader(self.repository.root)
+        whole = f"project.source: {quoted(project.settings['project']['source'])}: {said}"
+        if (manifest := reader.read(project.manifest)) is None:  # gone since it was read
+            return Problem(shown(project.manifest, self.repository.root), 0, whole)
+        place = merge(reader.stack(manifest)[0]).place(("project", "source"))
+        return Problem(place.layer.file, place.line, whole)
 
 
-def _said(build: Path, path: Path) -> str | None:
+def _fault(build: Path, path: Path) -> str | None:
     suffix = path.suffix.casefold()
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(build)):
         return (

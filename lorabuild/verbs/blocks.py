@@ -13,13 +13,13 @@ from statistics import median
 
 from lorabuild.ahead import use_threads
 from lorabuild.cli import find_root
-from lorabuild.errors import ConfigError, JobError, near_miss
+from lorabuild.errors import ConfigError, JobError, in_file, near_miss
 from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers
 from lorabuild.names import BLOCKS
 from lorabuild.vectors import vector_strings
-from lorabuild.verbs.common import SUFFIX, Parser, check_family, header_of
+from lorabuild.verbs.common import SUFFIX, Parser, lora_header
 
 HELP = """\
 For each block: modules, tensors, bytes, ranks, and its share of what the file adds to the base (‖ΔW‖² without norms
@@ -67,9 +67,8 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     path = _found(options.file)
-    header = header_of(path)
+    header = lora_header(path)
     blocks = Blocks.read(header.tensors)
-    check_family(path, header, blocks)
     *rows, total = _rows(path, header, blocks)
     strings = vector_strings(blocks.present) if blocks.present else {}
     if options.json:
@@ -97,7 +96,7 @@ def _found(argument: str) -> Path:
     if argument in built:
         raise JobError(f"{argument}: build/{argument}/ holds no LoRA yet: lorabuild build {argument}")
     if path.is_dir():
-        return path  # for which header_of has words
+        return path  # for which lora_header has words
     raise JobError(f"{argument}: no such file or project{near_miss(argument, {**built, **started})}")
 
 
@@ -135,7 +134,8 @@ def _started(root: Path) -> dict[str, Path]:
 def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
     """A row for each block that the file has, in the network's order; what is in none; and all of it."""
     tensors = header.tensors
-    layers, _ = read_layers(tensors, header.metadata)
+    with in_file(path):
+        layers, _ = read_layers(tensors, header.metadata)
     squares = _squares(path, layers)
     whole = math.fsum(squares.values())
     parts: dict[str | None, list[str]] = {}

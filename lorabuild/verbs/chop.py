@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import JobError, UsageError, in_file
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
@@ -16,9 +16,8 @@ from lorabuild.verbs.common import (
     NewFile,
     Parser,
     block_weights,
-    check_family,
     check_out,
-    header_of,
+    lora_header,
     megabytes,
     warn,
     write_loras,
@@ -53,19 +52,19 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(_joined(args))
     out = check_out(options.out, options.file)
-    header = header_of(options.file)
+    header = lora_header(options.file)
     blocks = Blocks.read(header.tensors)
-    check_family(options.file, header, blocks)
     table = _table(options)
     try:
         weights = resolve_chop(table, blocks.present)
     except ValueError as error:
         raise UsageError(str(error).replace("vector_style = ", "--vector-style ")) from None  # it speaks of a manifest
 
-    body = list(chopped(options.file, header.tensors, blocks, weights))
-    if not body and not options.allow_empty:
-        raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_loras(NewFile(out, body, _metadata(header, weights, out.stem)))
+    with in_file(options.file):
+        body = list(chopped(options.file, header.tensors, blocks, weights))
+        if not body and not options.allow_empty:
+            raise JobError(f"nothing would be left: {blocks} (--allow-empty permits it)")
+        write_loras(NewFile(out, body, _metadata(header, weights, out.stem)))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(

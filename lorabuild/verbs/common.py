@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 from lorabuild.errors import JobError, UsageError
 from lorabuild.files import remove_leftovers, staged
 from lorabuild.header import Header, Tensor, read_header, write_file
-from lorabuild.lora.chopping import Blocks
-from lorabuild.lora.modules import lora_file, other_model
-from lorabuild.names import block_of, quoted
+from lorabuild.lora.family import misfit
+from lorabuild.names import quoted
 
 SUFFIX = ".safetensors"
 
@@ -47,23 +46,21 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def lora_header(path: Path) -> Header:
+    """The header of a LoRA for SDXL. Raises JobError for what is none, in one line."""
+    header = header_of(path)
+    if said := misfit(header.tensors, header.metadata):
+        raise JobError(f"{path}: {said}")
+    return header
+
+
 def header_of(path: Path) -> Header:
-    """The header of a LoRA file. Raises JobError where there is none to read."""
+    """The header of a file. Raises JobError where there is none to read."""
     if path.is_dir():
         raise JobError(f"{path}: a folder; a .safetensors file was expected")
     if not path.exists():
         raise JobError(f"{path}: no such file")
     return read_header(path)
-
-
-def check_family(path: Path, header: Header, blocks: Blocks) -> None:
-    """Raise JobError for a LoRA of another family of models: blocks of SDXL would mean nothing in it."""
-    if blocks.present and all(block_of(key) for key in header.tensors if key.startswith("lora_unet_")):
-        named = any(key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")) for key in header.tensors)
-        if named and not any(key.startswith("lora_te_") for key in header.tensors):
-            return  # kohya's names with SGM's blocks: SDXL's own
-    if other := other_model(lora_file(header.tensors, header.metadata)):
-        raise JobError(f"{path}: a LoRA for {other}, not for SDXL")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import cores, use_threads
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import UsageError, in_file
 from lorabuild.header import Header, TensorInfo, header_bytes
 from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
@@ -25,7 +25,7 @@ from lorabuild.lora.ranks import parse_recipe, resolve_recipe
 from lorabuild.lora.resizing import Ranks, Resize
 from lorabuild.signals import held
 from lorabuild.tensors import SAVE_DTYPES
-from lorabuild.verbs.common import SUFFIX, NewFile, Parser, check_out, header_of, megabytes, write_loras
+from lorabuild.verbs.common import SUFFIX, NewFile, Parser, check_out, header_of, lora_header, megabytes, write_loras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,12 +88,11 @@ def main(args: Sequence[str]) -> int:
     for text, recipe in recipes.items():
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
         metadata = _metadata(lora, one, outs[text].stem)
-        try:
+        with in_file(options.file):
             ranks = one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)), REMEDY)
-        except JobError as error:
-            raise JobError(f"{options.file}: {error}") from None
         chosen[text] = one, ranks
-    write_loras(*(_new_file(lora, one, ranks, spectra, outs[text]) for text, (one, ranks) in chosen.items()))
+    with in_file(options.file):
+        write_loras(*(_new_file(lora, one, ranks, spectra, outs[text]) for text, (one, ranks) in chosen.items()))
     for text, (one, ranks) in chosen.items():
         print(f"{outs[text]}: {_summary(lora, one, ranks, outs[text])}")
     print(f"{time.monotonic() - start:.1f} s")
@@ -127,11 +126,12 @@ def _outs(out: Path, sources: tuple[Path, Path], recipes: Sequence[str]) -> dict
 
 
 def _open(file: Path, base: Path) -> Opened:
-    header = header_of(file)
+    header = lora_header(file)
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
-    known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
+    with in_file(file):
+        known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
