@@ -195,9 +195,18 @@ class Engine:
         """The digest of a part of a user's base: seven gigabytes are read once, not once a job."""
         with self._lock_of(str(path)):  # who waits finds what the first one has read
             what = f"component {DIGESTING} {name}"
-            return self.state.digest_of(
-                component_files(path, name), what, lambda: component_digests(path, [name])[name]
-            )
+            return self.state.digest_of(component_files(path, name), what, lambda: self._digested(path, name))
+
+    def _digested(self, path: Path, name: str) -> str:
+        """Read a component, with a bar: it takes seconds of a fast disk, and minutes of a slow one."""
+        job = f"digest of {path.name}, {name}"
+        self.face.started(job, ["read once; later its stat will do"])
+        try:
+            return component_digests(
+                path, [name], lambda done, total: self.face.progress(job, done >> 20, total >> 20, "MiB")
+            )[name]
+        finally:
+            self.face.ended(job)
 
     def _outputs_of(self, name: str) -> Mapping[str, Output]:
         if name not in self.assessed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from lorabuild.hashing import digest_bytes
-from lorabuild.signature import COARSE_GRAIN_NS, racy, signature_of
+from lorabuild.signature import COARSE_GRAIN_NS, network_devices, racy, signature_of
 
 GONE = "none"
 
@@ -22,6 +22,7 @@ class Scan:
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
+        self._below: dict[str, list[str]] = {}  # folder -> names of the folders in it that are no links
         self._files: dict[str, str] = {}
         self._young: set[str] = set()
         self._unreadable: list[OSError] = []
@@ -32,8 +33,8 @@ class Scan:
         waiting = [str(projects)]
         while waiting:
             folder = waiting.pop()
-            folders = self._look(folder)
-            waiting += [f"{folder}{os.sep}{name}" for name in sorted(folders, reverse=True)]
+            self.folder(folder)
+            waiting += [f"{folder}{os.sep}{name}" for name in sorted(self._below[folder], reverse=True)]
             path = f"{folder}{os.sep}lora.toml"
             if path in self._files:
                 found.append(Path(path))
@@ -60,9 +61,9 @@ class Scan:
         """Was the file, or one in the folder, so young that it may have changed since, unnoticed?"""
         return path in self._young
 
-    def _look(self, folder: str) -> list[str]:
-        """Note a folder and the TOML files in it. The names of the folders in it that are no links."""
-        lines, folders, now_ns = [], [], time.time_ns()
+    def _look(self, folder: str) -> None:
+        """Note what lies in a folder, and of the TOML files in it their signatures."""
+        lines, below, now_ns, network = [], [], time.time_ns(), network_devices()
         horizon_ns = now_ns - COARSE_GRAIN_NS
         try:
             with os.scandir(folder) as entries:
@@ -77,9 +78,11 @@ class Scan:
                     if S_ISDIR(stat.st_mode):
                         lines.append(f"{name}/")
                         if not entry.is_symlink():
-                            folders.append(name)
+                            below.append(name)
                         continue
-                    lines.append(f"{name}\n{' '.join(map(str, signature_of(stat)))}")
+                    # signature_of, spelled out: this line runs once a file
+                    inode = 0 if stat.st_dev in network else stat.st_ino
+                    lines.append(f"{name}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {inode}")
                     if stat.st_mtime_ns > horizon_ns and racy(signature_of(stat), now_ns):
                         self._young.add(folder)
                     if name.endswith(".toml"):
@@ -87,11 +90,11 @@ class Scan:
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 self._unreadable.append(error)
-            self._folders[folder] = GONE
-            return []
+            self._folders[folder], self._below[folder] = GONE, []
+            return
         lines.sort()
         self._folders[folder] = digest_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-        return folders
+        self._below[folder] = below
 
     def _note(self, path: str, stat: os.stat_result, now_ns: int) -> None:
         if S_ISDIR(stat.st_mode):

@@ -58,7 +58,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)
-        needed = {name: needed_by(name, jobs, repository.build_default) for name in repository.projects}
+        needed = needed_by_projects(repository, jobs)
         watches.look(repository, jobs, needed)
         yield Engine(
             root=root,
@@ -92,12 +92,16 @@ def _settle(
             watches.settle(project, needed[name], {path: digest for one in made for path, digest in one.items()})
 
 
-def needed_by(project: str, jobs: Mapping[str, Job], stages: Sequence[str]) -> list[str]:
-    """The jobs of a project that are of these stages, and all that they depend on."""
-    found = [name for name, job in jobs.items() if job.stage in stages and job.project == project]
-    for name in found:
-        found += [one for one in dependencies(jobs[name], jobs) if one not in found]
-    return sorted(found)
+def needed_by_projects(repository: Repository, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
+    """Project -> its jobs that a build without targets is for, and all that they depend on."""
+    found: dict[str, list[str]] = {name: [] for name in repository.projects}
+    for name, job in jobs.items():
+        if job.project and job.stage in repository.build_default:
+            found[job.project].append(name)
+    for names in found.values():
+        for name in names:  # grows while it is walked
+            names += [one for one in dependencies(jobs[name], jobs) if one not in names]
+    return {name: sorted(names) for name, names in found.items()}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def test_the_second_set_of_weights_positions_and_metadata_do_not_count(tmp_path:
 def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     read = []
     digest = components._digest
-    monkeypatch.setattr(components, "_digest", lambda path, part: read.append(set(part)) or digest(path, part))
+    monkeypatch.setattr(
+        components, "_digest", lambda path, part, told: read.append(set(part)) or digest(path, part, told)
+    )
     found = component_digests(checkpoint(tmp_path / "pony.safetensors", vae=0), (name for name in ("te1", "te2")))
     assert set(found) == {"te1", "te2"}
     assert read == [set(NAMES["te1"]), set(NAMES["te2"])]
@@ -121,9 +123,9 @@ class Bench:
             "lorabuild.toml", f'[bases.pony]\nfile = "{file}"\n[models]\ndirs = ["../models", "../more"]\n'
         )
 
-    def _counted(self, path: Path, names: list[str]) -> dict[str, str]:
+    def _counted(self, path: Path, names: list[str], told: components.Told) -> dict[str, str]:
         self.reads += names
-        return component_digests(path, names)
+        return component_digests(path, names, told)
 
     @contextmanager
     def run(self) -> Iterator[Callable[..., dict[str, Resolved]]]:
