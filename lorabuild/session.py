@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lorabuild.engine import Engine
+from lorabuild.errors import UsageError, near_miss
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
@@ -38,7 +39,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         stack.callback(pool.close)
         repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
         pool.open(repository.slots["cpu"])
-        store = Store(hidden / "store")
+        store = Store(hidden / "store", reading=not writing)
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         yield Engine(
@@ -81,13 +82,18 @@ def jobs_of(repository: Repository) -> dict[str, Job]:
 
 def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
     """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
-    needed = []
-    for item in job.inputs.values():
+    return list(dict.fromkeys(makers(job, jobs).values()))
+
+
+def makers(job: Job, jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Role -> the one of `jobs` that makes this input."""
+    found = {}
+    for role, item in job.inputs.items():
         if isinstance(item, Artifact):
-            needed.append(item.job)
+            found[role] = item.job
         elif isinstance(item, Component) and f"base:{item.base}" in jobs:
-            needed.append(f"base:{item.base}")
-    return list(dict.fromkeys(needed))
+            found[role] = f"base:{item.base}"
+    return found
 
 
 def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
@@ -99,3 +105,17 @@ def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
         if job.stage not in ("base", "norms"):
             found.setdefault(job.target.partition("@")[0], []).append(name)
     return found
+
+
+def selected(names: Sequence[str], jobs: Mapping[str, Job], default: Sequence[str]) -> list[str]:
+    """The jobs that `names` stand for; those of the stages `default` if there are none.
+
+    Raises UsageError with a near miss.
+    """
+    if not names:
+        return [name for name, job in jobs.items() if job.stage in default]
+    known = targets(jobs)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name}: no such target{near_miss(name, known)}; `doit list --all` shows them")
+    return list(dict.fromkeys(job for name in names for job in known[name]))
