@@ -88,7 +88,7 @@ def _cause(job: Job, reason: Reason, whence: Whence) -> Cause:
     """A reason with its place, where a file of settings has one."""
     if reason.kind == "base":
         return Cause(reason, whence.base(reason.name))
-    if reason.kind == "input" and reason.inner:
+    if reason.kind in ("input", "file") and reason.inner:
         return Cause(reason, whence.key(job.target, *reason.inner))
     if reason.kind != "key":
         return Cause(reason)

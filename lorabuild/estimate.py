@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -16,14 +17,15 @@ from lorabuild.reasons import changes
 from lorabuild.stage import Job
 from lorabuild.store import Output, Record
 
+COMPARED = 50  # jobs of a stage that are looked at for one that is alike: more would only take time
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and bytes on the disk; None where nothing like it was built here. `like` is the job that they are of."""
+    """Seconds and bytes on the disk; None where nothing like it was built here."""
 
     seconds: float | None
     bytes: int | None
-    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,34 +51,44 @@ class Steps:
         return self.updates * self.accumulation / self.batches
 
 
-def cost(engine: Engine, outlook: Outlook) -> Cost:
-    """What the job will take. Of a `maybe`, what it takes if it comes to that."""
-    if outlook.event in ("fresh", "failed", "blocked"):
-        return Cost(0.0, 0)
-    if outlook.found and not outlook.found.missing:  # copied from the store
-        return Cost(0.0, sum(publication.output.size for publication, _ in outlook.found.unpublished))
-    job = outlook.job
-    if (known := _record_like(engine, job)) is None:
-        return Cost(None, None)
-    like, record = known
-    size = sum(_on_disk(job, role, output) for role, output in record.outputs.items())
-    if outlook.event == "restored":  # what another job makes is copied
-        return Cost(0.0, size // 2, like)
-    if "weights" in record.outputs:
-        size += sum(_on_disk(job, role, record.outputs["weights"]) for role in job.snapshots)
-    work = _work(job.params) / _work(record.params)
-    return Cost(round(record.seconds * work, 3), size, like)
+class Estimates:
+    """What jobs will take. The earlier builds of a stage are looked up once."""
 
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._built: dict[str, list[tuple[Job, Record]]] = {}
 
-def _record_like(engine: Engine, job: Job) -> tuple[str, Record] | None:
-    """The record of the job's last build; else that of the job of its stage whose settings differ least."""
-    alike = [name for name, other in engine.jobs.items() if other.stage == job.stage and name != job.name]
-    alike.sort(key=lambda name: len(changes(_bare(job), _bare(engine.jobs[name]))))
-    for name in (job.name, *alike):
-        last = engine.state.last(name)
-        if last and (record := engine.store.record(last[0])):
-            return name, record
-    return None
+    def of(self, outlook: Outlook) -> Cost:
+        """What the job will take. Of a `maybe`, what it takes if it comes to that."""
+        if outlook.event in ("fresh", "failed", "blocked"):
+            return Cost(0.0, 0)
+        if outlook.found and not outlook.found.missing:  # copied from the store
+            return Cost(0.0, sum(publication.output.size for publication, _ in outlook.found.unpublished))
+        job = outlook.job
+        if (record := self._record(job) or self._like(job)) is None:
+            return Cost(None, None)
+        size = sum(_on_disk(job, role, output) for role, output in record.outputs.items())
+        if outlook.event == "restored":  # what another job makes is copied
+            return Cost(0.0, size // 2)
+        if "weights" in record.outputs:
+            size += sum(_on_disk(job, role, record.outputs["weights"]) for role in job.snapshots)
+        work = _work(job.params) / _work(record.params)
+        return Cost(round(record.seconds * work, 3), size)
+
+    def _record(self, job: Job) -> Record | None:
+        """The record of the job's last build."""
+        last = self._engine.state.last(job.name)
+        return self._engine.store.record(last[0]) if last else None
+
+    def _like(self, job: Job) -> Record | None:
+        """The record of the job of this stage whose settings differ least."""
+        if job.stage not in self._built:
+            others = (other for other in self._engine.jobs.values() if other.stage == job.stage)
+            known = ((other, record) for other in others if (record := self._record(other)))
+            self._built[job.stage] = list(islice(known, COMPARED))
+        alike = self._built[job.stage]
+        best = min(alike, key=lambda one: len(changes(_bare(job), _bare(one[0]))), default=None)
+        return best[1] if best else None
 
 
 def _bare(job: Job) -> dict[str, Any]:

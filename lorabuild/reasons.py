@@ -19,8 +19,8 @@ Kind = Literal["key", "file", "base", "input", "version", "store", "build", "ane
 class Reason:
     """One cause. `name` is what it is about: "recipe.seed", a file's path, the name of a base, a job.
 
-    `inner` names what differs within a key that holds a table (blocks, arguments), and for an input that now comes from
-    elsewhere the key that may say so.
+    `inner` names what differs within a key that holds a table (blocks, arguments), and for an input the key that
+    chooses it.
     """
 
     kind: Kind
@@ -86,6 +86,8 @@ def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str]
     match was, now:
         case ["base", before], ["base", after] if before != after:
             return [_value("project.base", before, after)]  # one line for all parts of the base
+        case ["file", before], ["file", after] if before != after:
+            return [_value("project.source", before, after)]
         case _, ["base", name]:
             return [Reason("base", name, f"base {name}: {role}: content")]
         case ["input", *before], ["input", job, made] if before != [job, made]:
@@ -93,7 +95,7 @@ def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str]
         case _, ["input", job, _]:
             return [Reason("input", job, f"{role} of {job}: content")]
         case _, ["file", path]:
-            return [Reason("file", path, f"{path}: content")]
+            return [Reason("file", path, f"{path}: content", ("project.source",))]
     return [Reason("input", "", f"{role}: content")]
 
 

@@ -105,7 +105,7 @@ def test_touching_the_file_runs_nothing_and_other_weights_do(started: World):
     shutil.copy(started.root / "build/ember/ember-step00000002.safetensors", source)
     result = started.doit()
     assert result.built == {"spectrum:guide", "resize:guide", "chop:guide"}
-    assert "weights" in result.why("spectrum:guide")
+    assert "a.safetensors: content" in result.why("spectrum:guide")
 
 
 def test_a_missing_and_a_broken_file_are_one_line(started: World):

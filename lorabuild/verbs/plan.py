@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lorabuild.engine import Engine
-from lorabuild.estimate import Cost, Steps, cost, steps, total
+from lorabuild.estimate import Cost, Estimates, Steps, steps, total
 from lorabuild.outlook import Outlook, outlooks
 from lorabuild.progress import short
 from lorabuild.session import selected
@@ -48,7 +48,8 @@ def main(args: Sequence[str]) -> int:
     with reading() as engine:
         found = outlooks(engine, selected(options.target, engine.jobs, engine.default))
         stale = [outlook for outlook in found.values() if outlook.event != "fresh"]
-        costs = {outlook.job.name: cost(engine, outlook) for outlook in stale}
+        estimates = Estimates(engine)
+        costs = {outlook.job.name: estimates.of(outlook) for outlook in stale}
         trainings = _trainings(engine, stale, found)
     if options.json:
         print(json.dumps(_facts(found, stale, costs, trainings), indent=2))
