@@ -21,6 +21,10 @@ lorabuild: make for LoRAs
   lorabuild clean [TARGET …]   remove files in build/; the next build restores them
   lorabuild forget TARGET      drop what was built, so that it is built again
 
+  lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
+  lorabuild why TARGET         the value that makes it stale, with its file and line
+  lorabuild status             projects and stages at a glance
+
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
 Any LoRA file, without a repository (each has --help):

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
 from lorabuild.errors import InputChanged, JobError, UserError
 from lorabuild.files import empty_folder
-from lorabuild.inputs import Resolver, components, input_names, key_of
+from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
-from lorabuild.reasons import differences
+from lorabuild.reasons import FEW, Reason, changes
 from lorabuild.runlog import RunLog
 from lorabuild.stage import Component, File, Job, Stage
 from lorabuild.state import State
@@ -235,13 +235,12 @@ class Engine:
                     found = self._look(found)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
-            headers = [reason == "header" for _, reason in found.unpublished]
+            event = "built" if must_build else "published" if self.event_of(found) == "published" else "restored"
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
-            only_headers = bool(headers) and all(headers) and self._same_key(found)
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
-            return "built" if must_build else "published" if only_headers else "restored", why, notes
+            return event, why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
     def _build(self, found: Assessment) -> dict[str, Any]:
@@ -334,16 +333,7 @@ class Engine:
 
     def _why(self, found: Assessment) -> list[str]:
         """The causes: a changed value if there is one, else what is missing or not as it was left."""
-        last = self.state.last(found.job.name)
-        if found.job.name in self.anew:
-            return ["asked for anew"]
-        if last is not None and last[0] != found.key:
-            lines = differences(json.loads(last[1]), found.components, input_names(found.job))
-            if lines:
-                return lines
-        if found.missing:
-            return list(found.missing) if last else ["never built"]
-        return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]
+        return [reason.text for reason in self.reasons(found)]
 
     def _same_key(self, found: Assessment) -> bool:
         last = self.state.last(found.job.name)
@@ -380,6 +370,35 @@ class Engine:
             **blobs,
             **dict.fromkeys(map(self.store.record_path, records)),
         }
+
+    def event_of(self, found: Assessment) -> str:
+        """What it takes to make the job fresh: "built", "restored", "published" (only headers); "fresh" if nothing."""
+        if found.missing:
+            return "built"
+        if not found.unpublished:
+            return "fresh"
+        only_headers = all(why == "header" for _, why in found.unpublished)
+        return "published" if only_headers and self._same_key(found) else "restored"
+
+    def reasons(self, found: Assessment, few: int = FEW) -> list[Reason]:
+        """Why a job is stale: a changed value if there is one, else what is missing or not as it was left."""
+        last = self.state.last(found.job.name)
+        if found.job.name in self.anew:
+            return [Reason("anew", "", "asked for anew")]
+        if last and last[0] != found.key and (changed := changes(json.loads(last[1]), found.components, few)):
+            return changed
+        if found.missing:
+            return [Reason("store", "", text) for text in (found.missing if last else ("never built",))]
+        told: list[Reason] = []
+        for publication, why in found.unpublished:
+            name = publication.path.relative_to(self.root).as_posix()
+            told += self.publisher.header_changes(publication, why) or [Reason("build", name, f"{name}: {why}")]
+        return list(dict.fromkeys(told))
+
+    def known_inputs(self, name: str, roles: Collection[str]) -> dict[str, Resolved]:
+        """Some inputs of a job, of which others may not be made yet. Raises JobError."""
+        job = self.jobs[name]
+        return self._resolver.resolve(replace(job, inputs={role: job.inputs[role] for role in roles}))
 
     def tidy(self) -> list[Path]:
         """Remove from build/ what this run found no longer wanted: a snapshot, a chop whose table is gone.

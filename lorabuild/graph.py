@@ -25,10 +25,10 @@ from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
-from lorabuild.errors import Interrupted, UsageError, UserError, near_miss
+from lorabuild.errors import Interrupted, UsageError, UserError
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.progress import summary
-from lorabuild.session import dependencies, opened, targets
+from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.stage import Job
 from lorabuild.stages import STAGES
 
@@ -195,15 +195,7 @@ class _Command:
     @staticmethod
     def jobs_of(names: Sequence[str]) -> list[str]:
         """The jobs that `names` stand for; the default ones if there are none. Raises UsageError with a near miss."""
-        if not names:
-            return [name for name, job in engine().jobs.items() if job.stage in engine().default]
-        known = targets(engine().jobs, engine().projects)
-        for name in names:
-            if name not in known:
-                clean = engine().clean
-                near = near_miss(name, [*known, *clean, *(job for jobs in clean.values() for job in jobs)])
-                raise UsageError(f"{name}: no such target{near}; `doit list --all` shows them")
-        return list(dict.fromkeys(job for name in names for job in known[name]))
+        return selected(names, engine())
 
 
 class Run(_Command, DoitRun):

@@ -23,6 +23,7 @@ class Resolved:
     digest: str
     path: Path | None = None
     images: list[ImageFile] = field(default_factory=list)
+    told: tuple[str, ...] = ()  # where it came from: ("input", job, role), ("base", name) or ("file", path)
 
     @property
     def by_name(self) -> str | dict[str, str]:
@@ -74,14 +75,14 @@ class Resolver:
         match item:
             case Artifact(job, role):
                 digest, path = self.artifact(job, role)
-                return Resolved(digest, path)
+                return Resolved(digest, path, told=("input", job, role))
             case Component(base, name):
                 digest, folder = self.component(base, name)
-                return Resolved(digest, folder)
+                return Resolved(digest, folder, told=("base", base))
             case Images():
                 return self._images(item)
-            case File(path):
-                return Resolved(self.source(item, job.project), path)
+            case File(path, shown):
+                return Resolved(self.source(item, job.project), path, told=("file", shown))
 
     def _images(self, item: Images) -> Resolved:
         found = [
@@ -89,7 +90,7 @@ class Resolver:
         ]
         rows: list[Any] = [[image.digest, image.caption_digest, image.repeats] for image in found]
         if not item.captions:  # the pictures alone: how often and with what words does not count
-            found = [replace(image, caption=None, caption_digest=None) for image in found]
+            found = [replace(image, caption=None, caption_digest=None, repeats=1) for image in found]
             rows = [[digest] for digest in {image.digest for image in found}]
         return Resolved(digest_json(sorted(rows, key=repr)), images=found)
 
@@ -137,28 +138,17 @@ def _listed(subset: Subset) -> list[Path]:
     raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
 
 
-def input_names(job: Job) -> dict[str, str]:
-    """What messages call each input of `job`, by role: a user knows files and jobs, no roles."""
-    return {role: _name(role, item) for role, item in job.inputs.items()}
-
-
-def _name(role: str, item: Input) -> str:
-    match item:
-        case Artifact(job, output):
-            return job if job.startswith(f"{output}:") else f"{output} of {job}"
-        case Component(base, name):
-            return f"{name} of the base {base}"
-        case File(shown=shown):
-            return shown
-    return role
-
-
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:
-    """What a key is made of, in a form that `why` can compare and print."""
+    """What a key is made of, in a form that `why` can compare and print; "told" is in no key and explains digests."""
+    images = [image for one in inputs.values() for image in one.images]
     return {
         "version": version,
         "params": params,
         "inputs": {role: one.by_name for role, one in inputs.items()},
+        "told": {
+            "from": {role: list(one.told) for role, one in inputs.items() if one.told},
+            "repeats": {image.shown.rpartition("/")[0]: image.repeats for image in images},
+        },
     }
 
 

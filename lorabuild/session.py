@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from lorabuild.engine import Engine
+from lorabuild.errors import UsageError, near_miss
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.manifest import Repository, load
@@ -54,7 +55,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         for warning in repository.warnings if building else ():
             shown.warn(str(warning))
         pool.open(repository.slots["cpu"])
-        store = Store(hidden / "store")
+        store = Store(hidden / "store", reading=not writing)
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)
@@ -128,13 +129,18 @@ def jobs_of(repository: Repository) -> dict[str, Job]:
 
 def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
     """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
-    needed = []
-    for item in job.inputs.values():
+    return list(dict.fromkeys(makers(job, jobs).values()))
+
+
+def makers(job: Job, jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Role -> the one of `jobs` that makes this input."""
+    found = {}
+    for role, item in job.inputs.items():
         if isinstance(item, Artifact):
-            needed.append(item.job)
+            found[role] = item.job
         elif isinstance(item, Component) and f"base:{item.base}" in jobs:
-            needed.append(f"base:{item.base}")
-    return list(dict.fromkeys(needed))
+            found[role] = f"base:{item.base}"
+    return found
 
 
 def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[str]]:
@@ -146,3 +152,19 @@ def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[
         if job.project:
             found.setdefault(job.project, []).append(name)
     return found
+
+
+def selected(names: Sequence[str], engine: Engine) -> list[str]:
+    """The jobs that `names` stand for; those of the stages of a plain build if there are none.
+
+    Raises UsageError with a near miss.
+    """
+    if not names:
+        return [name for name, job in engine.jobs.items() if job.stage in engine.default]
+    known = targets(engine.jobs, engine.projects)
+    for name in names:
+        if name not in known:
+            clean = engine.clean
+            near = near_miss(name, [*known, *clean, *(job for jobs in clean.values() for job in jobs)])
+            raise UsageError(f"{name}: no such target{near}; `doit list --all` shows them")
+    return list(dict.fromkeys(job for name in names for job in known[name]))

@@ -11,11 +11,9 @@ import pytest
 
 from lorabuild.files import staged
 from lorabuild.hashing import digest_bytes
-from lorabuild.inputs import input_names
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
 from lorabuild.signature import GRAIN_NS
-from lorabuild.stage import Artifact, Component, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 from lorabuild.workspace import Workspace
@@ -146,18 +144,13 @@ def test_a_version_and_an_artifact_are_told():
 
 
 def test_inputs_are_called_what_a_user_calls_them():
-    inputs = {
-        "weights": File(Path("a.safetensors"), "a.safetensors"), "spectrum": Artifact("spectrum:ember", "spectrum"),
-        "unet": Component("tiny", "unet"),
-    }  # fmt: skip
-    names = input_names(Job("x", {}, inputs, []))
-    was, now = components(weights="a", spectrum="b"), components(weights="c", spectrum="d", unet="e")
-    assert differences(was, now, names) == [
-        "spectrum:ember: content",
-        "unet of the base tiny: now used",
-        "a.safetensors: content",
-    ]
-    assert differences(now, was) == ["spectrum: content", "unet: no longer used", "weights: content"]
+    told = {
+        "weights": ["file", "a.safetensors"],
+        "spectrum": ["input", "spectrum:ember", "spectrum"],
+        "unet": ["base", "tiny"],
+    }
+    was, now = (components(weights=x, spectrum=x, unet=x) | {"told": {"from": told}} for x in ("a", "b"))
+    assert differences(was, now) == ["spectrum:ember: content", "base tiny: unet: content", "a.safetensors: content"]
 
 
 def test_what_a_size_counts_beside_the_weights_is_told_if_it_changes_by_itself():
