@@ -16,6 +16,8 @@ lorabuild: make for LoRAs
   lorabuild list [--all]       the targets
   lorabuild clean [TARGET …]   remove files in build/; the next build restores them
   lorabuild forget TARGET      drop what was built, so that it is built again
+  lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
+  lorabuild push [NAME …]      upload what the remote store lacks
 
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 

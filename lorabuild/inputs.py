@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError
+from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
@@ -65,7 +65,7 @@ class Resolver:
                 return self._images(item)
             case File(path, shown):
                 if not path.exists():
-                    raise JobError(f"{shown}: no such file (project.source)")
+                    raise InputMissing(f"{shown}: no such file (project.source)", "its source is")
                 return Resolved(self._digest(path, shown), path)
 
     def _images(self, item: Images) -> Resolved:
@@ -104,13 +104,15 @@ def _listed(subset: Subset) -> list[Path]:
         if found := list_images(subset.folder):
             return found
     except FileNotFoundError:
-        raise JobError(f"{subset.shown}: no such folder (image_dir of a dataset.subset)") from None
+        said = f"{subset.shown}: no such folder (image_dir of a dataset.subset)"
+        raise InputMissing(said, "its images are") from None
     except NotADirectoryError:
         raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
     except OSError as error:
         raise JobError(f"{subset.shown}: {error.strerror}") from None
     kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
-    raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
+    said = f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched"
+    raise InputMissing(said, "its images are")
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:

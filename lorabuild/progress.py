@@ -19,6 +19,7 @@ class Face(Protocol):
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None: ...
     def failed(self, job: str, message: str) -> None: ...
     def warn(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -49,6 +50,9 @@ class PlainFace:
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
+
+    def note(self, text: str) -> None:
+        self._print(text)
 
     def close(self) -> None:
         pass

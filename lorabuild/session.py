@@ -11,12 +11,14 @@ from pathlib import Path
 from lorabuild.engine import Engine
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
+from lorabuild.locked import pull_advice
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
+from lorabuild.sharing import Sharing, remote_of
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
@@ -41,10 +43,16 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
+        locks = {name: project.folder / "lora.lock" for name, project in repository.projects.items()}
+        sharing = Sharing(
+            remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
+        )
+        stack.callback(sharing.close)
         yield Engine(
             root=root,
             stages=STAGES,
             jobs=jobs_of(repository),
+            locks=locks,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
             default=repository.build_default,
@@ -54,6 +62,8 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             pool=pool,
             log=RunLog(hidden / "runs", building),
             face=shown,
+            sharing=sharing,
+            advice=partial(pull_advice, locks, repository.store["remote"]),
         )
 
 
