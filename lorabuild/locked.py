@@ -54,5 +54,5 @@ def pull_advice(locks: Mapping[str, Path], remote: str | None, job: str, error: 
         lines = read_lock(locks[project], "")
     except ConfigError:
         return ""
-    said = f"; {error.what} missing here: `lorabuild pull {project}` restores its artifacts without" if lines else ""
-    return said
+    said = f"; {error.what} missing here: `lorabuild pull {project}` restores its artifacts all the same"
+    return said if lines else ""

@@ -31,6 +31,7 @@ class Pulled:
     lines: int = 0
     fetched: list[str] = field(default_factory=list)  # jobs of which something came from the remote
     restored: list[str] = field(default_factory=list)  # files that were written, seen from the repository
+    unknown: list[str] = field(default_factory=list)  # in the lock, but no longer in the manifest: nothing has its name
     others: list[str] = field(default_factory=list)  # jobs whose bytes are another build's of the same key
     problems: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -49,8 +50,7 @@ def pull(engine: Engine, remote: Remote | None, project: str) -> Pulled:
         done.problems.append(f"{shown}: no such file, or empty: build {project} once where its images are")
     before = remote.received if remote else 0
     made: dict[str, Known] = {}
-    for name in lines.keys() - engine.jobs.keys():
-        done.problems.append(f"{name}: in the lock, but no longer in the manifest")
+    done.unknown += sorted(lines.keys() - engine.jobs.keys())
     for name in (name for name in engine.jobs if name in lines):
         try:
             made[name] = _brought(engine, remote, name, lines[name], done)

@@ -78,6 +78,7 @@ class Remote:
             return None
         lacking = [role for role in roles if role not in shared.record.outputs]
         if lacking:
+            self._damaged.add(key)
             raise Damaged(f"record {key}: it lacks {', '.join(lacking)}")
         outputs = {role: shared.record.outputs[role] for role in roles}
         for role, output in outputs.items():

@@ -23,8 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": PATIENCE_SECONDS, "retries": {"max_attempts": 0}}},
     "file": {"auto_mkdir": True},
 }
-# Whose servers can be told to write a file only if there is none of that name (If-None-Match).
-CONDITIONAL = ("s3", "gs", "memory")
+Put = Callable[[Any, str, "Path | bytes", bool], bool]  # file system, path, content, replace -> was it written?
 
 Answer = TypeVar("Answer")
 
@@ -86,43 +85,15 @@ class Folder:
     def upload(self, name: str, content: Path | bytes, replace: bool = False) -> bool:
         """Write a file, whole or not at all. False if there is one of that name, which stays, unless `replace`."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        put = self._put_conditional if self.protocol in CONDITIONAL else self._put_beside
+        put = PUT.get(self.protocol, _put_beside)
         try:
-            return self._tried(lambda fs, root: put(fs, root, name, content, replace), size)
+            return self._tried(lambda fs, root: put(fs, f"{root}/{name}", content, replace), size)
         except FileNotFoundError as error:  # the bucket, say
             raise Unreachable(_one_line(error)) from error
 
-    def _put_conditional(self, fs: Any, root: str, name: str, content: Path | bytes, replace: bool) -> bool:
-        mode = "overwrite" if replace else "create"
-        try:
-            _write(fs, f"{root}/{name}", content, mode=mode)
-        except FileExistsError:
-            return False
-        except (OSError, NotImplementedError) as error:
-            if "NotImplemented" not in f"{type(error).__name__} {error}":
-                raise
-            _write(fs, f"{root}/{name}", content, mode="overwrite")  # a server that knows no conditions
-        return True
-
-    def _put_beside(self, fs: Any, root: str, name: str, content: Path | bytes, replace: bool) -> bool:
-        """Under a name of its own first: nobody finds half a file, however this one ends."""
-        target, part = f"{root}/{name}", f"{root}/v1/part/{uuid.uuid4().hex}"
-        for path in (target, part):
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        try:
-            _write(fs, part, content)
-            if not replace and fs.exists(target):
-                return False
-            if self.protocol == "file" and not replace and _linked(fs, part, target):
-                return True
-            fs.mv(part, target)
-        finally:
-            if fs.exists(part):
-                fs.rm_file(part)
-        return True
-
     def _tried(self, work: Callable[[Any, str], Answer], size: int = 0) -> Answer:
         """What `work` gives, within a time that allows for `size` bytes."""
+        _import(self.protocol)  # not on the time of the first answer
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(PAUSE_SECONDS * 3 ** (attempt - 1))
@@ -144,33 +115,79 @@ class Folder:
             return self._opened
 
 
+def _import(protocol: str) -> None:
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(protocol)
+    except ImportError:
+        extra = REMOTES[protocol]
+        raise Unreachable(f"a package for {protocol}:// is missing: pip install 'lorabuild[{extra}]'") from None
+
+
 def _opened(url: str, protocol: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     settings = {"use_listings_cache": False, "skip_instance_cache": True, **OPTIONS.get(protocol, {})}
-    try:
-        fs, root = url_to_fs(url, **settings)
-    except ImportError:
-        extra = REMOTES[protocol]
-        raise Unreachable(f"a package for {protocol}:// is missing: pip install 'lorabuild[{extra}]'") from None
+    fs, root = url_to_fs(url, **settings)
     if hasattr(fs, "retries"):
         fs.retries = 1  # the tries are ours
     return fs, root.rstrip("/")
 
 
-def _write(fs: Any, path: str, content: Path | bytes, **how: Any) -> None:
-    fs.pipe_file(path, content, **how) if isinstance(content, bytes) else fs.put_file(str(content), path, **how)
-
-
-def _linked(fs: Any, part: str, target: str) -> bool:
-    """Give `part` its name unless somebody has just taken it; False where the disk has no hard links."""
+def _put_conditional(fs: Any, path: str, content: Path | bytes, replace: bool) -> bool:
+    """For a server that can be told to write a file only if there is none of that name (If-None-Match)."""
     try:
-        fs.link(part, target)
+        _write(fs, path, content, mode="overwrite" if replace else "create")
+    except FileExistsError:
+        return False
+    except (OSError, NotImplementedError) as error:
+        if "NotImplemented" not in f"{type(error).__name__} {error}":
+            raise
+        return _put_whole(fs, path, content, replace)  # S3's protocol, but not all of it
+    return True
+
+
+def _put_whole(fs: Any, path: str, content: Path | bytes, replace: bool) -> bool:
+    """For a server where a file is there when all of it is."""
+    if not replace and fs.exists(path):
+        return False
+    _write(fs, path, content)
+    return True
+
+
+def _put_beside(fs: Any, path: str, content: Path | bytes, replace: bool) -> bool:
+    """For disks: under a name of its own first, so that nobody finds half a file, however this one ends."""
+    part = f"{path}.{uuid.uuid4().hex}.part"
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    try:
+        if not replace and fs.exists(path):
+            return False
+        _write(fs, part, content)
+        if replace or not _linked(fs, part, path):
+            fs.mv(part, path)
+    finally:
+        if fs.exists(part):
+            fs.rm_file(part)
+    return True
+
+
+def _linked(fs: Any, part: str, path: str) -> bool:
+    """Give `part` its name unless somebody has just taken it; False where there are no hard links."""
+    try:
+        fs.link(part, path)
     except FileExistsError:
         pass  # the first one stays, and for the same key or digest it is as good
-    except OSError:
+    except (OSError, AttributeError, NotImplementedError):
         return False
     return True
+
+
+PUT: dict[str, Put] = {"s3": _put_conditional, "memory": _put_conditional, "gs": _put_whole}
+
+
+def _write(fs: Any, path: str, content: Path | bytes, **how: Any) -> None:
+    fs.pipe_file(path, content, **how) if isinstance(content, bytes) else fs.put_file(str(content), path, **how)
 
 
 def _within(seconds: float, work: Callable[[], Answer]) -> Answer:

@@ -52,6 +52,8 @@ def _told(name: str, done: Pulled) -> str:
     if done.restored:
         parts.append(f"{len(done.restored)} files restored in build/")
     lines = [f"{name}: {'; '.join(parts) or 'nothing to do'}"]
+    if done.unknown:
+        lines.append(f"{name}: in the lock, but no longer in the manifest: {', '.join(done.unknown)}")
     if done.others:
         lines.append(
             f"{name}: {', '.join(done.others)}: another build of the same key than the one that the lock tells of"
