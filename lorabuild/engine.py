@@ -201,7 +201,7 @@ class Engine:
                 fetched = bool(found.missing) and name not in self.anew and self._fetch(found)
                 if fetched:
                     found = self._look(found)
-                why, notes = [*self._why(found), *[FROM_REMOTE] * (fetched and not found.missing)], {}
+                why, notes = [*[FROM_REMOTE] * (fetched and not found.missing), *self._why(found)], {}
                 must_build = found.missing or (name in self.anew and found.key not in self._built)
                 if must_build:
                     try:

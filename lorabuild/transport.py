@@ -20,7 +20,11 @@ SLOWEST = 1 << 18  # … and a second more for each 256 KiB: what comes more slo
 
 # Its own retries and sockets without end would make ours mean nothing.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": PATIENCE_SECONDS, "retries": {"max_attempts": 0}}},
+    "s3": {
+        "config_kwargs": {"connect_timeout": 5, "read_timeout": PATIENCE_SECONDS, "retries": {"max_attempts": 0}},
+        "use_listings_cache": False,
+    },
+    "gs": {"requests_timeout": PATIENCE_SECONDS, "cache_timeout": 0},
     "file": {"auto_mkdir": True},
 }
 Put = Callable[[Any, str, "Path | bytes", bool], bool]  # file system, path, content, replace -> was it written?
@@ -128,8 +132,7 @@ def _import(protocol: str) -> None:
 def _opened(url: str, protocol: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    settings = {"use_listings_cache": False, "skip_instance_cache": True, **OPTIONS.get(protocol, {})}
-    fs, root = url_to_fs(url, **settings)
+    fs, root = url_to_fs(url, skip_instance_cache=True, **OPTIONS.get(protocol, {}))
     if hasattr(fs, "retries"):
         fs.retries = 1  # the tries are ours
     return fs, root.rstrip("/")

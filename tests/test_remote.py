@@ -189,6 +189,18 @@ def test_a_killed_upload_leaves_nothing_under_the_name_of_a_blob(tmp_path: Path,
     assert [path for path in (tmp_path / "remote").rglob("*") if path.is_file()] == []
 
 
+def test_of_two_that_write_at_one_moment_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Folder(f"file://{tmp_path}/remote")
+    folder.upload("v1/record/ab/x.json", b"first")
+    fs, _ = folder._open()
+    exists = fs.exists
+    monkeypatch.setattr(fs, "exists", lambda path: path.endswith(".part") and exists(path))  # when both looked: none
+    folder.upload("v1/record/ab/x.json", b"second")
+    assert folder.read("v1/record/ab/x.json") == b"first" and len(folder.sizes("v1")) == 1
+    folder.upload("v1/record/ab/x.json", b"third", replace=True)
+    assert folder.read("v1/record/ab/x.json") == b"third"
+
+
 # a server that is not well
 
 

@@ -87,8 +87,8 @@ def test_what_is_built_is_uploaded_at_once(built: World, url: str, tmp_path: Pat
     assert other.built_files() == built.built_files()
 
 
-def test_a_reverted_edit_and_another_branch_build_nothing(built: World, url: str):
-    uses(built, url).manifest(keep=OTHER)
+def test_a_reverted_edit_and_another_branch_build_nothing(built: World, tmp_path: Path):
+    uses(built, f"file://{tmp_path}/remote").manifest(keep=OTHER)
     assert built.doit().built == {"chop:ember"}
     built.manifest()
     assert built.doit().built == set()
@@ -147,13 +147,13 @@ def test_a_remote_that_cannot_be_read_fails_no_build(edited: tuple[World, dict[s
     assert world.built_files() == good and blobs_are_whole(world)
 
 
-@pytest.mark.parametrize("fault", ["500", "cut", "slow"])
+@pytest.mark.parametrize("fault", ["cut", "slow"])
 def test_a_remote_that_is_down_is_asked_no_second_time(built: World, s3: S3, tmp_path: Path, fault: str):
     uses(built, s3.url(tmp_path.name)).manifest(keep=OTHER, thr=-2.8)
     s3.fails(fault)
     result = impatient(built)
     assert (result.code, result.built) == (0, {"resize:ember", "chop:ember"})
-    assert len(warnings(result)) == 1 and len(s3.requests) == 3
+    assert len(warnings(result)) == 1 and len([path for _, path in s3.requests if "list-type" in path]) == 3
     assert blobs_are_whole(built)
 
 
@@ -172,10 +172,9 @@ def test_a_failed_upload_is_one_warning_and_push_makes_up_for_it(
     assert clone.doit().built == set() and clone.built_files() == built.built_files()
 
 
-@pytest.mark.parametrize("fault", ["500", "cut"])
-def test_a_fault_that_passes_is_not_even_told(edited: tuple[World, dict[str, bytes]], s3: S3, fault: str):
+def test_a_fault_that_passes_is_not_even_told(edited: tuple[World, dict[str, bytes]], s3: S3):
     world, good = edited
-    s3.fails(fault, times=2)
+    s3.fails("500", times=2)
     result = impatient(world)
     assert result.ran == {"chop:ember": "restored"} and warnings(result) == []
     assert world.built_files() == good
