@@ -9,9 +9,9 @@ from lorabuild.store import Store
 
 
 def write_lock(world: World, name: str = "ember", shared: bool = True) -> None:
-    """projects/<name>/lora.lock with a line a job; `shared`: also those of the base, which all projects share."""
+    """projects/<name>/lora.lock with a line a job; `shared`: also the norms of its base, which it shares."""
     state, store = State(world.root / ".lorabuild/state.sqlite", world.root), Store(world.root / ".lorabuild/store")
-    names = [*(("base:tiny", "norms:tiny") if shared else ())]
+    names = [*(("norms:tiny",) if shared else ())]
     names += [f"{stage}:{name}" for stage in ("dataset", "latents", "train", "spectrum", "resize", "chop")]
     lines = []
     for job in sorted(names):
