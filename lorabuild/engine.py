@@ -46,7 +46,7 @@ class Engine:
     root: Path
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
-    locks: Mapping[str, Path]  # project -> its lora.lock, there or not
+    lock_files: Mapping[str, Path]  # project -> its lora.lock, there or not
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
     default: Sequence[str]  # the stages that a build without targets is for

@@ -43,8 +43,8 @@ def pull(engine: Engine, remote: Remote | None, project: str) -> Pulled:
     Headers are those of the machine that built them: they are made of [project] and of records, which hold what a job's
     key was made of.
     """
-    shown = str(engine.locks[project].relative_to(engine.root))
-    lines = read_lock(engine.locks[project], shown)
+    shown = str(engine.lock_files[project].relative_to(engine.root))
+    lines = read_lock(engine.lock_files[project], shown)
     done = Pulled(len(lines))
     if not lines:
         done.problems.append(f"{shown}: no such file, or empty: build {project} once where its images are")

@@ -43,7 +43,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
-        locks = {name: project.folder / "lora.lock" for name, project in repository.projects.items()}
+        lock_files = {name: project.folder / "lora.lock" for name, project in repository.projects.items()}
         sharing = Sharing(
             remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
         )
@@ -52,7 +52,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             root=root,
             stages=STAGES,
             jobs=jobs_of(repository),
-            locks=locks,
+            lock_files=lock_files,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
             default=repository.build_default,
@@ -63,7 +63,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             log=RunLog(hidden / "runs", building),
             face=shown,
             sharing=sharing,
-            advice=partial(pull_advice, locks, repository.store["remote"]),
+            advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
 
 
