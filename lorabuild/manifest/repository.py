@@ -46,8 +46,8 @@ class Repository:
     bases: Mapping[str, dict[str, Any]]  # name -> {"builtin": …} or {"file": …}
     model_dirs: Sequence[str]  # where a file is looked for, as it was written
     slots: Mapping[str, int]
-    store: Mapping[str, Any]
     build_default: Sequence[str]
+    store: Mapping[str, Any]
     files: Sequence[Path]
 
     @property
@@ -94,8 +94,8 @@ def load(root: Path, memo: Memo | None = None) -> Repository:
         bases=bases,
         model_dirs=shared["models"]["dirs"],
         slots=shared["slots"],
-        store=shared["store"],
         build_default=shared["build"]["default"],
+        store=shared["store"],
         files=sorted(reader.looked_for),
     )
 

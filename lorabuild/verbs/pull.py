@@ -26,7 +26,9 @@ def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     with redirect_stdout(sys.stderr), opened(repository_root(Path.cwd()), writing=True, building=False) as engine:
         remote = engine.sharing.remote if engine.sharing else None
-        names = chosen(options.name, engine.projects) or [name for name, path in engine.lock_files.items() if path.exists()]
+        names = chosen(options.name, engine.projects) or [
+            name for name, path in engine.lock_files.items() if path.exists()
+        ]
         with using(remote):
             found = {name: pull(engine, remote, name) for name in names}
     if options.json:
