@@ -361,6 +361,10 @@ class SlotsTable(Table):
     cpu: Count = Field(2, description="Jobs at once; each gets an equal share of the cores.")
 
 
+class BuildTable(Table):
+    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
+
+
 class StoreTable(Table):
     remote: Annotated[str, AfterValidator(values.remote)] | None = Field(
         None,
@@ -368,10 +372,6 @@ class StoreTable(Table):
         'fetched, not built; what is built is uploaded (docs/remote.md). "" in lorabuild.local.toml: none on this machine.',
     )
     read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
-
-
-class BuildTable(Table):
-    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
 
 
 class SharedFile(Table):
@@ -382,10 +382,8 @@ class SharedFile(Table):
     )
     models: ModelsTable = Field(default_factory=ModelsTable, description="[models]: where bases lie on a machine.")
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
-    store: StoreTable = Field(
-        default_factory=StoreTable, description="[store]: what was built, and where it is shared."
-    )
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
+    store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
 
 
 def table_at(model: type[Table], path: tuple[str | int, ...]) -> type[Table] | None:
