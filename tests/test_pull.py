@@ -216,6 +216,9 @@ def test_push_says_what_is_not_built(shared: World):
     shared.manifest(keep='["TE"]')
     result = shared.lorabuild("push")
     assert result.code == 0 and result.err == "chop:ember: nothing to upload: never built\n"
+    shutil.rmtree(shared.root / "projects/ember/images")
+    (said,) = shared.lorabuild("push").err.splitlines()
+    assert said.startswith("dataset:ember and 5 more: nothing to upload: projects/ember/images: no such folder")
 
 
 def test_push_needs_a_remote_that_takes_something(built: World, url: str):

@@ -40,7 +40,9 @@ def main(args: Sequence[str]) -> int:
     else:
         there = f"; {len(done.there)} were there" if done.there else ""
         print(f"{len(done.uploaded)} jobs uploaded, {megabytes(done.bytes)}{there}")
-    sys.stderr.writelines(f"{name}: nothing to upload: {why}\n" for name, why in done.unbuilt.items())
+    for why in dict.fromkeys(done.unbuilt.values()):  # one line for all that wait for the same images
+        first, *more = [name for name, one in done.unbuilt.items() if one == why]
+        sys.stderr.write(f"{first}{f' and {len(more)} more' if more else ''}: nothing to upload: {why}\n")
     return 0
 
 
