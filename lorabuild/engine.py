@@ -23,7 +23,8 @@ from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import FEW, Reason, changes
 from lorabuild.runlog import RunLog
-from lorabuild.stage import Component, File, Job, Stage
+from lorabuild.sharing import FROM_REMOTE, Sharing
+from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 
@@ -46,6 +47,7 @@ class Engine:
     root: Path
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
+    lock_files: Mapping[str, Path]  # project -> its lora.lock, there or not
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
     sources: Sources  # judges the LoRAs that projects start from
@@ -58,6 +60,8 @@ class Engine:
     face: Face
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
+    sharing: Sharing | None = None  # the remote store, if there is one
+    advice: Callable[[str, UserError], str] = lambda name, error: ""  # what the user can do about a failed job
     anew: frozenset[str] = frozenset()
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -82,7 +86,8 @@ class Engine:
                 if isinstance(item, File):
                     self._resolver.source(item, project)
             except JobError as error:
-                problems += error.problems
+                advice = self.advice(f"source:{project}", error)
+                problems += [replace(one, message=one.message + advice) for one in error.problems]
         if problems:
             raise JobError(*sorted(problems))
 
@@ -111,7 +116,8 @@ class Engine:
             except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
                 raise JobError(_one_line(error)) from error
         except UserError as error:
-            self._failed(name, "; ".join(map(str, error.problems)), time.monotonic() - start)
+            said = "; ".join(map(str, error.problems)) + self.advice(name, error)
+            self._failed(name, said, time.monotonic() - start)
             raise
         seconds = time.monotonic() - start
         self.counts[event] += 1
@@ -142,19 +148,19 @@ class Engine:
     def _stored(self, job: Job, key: str) -> tuple[dict[str, Output], list[str]]:
         """The outputs that the store holds whole, and why others are missing. A damaged blob is dropped."""
         outputs, missing = {}, []
-        wanted = {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
-        for record_key, roles in wanted.items():
+        for record_key, roles in records_of(job, key).items():
             record = self.store.record(record_key)
             for role in roles:
                 if record is None or role not in record.outputs:
                     missing.append("never built" if record_key == key else f"{role}: never built")
-                elif not self._whole(record.outputs[role]):
+                elif not self.whole(record.outputs[role]):
                     missing.append(f"{role}: blob damaged or gone")
                 else:
                     outputs[role] = record.outputs[role]
         return outputs, list(dict.fromkeys(missing))
 
-    def _whole(self, output: Output) -> bool:
+    def whole(self, output: Output) -> bool:
+        """Does the store hold it, undamaged? A damaged blob is dropped."""
         path = self.store.blob(output.digest)
         try:
             if self.state.digest(path) == output.digest:
@@ -223,7 +229,10 @@ class Engine:
             found = self.assess(name)
             with self._lock_of(found.key):
                 found = self._look(found)  # another job with this key may have built it while we waited
-                why, notes = self._why(found), {}
+                fetched = bool(found.missing) and name not in self.anew and self._fetch(found)
+                if fetched:
+                    found = self._look(found)
+                why, notes = [*[FROM_REMOTE] * (fetched and not found.missing), *self._why(found)], {}
                 must_build = found.missing or (name in self.anew and found.key not in self._built)
                 if must_build:
                     try:
@@ -235,6 +244,7 @@ class Engine:
                     found = self._look(found)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
+                    self._share(found)
             event = "built" if must_build else "published" if self.event_of(found) == "published" else "restored"
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
@@ -253,6 +263,7 @@ class Engine:
         start = time.monotonic()
         outputs: dict[str, Output] = {}
         made_with: dict[str, str] = {}
+        made_from = {role: self._record_key(item) for role, item in job.inputs.items() if isinstance(item, Artifact)}
 
         def saved(role: str, output: Output) -> None:
             blob = self.store.blob(output.digest)
@@ -266,7 +277,9 @@ class Engine:
         def record(outputs: Mapping[str, Output], pieces: Sequence[str] = ()) -> Record:
             digests = {role: one.digest for role, one in found.inputs.items()}
             seconds = round(time.monotonic() - start, 3)
-            return Record(stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with)
+            return Record(
+                stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with, made_from
+            )
 
         self.face.started(job.name, self._why(found))
         result = self.pool.run(
@@ -284,6 +297,29 @@ class Engine:
         folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         return result["notes"]
 
+    def _record_key(self, item: Artifact) -> str:
+        """The key of the record that names an artifact."""
+        key = self.assessed[item.job].key
+        return f"{key}/{item.role}" if item.role in self.jobs[item.job].snapshots else key
+
+    def _fetch(self, found: Assessment) -> bool:
+        """Ask the remote for what is missing here. True if it had any of it."""
+        wanted = records_of(found.job, found.key).items()
+        lacking = {key: roles for key, roles in wanted if not all(role in found.outputs for role in roles)}
+        return self.sharing is not None and self.sharing.fetch(lacking)
+
+    def _share(self, found: Assessment) -> None:
+        """Let the remote have what was built, and of a user's LoRA the metadata: headers are made of it."""
+        if self.sharing is not None and self.sharing.uploads:
+            self.sharing.offer(list(records_of(found.job, found.key)), self.metadata_of_sources(found))
+
+    def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
+        """By digest, the metadata of each LoRA of the user's that the job reads."""
+        digests = {
+            item.path: found.inputs[role].digest for role, item in found.job.inputs.items() if isinstance(item, File)
+        }
+        return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
+
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
@@ -296,7 +332,7 @@ class Engine:
     def _keeps(self, record_key: str, job: Job) -> bool:
         """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""
         record = self.store.record(record_key)
-        return record is not None and job.name not in self.anew and all(map(self._whole, record.outputs.values()))
+        return record is not None and job.name not in self.anew and all(map(self.whole, record.outputs.values()))
 
     def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
         """All that a worker is told: plain data."""
@@ -427,6 +463,11 @@ class Engine:
         lasts = [self.state.last(name) for name in names]
         records = [self.store.record(last[0]) if last else None for last in lasts]
         return [record.seconds if record else None for record in records]
+
+
+def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:
+    """The records of a job, by key, with the outputs that each names: one for the job, one for each snapshot."""
+    return {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
 
 
 def _one_line(error: Exception) -> str:

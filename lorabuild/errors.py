@@ -50,6 +50,14 @@ class JobError(UserError):
     exit_code = 1
 
 
+class InputMissing(JobError):
+    """What a project is made of is not here at all, as in a clone without its data set."""
+
+    def __init__(self, message: Problem | str, what: str):
+        super().__init__(message)
+        self.what = what  # "its images are"
+
+
 class Interrupted(Exception):
     """The build was stopped while this job ran. Nobody failed."""
 

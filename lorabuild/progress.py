@@ -20,6 +20,7 @@ class Face(Protocol):
     def failed(self, job: str, message: str) -> None: ...
     def ended(self, job: str) -> None: ...
     def warn(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -53,6 +54,9 @@ class PlainFace:
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
+
+    def note(self, text: str) -> None:
+        self._print(text)
 
     def close(self) -> None:
         pass

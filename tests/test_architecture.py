@@ -16,9 +16,9 @@ LAYERS = {
     "ground": "errors signature scan signals ahead hashing files header components names vectors buckets captions images streams order tensors",
     "lora": "lora",
     "manifest": "manifest",
-    "model": "stage workspace store state lock runlog history reasons progress inputs metadata publish nn",
+    "model": "stage workspace store state lock runlog history reasons progress inputs metadata publish transport remote sharing locked nn",
     "stages": "stages",
-    "graph": "pool worker engine watch session outlook estimate causes graph",
+    "graph": "pool worker engine watch session outlook estimate causes pulling pushing graph",
     "faces": "cli __main__ verbs",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
