@@ -17,6 +17,7 @@ from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
+from lorabuild.slots import Slots, cuda_devices
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
@@ -37,7 +38,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
         repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
-        pool.open(repository.slots["cpu"])
+        pool.open(Slots(repository.slots["gpu"], repository.slots["cpu"], cuda_devices))
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing

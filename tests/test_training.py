@@ -20,9 +20,9 @@ from torch.nn import GroupNorm
 
 from lorabuild.errors import JobError
 from lorabuild.nn.adapter import Shape, adapted
-from lorabuild.nn.base import forget_warm
 from lorabuild.nn.batches import Data, held_out_batches, micro_batch
 from lorabuild.nn.trainer import Training, _Loop
+from lorabuild.nn.warm import forget
 from lorabuild.stages.train import STAGE, _saved_state
 
 
@@ -40,7 +40,7 @@ def log_of(out: dict[str, bytes]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The outputs of a training of three updates, with snapshots after the second and the last, from a cold start."""
-    forget_warm()
+    forget()
     folder = tmp_path_factory.mktemp("undisturbed")
     saved: list[str] = []
     run(folder, snapshots=(2, 3), on_saved=lambda role, path: saved.append(role))
@@ -252,7 +252,7 @@ def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
             losses[precision] = loop.update([(0, [(0, 0)])])
             assert {p.dtype for p in loop.parameters.values()} == {torch.float32}
             assert {p.grad is None for p in loop.parameters.values()} == {True}
-    forget_warm()
+    forget()
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
     assert losses["bf16"] != losses["no"]
 
