@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
 from torch.nn import GroupNorm
 
-from lorabuild.errors import JobError
+from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Shape, adapted
 from lorabuild.nn.batches import Data, held_out_batches, micro_batch
 from lorabuild.nn.trainer import Training, _Loop
@@ -99,6 +99,26 @@ def test_a_warm_process_and_other_options_change_no_byte(undisturbed: dict[str, 
     again = outputs(tmp_path)
     assert again == {role: data for role, data in undisturbed.items() if role != "step/2"}
     assert notes == {}
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3], ids=["at once", "within the first update", "within the second"])
+def test_a_training_that_is_stopped_keeps_its_last_update(tmp_path: Path, answers: int):
+    """It asks before each micro-batch; what was done of the update is done again."""
+    recipe = RECIPE | {"gradient_accumulation_steps": 2, "max_train_steps": 2}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    run(straight, recipe=recipe)
+    job, workspace = training(stopped, recipe=recipe)
+    said = iter([False] * answers)
+    workspace.stopping = lambda: next(said, True)
+    with pytest.raises(Interrupted) as stop:
+        STAGE.run(job, workspace, lambda done, total, text: None)
+    done = answers // 2
+    assert stop.value.kept == ("step 1 of 2" if done else "")
+    assert (workspace.scratch / "state").exists() == bool(done)
+    assert run(stopped, recipe=recipe) == ({"resumed_at": done} if done else {})
+    assert outputs(stopped) == outputs(straight)
 
 
 KILLED = """
