@@ -281,6 +281,8 @@ class _Stopped:
 
     def kill(self) -> None:
         self.current.pool.close()
+
+    def close(self) -> None:
         self.current.face.close()
 
     def say(self, text: str) -> None:

@@ -28,6 +28,9 @@ class Build(Protocol):
 
     def say(self, text: str) -> None: ...
 
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
 
 @dataclass
 class Heard:
@@ -72,16 +75,26 @@ def stoppable(build: Build) -> Iterator[Heard]:
 def _stop(signals: queue.SimpleQueue[int], build: Build) -> None:
     if not signals.get():
         return
-    build.say("stopping: a training keeps its state and ends; once more ends everything at once")
     build.stop()
+    _within_a_second(
+        lambda: build.say("stopping: a training keeps its state and ends; once more ends everything at once")
+    )
     try:
         again = signals.get(timeout=GRACE_SECONDS)
     except queue.Empty:
-        build.say(f"not all jobs have stopped within {GRACE_SECONDS:.0f} s: they are ended")
+        _within_a_second(lambda: build.say(f"not all jobs have stopped within {GRACE_SECONDS:.0f} s: they are ended"))
         again = signal.SIGTERM
     if again:
         build.kill()
+        _within_a_second(build.close)
         os._exit(EXIT_CODE)  # no thread is waited for: files are whole at any moment
+
+
+def _within_a_second(show: Callable[[], None]) -> None:
+    """Show something, and wait no longer for it: the output may be a pipe that nobody reads."""
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    thread.join(1)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ class Worker:
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C at the terminal is the driver's; it decides what becomes of workers
             )
-        return cls(process)
+        worker = cls(process)
+        threading.Thread(target=worker._watch, daemon=True).start()
+        return worker
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send a line. If the worker is gone, its output has ended, too, and that is where it is noticed."""
@@ -55,34 +57,38 @@ class Worker:
         """What it reports, until it ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            if not line.endswith("\n"):
+                return  # it died in the middle of a word
             yield json.loads(line)
 
     def alive(self) -> bool:
-        """Whether it can take a job. If it has ended, what it had started is ended, too."""
-        if self.process.returncode is None and self.process.poll() is not None:
-            self._end_group()
-        return self.process.returncode is None
+        """Whether it can take a job."""
+        return self.process.poll() is None
 
-    def end(self) -> int:
-        """End it at once, with all that it has started; its exit code, negative for a signal."""
+    def end(self) -> None:
+        """End it at once, with all that it has started."""
         if self.alive():
             self._end_group()
             self.process.wait()
-        return self.process.returncode
 
     def ended(self) -> str:
         """How it came to its end, whose output has ended: "signal SIGSEGV", "exit code 3"."""
         try:
             code = self.process.wait(10)
-        except subprocess.TimeoutExpired:  # it has closed its output and lives
-            return f"it was ended ({self.end()})"
-        self._end_group()
+        except subprocess.TimeoutExpired:
+            self.end()
+            return "it has closed its output"
         if code == -getattr(signal, "SIGKILL", 9):
             return "signal SIGKILL, which is what a system that is out of memory sends"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def _watch(self) -> None:
+        """When it ends, so does what it has started, which would hold its output open for ever."""
+        self.process.wait()
+        self._end_group()  # at once: while a member is left, nobody else gets the group's number
+
     def _end_group(self) -> None:
-        """Kill the process group that the worker leads, also just after its own end: the group keeps the number."""
+        """Kill the process group that the worker leads."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -79,6 +79,14 @@ def _crash(seconds: float, workspace: Any, progress: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _orphan(seconds: float, workspace: Any, progress: Any) -> None:
+    """Dies, and leaves a child that holds all its files open."""
+    from multiprocessing import get_context
+
+    get_context("fork").Process(target=time.sleep, args=(600,)).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _fault(seconds: float, workspace: Any, progress: Any) -> None:
     raise ValueError("a fault\nof two lines")
 
@@ -124,6 +132,7 @@ ACTS = {
     "sleep": _succeed,
     "fail": _fail,
     "crash": _crash,
+    "orphan": _orphan,
     "fault": _fault,
     "hang": _hang,
     "train": _train,

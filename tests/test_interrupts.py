@@ -155,6 +155,20 @@ def test_twice_ends_everything_at_once(tmp_path: Path, jobs: tuple[str, ...]):
     assert stage.doit().code == 0
 
 
+@pytest.mark.parametrize("jobs", [(), ("-n", "4")], ids=" ".join)
+def test_a_build_whose_output_nobody_reads_ends_all_the_same(tmp_path: Path, jobs: tuple[str, ...]):
+    stage = Stage(tmp_path, 1, train_p0="chatter 3000")
+    driver = stage.start(*jobs)
+    stage.wait_for("begin", 4)
+    time.sleep(1)  # the pipe is full
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(10) == 130
+    driver.stdout.close()
+    assert gone(stage)
+
+
 # the driver's death
 
 
@@ -170,9 +184,11 @@ def test_nothing_survives_a_driver_that_is_killed(tmp_path: Path, what: str):
     assert gone(stage)
 
 
-def test_nothing_survives_a_build_that_ends_by_itself(tmp_path: Path):
-    stage = Stage(tmp_path, 1, train_p0="crash", norms_tiny="sleep 0.1")
-    assert stage.doit("-n", "4", "--continue").code == 1
+@pytest.mark.parametrize("what", ["crash", "orphan"])
+def test_nothing_survives_a_worker_that_dies(tmp_path: Path, what: str):
+    stage = Stage(tmp_path, 1, train_p0=what, norms_tiny="sleep 0.1")
+    result = stage.doit("-n", "4", "--continue")
+    assert result.code == 1 and "signal SIGKILL" in result.out
     assert gone(stage)
 
 
