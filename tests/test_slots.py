@@ -125,8 +125,15 @@ def test_trainings_run_one_at_a_time_and_other_jobs_beside_them(tmp_path: Path):
     assert result.code == 0, result.out + result.err
     assert stage.at_once("train") == 1
     assert 2 <= stage.at_once() <= 3
+
+
+def test_trainings_that_wait_for_the_gpu_keep_nobody_waiting(tmp_path: Path):
+    stage = Stage(tmp_path, 5, "gpu = 1\ncpu = 2", **{f"train_p{n}": "sleep 0.5" for n in range(5)})
+    assert stage.doit("-n", "2", CUDA_VISIBLE_DEVICES="0").code == 0
+    assert stage.at_once() == 2
     order = [line["job"].partition(":")[0] for line in stage.lines("begin")]
-    assert "chop" in order[: len(order) - order[::-1].index("train")]  # who waits for the GPU keeps nobody waiting
+    trainings = [number for number, name in enumerate(order) if name == "train"]
+    assert order.index("chop") < trainings[2]  # while the second one runs
 
 
 def test_every_gpu_has_a_training(tmp_path: Path):
