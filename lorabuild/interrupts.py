@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: once, and a build keeps what it has and stops; twice, and it stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: once, and a build keeps what it has and stops; twice, and it stops at once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
+from lorabuild.signals import SIGNALS
+
 EXIT_CODE = 130
+ENDED = 0  # no signal has this number: the build has come to its end
 GRACE_SECONDS = 30.0  # for one micro-batch and the writing of a state; what takes longer goes on from the state before
-SIGNALS = ("SIGINT", "SIGTERM")
 
 
 class Build(Protocol):
@@ -40,17 +43,6 @@ class Heard:
 
 
 @contextmanager
-def keyboard_interrupts() -> Iterator[None]:
-    """Within the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does: in a command that has nothing to save."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled_by(interrupt):
-        yield
-
-
-@contextmanager
 def stoppable(build: Build) -> Iterator[Heard]:
     """Within the block the first signal stops `build`; the second one, or GRACE_SECONDS, ends the process, exit code 130.
 
@@ -69,25 +61,36 @@ def stoppable(build: Build) -> Iterator[Heard]:
         try:
             yield heard
         finally:
-            signals.put(0)
+            signals.put(ENDED)
 
 
 def _stop(signals: queue.SimpleQueue[int], build: Build) -> None:
-    if not signals.get():
+    if signals.get() == ENDED:
         return
     build.stop()
     _within_a_second(
         lambda: build.say("stopping: a training keeps its state and ends; once more ends everything at once")
     )
-    try:
-        again = signals.get(timeout=GRACE_SECONDS)
-    except queue.Empty:
+    again = _next(signals, GRACE_SECONDS)
+    if again is None:
         _within_a_second(lambda: build.say(f"not all jobs have stopped within {GRACE_SECONDS:.0f} s: they are ended"))
-        again = signal.SIGTERM
-    if again:
+    if again != ENDED:
         build.kill()
         _within_a_second(build.close)
         os._exit(EXIT_CODE)  # no thread is waited for: files are whole at any moment
+
+
+def _next(signals: queue.SimpleQueue[int], seconds: float) -> int | None:
+    """The next signal within `seconds`. A terminal that closes sends SIGHUP twice: that is no second wish."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        try:
+            number = signals.get(timeout=left)
+        except queue.Empty:
+            return None
+        if number != getattr(signal, "SIGHUP", None):
+            return number
+    return None
 
 
 def _within_a_second(show: Callable[[], None]) -> None:
@@ -99,17 +102,14 @@ def _within_a_second(show: Callable[[], None]) -> None:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Both signals go to `handler`. One that is ignored stays so, as under `nohup` and in a shell's background."""
+    """The signals go to `handler`. One that is ignored stays so, as under `nohup` and in a shell's background."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say who handles them
         return
-    numbers = [getattr(signal, name) for name in SIGNALS]
-    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [one for one in SIGNALS if signal.getsignal(one) not in (None, signal.SIG_IGN)]
+    before = {one: signal.signal(one, handler) for one in heard}
     try:
-        for number, old in before.items():
-            if old is not signal.SIG_IGN:
-                signal.signal(number, handler)
         yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for one, old in before.items():
+            signal.signal(one, old)

@@ -19,6 +19,7 @@ class Face(Protocol):
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None: ...
     def failed(self, job: str, message: str) -> None: ...
     def stopped(self, job: str, kept: str) -> None: ...
+    def ended(self, job: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -51,6 +52,9 @@ class PlainFace:
     def stopped(self, job: str, kept: str) -> None:
         self._print(f"{job} stopped" + (f", {kept} is kept" if kept else ""))
 
+    def ended(self, job: str) -> None:
+        """What is no job of the build is over: there is nothing to say of it."""
+
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
 
@@ -59,8 +63,11 @@ class PlainFace:
 
     def _print(self, line: str) -> None:
         with self._lock:
-            self._out.write(one_line(line) + "\n")
-            self._out.flush()
+            try:
+                self._out.write(one_line(line) + "\n")
+                self._out.flush()
+            except OSError:
+                pass  # the terminal was closed: nobody reads, and no job is to fail of it
 
 
 class TerminalFace(PlainFace):
@@ -92,6 +99,9 @@ class TerminalFace(PlainFace):
     def stopped(self, job: str, kept: str) -> None:
         self._end(job)
         super().stopped(job, kept)
+
+    def ended(self, job: str) -> None:
+        self._end(job)
 
     def close(self) -> None:
         if self._bars:
