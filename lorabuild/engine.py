@@ -8,22 +8,24 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, JobError, UserError
+from lorabuild.errors import InputChanged, Interrupted, JobError, UserError
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
-from lorabuild.progress import Face
+from lorabuild.progress import Face, one_line
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import FEW, Reason, changes
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
+from lorabuild.slots import Place
 from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
@@ -66,7 +68,10 @@ class Engine:
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     failures: dict[str, str] = field(default_factory=dict)
+    interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
+    keep_going: bool = True  # after a failure: `--continue`
     _built: set[str] = field(default_factory=set)  # keys that this run has built
+    _waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
     _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,7 +100,7 @@ class Engine:
 
     def fresh(self, name: str) -> bool:
         """Is the job built, whole and published? An error is not raised here: `realise` meets it again and tells."""
-        if name in self.anew:
+        if name in self.anew or self.pool.slots.shut:
             return False
         try:
             found = self.assess(name)
@@ -108,7 +113,9 @@ class Engine:
         return True
 
     def realise(self, name: str) -> None:
-        """Build, restore or publish the job, and log what was done. Raises UserError in one line."""
+        """Build, restore or publish the job, and log what was done. Raises UserError in one line, and Interrupted."""
+        if self.pool.slots.shut:
+            raise Interrupted
         start = time.monotonic()
         try:
             try:
@@ -117,9 +124,9 @@ class Engine:
                 raise JobError(_one_line(error)) from error
         except UserError as error:
             said = "; ".join(map(str, error.problems)) + self.advice(name, error)
-            self._failed(name, said, time.monotonic() - start)
+            self._failed(name, said, time.monotonic() - start - self._waited[name])
             raise
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start - self._waited[name]
         self.counts[event] += 1
         self.log.write(name, event, seconds, why, **notes)
         self.face.finished(name, event, seconds, why)
@@ -227,7 +234,7 @@ class Engine:
     def _realise(self, name: str) -> tuple[str, list[str], dict[str, Any]]:
         for _ in range(RETRIES):
             found = self.assess(name)
-            with self._lock_of(found.key):
+            with self._waiting(name, self._lock_of(found.key)):
                 found = self._look(found)  # another job with this key may have built it while we waited
                 fetched = bool(found.missing) and name not in self.anew and self._fetch(found)
                 if fetched:
@@ -253,7 +260,21 @@ class Engine:
             return event, why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
+    @contextmanager
+    def _waiting(self, name: str, lock: threading.Lock) -> Iterator[None]:
+        """Hold the lock of a key. While another job builds it, this one does nothing."""
+        start = time.monotonic()
+        with lock:
+            self._waited[name] += time.monotonic() - start
+            yield
+
     def _build(self, found: Assessment) -> dict[str, Any]:
+        """Run the job in a worker as soon as it has a slot."""
+        with self.pool.slots.place(self.stages[found.job.stage].slot) as place:
+            self._waited[found.job.name] += place.waited
+            return self._build_at(place, found)
+
+    def _build_at(self, place: Place, found: Assessment) -> dict[str, Any]:
         """Run the job in a worker and put what it made into the store; the record comes last."""
         job, key = found.job, found.key
         stage = self.stages[job.stage]
@@ -282,12 +303,18 @@ class Engine:
             )
 
         self.face.started(job.name, self._why(found))
-        result = self.pool.run(
-            self._spec(found, folder),
-            saved=saved,
-            progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
-            warn=lambda text: self.face.warn(f"{job.name}: {text}"),
-        )
+        try:
+            result = self.pool.run(
+                self._spec(found, folder),
+                place,
+                saved=saved,
+                progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
+                warn=lambda text: self.face.warn(f"{job.name}: {text}"),
+            )
+        except Interrupted as stop:
+            self.interrupted[job.name] = stop.kept
+            self.face.stopped(job.name, stop.kept)
+            raise
         made_with.update(result["made_with"])
         self._unchanged(found)
         if not self._keeps(key, job):
@@ -339,6 +366,7 @@ class Engine:
         job = found.job
         run = self.stages[job.stage].run
         have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
+        networks, files = self._networks(job, found)
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
@@ -359,7 +387,18 @@ class Engine:
             "store": str(self.store.root),
             "folder": str(folder),
             "anew": job.name in self.anew,
+            "base": {component: found.inputs[role].digest for role, component in networks.items()},
+            "loads": 2 * sum(path.stat().st_size for path in files),  # from half to single precision they double
         }
+
+    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], set[Path]]:
+        """What a job loads of a base, role -> component, and the files that it reads for that."""
+        items = {role: item for role, item in job.inputs.items() if isinstance(item, Component)}
+        networks = {role: item.name for role, item in items.items() if not item.name.startswith("tokenizer")}
+        if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
+            return {}, set()
+        paths = [(found.inputs[role].path, component) for role, component in networks.items()]
+        return networks, {file for path, component in paths if path for file in component_files(path, component)}
 
     def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
         """A snapshot stands in build/ while its training goes on."""
@@ -380,8 +419,11 @@ class Engine:
             self.state.set_last(found.job.name, found.key, json.dumps(found.components))
 
     def _failed(self, name: str, message: str, seconds: float) -> None:
+        message = one_line(message)
         self.counts["failed"] += 1
         self.failures[name] = message
+        if not self.keep_going:
+            self.pool.slots.shut_down()  # who waits for a slot is not begun any more
         self.log.write(name, "failed", seconds, [message])
         self.face.failed(name, message)
 

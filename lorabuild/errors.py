@@ -59,7 +59,11 @@ class InputMissing(JobError):
 
 
 class Interrupted(Exception):
-    """The build was stopped while this job ran. Nobody failed."""
+    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12"."""
+
+    def __init__(self, kept: str = ""):
+        self.kept = kept
+        super().__init__(kept or "interrupted")
 
 
 class InputChanged(Exception):

@@ -22,6 +22,7 @@ from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
 from lorabuild.scan import Scan
 from lorabuild.sharing import Sharing, remote_of
+from lorabuild.slots import Slots, cuda_devices
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
@@ -56,7 +57,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         repository = load(root, memo, scan, clean.__contains__)
         for warning in repository.warnings if building else ():
             shown.warn(str(warning))
-        pool.open(repository.slots["cpu"])
+        pool.open(Slots(repository.slots["gpu"], repository.slots["cpu"], cuda_devices))
         store = Store(hidden / "store", reading=not writing)
         if writing:
             empty_folder(store.parts)  # what a killed run was writing

@@ -366,8 +366,10 @@ class ModelsTable(Table):
 
 
 class SlotsTable(Table):
-    gpu: Count = Field(1, description="Jobs on GPUs at once. No job uses one yet: everything runs on the CPU.")
-    cpu: Count = Field(2, description="Jobs at once; each gets an equal share of the cores.")
+    gpu: Count = Field(
+        1, description="Heavy jobs at once (train, latents), a GPU each; without a GPU each takes a cpu slot, too."
+    )
+    cpu: Count = Field(2, description="Other jobs at once; each gets an equal share of the cores.")
 
 
 class BuildTable(Table):
