@@ -17,6 +17,7 @@ from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, 
 from lorabuild.errors import InputChanged, JobError, UserError
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolver, components, key_of
+from lorabuild.lockfile import Locks
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
@@ -53,6 +54,7 @@ class Engine:
     publisher: Publisher
     pool: Pool
     log: RunLog
+    locks: Locks
     face: Face
     anew: frozenset[str] = frozenset()
     assessed: dict[str, Assessment] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Engine:
         if found.missing or found.unpublished:
             return False
         self._remember(found)
+        self.locks.note(found, now=False)
         self.counts["fresh"] += 1
         return True
 
@@ -211,6 +214,7 @@ class Engine:
             only_headers = bool(headers) and all(headers) and self._same_key(found)
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
+            self.locks.note(found, now=True)
             return "built" if must_build else "published" if only_headers else "restored", why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
@@ -334,10 +338,11 @@ class Engine:
     # what the other verbs need
 
     def tidy(self) -> list[Path]:
-        """Remove from build/ what this run found no longer wanted: a snapshot, a chop whose table is gone.
+        """Remove from build/ and the locks what this run found no longer wanted: a snapshot, a chop whose table is gone.
 
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
+        self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():
             project = name.partition(":")[2].partition("@")[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from lorabuild.engine import Engine
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
+from lorabuild.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
 from lorabuild.pool import Pool
@@ -41,10 +42,13 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         store = Store(hidden / "store")
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
+        jobs = jobs_of(repository)
+        folders = {name: project.folder for name, project in repository.projects.items()}
+        locks = Locks(folders, jobs, store.parts, shown.warn, kept=building)
         yield Engine(
             root=root,
             stages=STAGES,
-            jobs=jobs_of(repository),
+            jobs=jobs,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
             default=repository.build_default,
@@ -53,6 +57,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
             publisher=Publisher(store, state),
             pool=pool,
             log=RunLog(hidden / "runs", building),
+            locks=locks,
             face=shown,
         )
 

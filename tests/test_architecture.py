@@ -16,7 +16,7 @@ LAYERS = {
     "ground": "errors ahead hashing files header components names vectors buckets captions images streams order tensors",
     "lora": "lora",
     "manifest": "manifest",
-    "model": "stage workspace store state lock runlog reasons progress inputs metadata publish nn",
+    "model": "stage workspace store state lock lockfile runlog reasons progress inputs metadata publish nn",
     "stages": "stages",
     "graph": "pool worker engine session graph",
     "faces": "cli __main__ verbs",
