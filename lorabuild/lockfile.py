@@ -70,18 +70,23 @@ def parse(text: str) -> Lines:
         raise ValueError(f"not a lock file: {error}") from None
 
 
-def salvage(text: str) -> Lines:
-    """Of a text that is in conflict, the lines that both sides have alike."""
-    found: Lines = {}
-    torn: set[str] = set()
+def rows(text: str) -> list[tuple[str, Line]]:
+    """Every line of a text that is a lock file, or one in conflict: then those of both sides."""
+    found: list[tuple[str, Line]] = []
     for row in text.splitlines():
         try:
-            lines = parse(row)
+            found += parse(row).items()
         except ValueError:
             continue
-        torn |= {job for job, line in lines.items() if found.get(job, line) != line}
-        found |= lines
-    return {job: line for job, line in found.items() if job not in torn}
+    return found
+
+
+def salvage(text: str) -> Lines:
+    """Of a text that is in conflict, the lines that both sides have alike."""
+    found: dict[str, list[Line]] = {}
+    for job, line in rows(text):
+        found.setdefault(job, []).append(line)
+    return {job: lines[0] for job, lines in found.items() if all(line == lines[0] for line in lines)}
 
 
 def text_of(lines: Lines) -> str:

@@ -39,7 +39,7 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         stack.callback(pool.close)
         repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
         pool.open(repository.slots["cpu"])
-        store = Store(hidden / "store")
+        store = Store(hidden / "store", repository.store["max_gb"])
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)

@@ -40,6 +40,7 @@ class Store:
     """A folder of blobs (`blob/ab/<digest>`, read-only), records (`record/ab/<key>.json`) and pieces."""
 
     root: Path
+    max_gb: float | None = None  # what gc keeps of what cheap stages made and nothing names
 
     @property
     def pieces(self) -> Path:

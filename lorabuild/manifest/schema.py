@@ -365,6 +365,14 @@ class BuildTable(Table):
     default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
 
 
+class StoreTable(Table):
+    max_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="How much `lorabuild gc` keeps of what resize and chop made and nothing names any more, however young, in GB; "
+        "without it, only age counts.",
+    )
+
+
 class SharedFile(Table):
     """lorabuild.toml, and over it lorabuild.local.toml."""
 
@@ -374,6 +382,7 @@ class SharedFile(Table):
     models: ModelsTable = Field(default_factory=ModelsTable, description="[models]: where bases lie on a machine.")
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
+    store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
 
 
 def table_at(model: type[Table], path: tuple[str | int, ...]) -> type[Table] | None:
