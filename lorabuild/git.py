@@ -73,6 +73,8 @@ class Objects:
                 data = found[2] if found else b""
             entries = self._trees[name.encode()] = list(_entries(data, len(name) // 2))
         for mode, entry, inner in entries:
+            if entry in (".", "..") or "/" in entry:
+                continue  # no git writes such a name; whoever writes the file would write elsewhere
             path = f"{folder}/{entry}"
             if mode == FOLDER:
                 yield from self._below(inner, None, path, called)
