@@ -67,7 +67,9 @@ def test_two_commits_of_a_project_differ_by_resolved_settings_and_artifacts(worl
     sizes = [found["artifacts"][0][side]["size"] for side in "ab"]
     assert sizes[0] > sizes[1] > 0
     text = world.lorabuild("diff", "HEAD~1:ember", "ember").out
-    assert "chop.keep.OUT01: 1 -> 0\n" in text and 'project.title: "One" -> "Two"\n' in text and "chop weights: " in text
+    assert (
+        "chop.keep.OUT01: 1 -> 0\n" in text and 'project.title: "One" -> "Two"\n' in text and "chop weights: " in text
+    )
 
 
 def test_a_commit_beside_itself_and_the_working_folder_is_the_same(world: World):

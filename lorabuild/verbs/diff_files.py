@@ -34,7 +34,9 @@ def text_of(found: Mapping[str, Any]) -> str:
         heads = ("block", "tensors", "rank max", "‖A − B‖/‖A‖", "")
         rows = [heads, *(_cells(row) for row in found["blocks"])]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
     elif not found["weights"]:
         lines.append("weights: equal numbers in another form")
     return "\n".join(lines)
@@ -153,9 +155,7 @@ def _same_bytes(a: Path, a_start: int, b: Path, b_start: int, size: int) -> bool
 
 
 def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"key": key, "a": a.get(key), "b": b.get(key)} for key in sorted({*a, *b}) if a.get(key) != b.get(key)
-    ]
+    return [{"key": key, "a": a.get(key), "b": b.get(key)} for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
 def _short(value: str | None) -> str:

@@ -42,9 +42,16 @@ def diff_projects(a: Side, b: Side) -> dict[str, Any]:
     if not known or (datasets[0] != datasets[1] and (a.images is None or b.images is None)):
         data = None
     else:
-        data = list(_images(a.images or {}, b.images or {}, {**a.names, **b.names})) if datasets[0] != datasets[1] else []
+        data = (
+            list(_images(a.images or {}, b.images or {}, {**a.names, **b.names})) if datasets[0] != datasets[1] else []
+        )
     artifacts = list(_artifacts(a.made, b.made)) if known else None
-    return {"same": not settings and not artifacts and not data, "settings": settings, "data": data, "artifacts": artifacts}
+    return {
+        "same": not settings and not artifacts and not data,
+        "settings": settings,
+        "data": data,
+        "artifacts": artifacts,
+    }
 
 
 def text_of(found: Mapping[str, Any]) -> str:
@@ -160,7 +167,9 @@ def _settings(a: Mapping[str, Mapping], b: Mapping[str, Mapping]) -> Iterator[di
             yield {"key": f"variants.{variant}", "a": _own(a, variant), "b": _own(b, variant)}
             continue
         one, other = a[variant], b[variant]
-        found = [(key, one.get(key), other.get(key)) for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+        found = [
+            (key, one.get(key), other.get(key)) for key in sorted({*one, *other}) if one.get(key) != other.get(key)
+        ]
         for key, was, now in found:
             if (key, was, now) not in rows_of_all:
                 yield {"key": f"variants.{variant}.{key}" if variant else key, "a": was, "b": now}
