@@ -54,7 +54,7 @@ def _compared(a: str, b: str) -> tuple[dict[str, Any], str]:
 
         found = diff_files.diff_files(Path(a), Path(b))
         return found, diff_files.text_of(found)
-    from lorabuild.verbs import diff_projects
+    from lorabuild.verbs import diff_projects, diff_sides
     from lorabuild.verbs.within import engine_here
 
     with engine_here() as engine:
@@ -64,8 +64,8 @@ def _compared(a: str, b: str) -> tuple[dict[str, Any], str]:
             name, at, variant = target.partition("@")
             if not name or (at and not variant):
                 raise JobError(f"{one}: expected NAME, NAME@variant or REVISION:NAME")
-            side = diff_projects.past(engine, revision, name, variant) if revision else None
-            sides.append(side or diff_projects.present(engine, name, variant))
+            side = diff_sides.past(engine, revision, name, variant) if revision else None
+            sides.append(side or diff_sides.present(engine, name, variant))
     found = diff_projects.diff_projects(*sides)
     return found, diff_projects.text_of(found)
 
