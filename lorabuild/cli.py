@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from lorabuild import __version__
@@ -20,6 +24,10 @@ lorabuild: make for LoRAs
   lorabuild gc [--yes]         free what no manifest, git ref or pin names
   lorabuild diff A B           two projects, two commits (HEAD~3:ember ember), or two files
 
+  lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
+  lorabuild why TARGET         the value that makes it stale, with its file and line
+  lorabuild status             projects and stages at a glance
+
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
 Any LoRA file, without a repository (each has --help):
@@ -33,6 +41,7 @@ Any LoRA file, without a repository (each has --help):
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
 VERBS = (*FILE_VERBS, *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
+BROKEN_PIPE = 128 + 13  # what a shell shows of a program that ended as its reader did, as in `… | head -1`
 
 
 def main() -> None:
@@ -42,8 +51,7 @@ def main() -> None:
 
 def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0 if args else 2
+        return _told(partial(_usage, 0 if args else 2))
     if args[0] == "--version":
         print(__version__)
         return 0
@@ -65,24 +73,47 @@ def _main(args: list[str]) -> int:
 
 def run_verb(verb: str, args: list[str]) -> int:
     """Run a verb of ours: a mistake is one line, never a traceback."""
-    from importlib import import_module
+    return _told(partial(_verb, verb, args))
 
-    from lorabuild.errors import UserError
+
+def _usage(code: int) -> int:
+    print(USAGE)
+    return code
+
+
+def _verb(verb: str, args: list[str]) -> int:
+    from importlib import import_module
 
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a terminal that has no Unicode gets what it can show
         stream.reconfigure(errors="backslashreplace")
+    return import_module(f"lorabuild.verbs.{verb}").main(args)
+
+
+def _told(run: Callable[[], int]) -> int:
+    """What `run` returns: a mistake is one line and a signal a word, never a traceback."""
+    from lorabuild.errors import UserError
+    from lorabuild.signals import Stopped, stopping
+
     try:
-        return import_module(f"lorabuild.verbs.{verb}").main(args)
+        with stopping():
+            try:
+                return run()
+            finally:
+                print(end="", flush=True)  # who reads it may have gone: better noticed here than when Python ends
     except UserError as error:
         sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"{where}{error.strerror or error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    except KeyboardInterrupt as stopped:
+        with suppress(OSError):  # after a hang-up there may be nobody to tell
+            sys.stderr.write("interrupted\n")
+        return stopped.exit_code if isinstance(stopped, Stopped) else 130
 
 
 def find_root(folder: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import xxhash
@@ -36,13 +36,20 @@ PREFIXES = {
 # A single file holds no tokenizer. Both are CLIP's, the same for every SDXL, so that this word says which they are.
 TOKENIZER_OF_A_FILE = "clip"
 
+Told = Callable[[int, int], None]  # bytes read, of so many
 
-def component_digests(base: Path, names: Iterable[str]) -> dict[str, str]:
+
+def silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def component_digests(base: Path, names: Iterable[str], told: Told = silent) -> dict[str, str]:
     """Component -> digest, for a diffusers folder or a single file; nothing is read for components that are not named.
 
-    Equal digests are promised within one layout. Raises JobError where a component is missing or damaged.
+    Equal digests are promised within one layout. `told` hears of each component how many of its bytes are read. Raises
+    JobError where a component is missing or damaged.
     """
-    return _in_folder(base, names) if base.is_dir() else _in_file(base, names)
+    return _in_folder(base, names, told) if base.is_dir() else _in_file(base, names, told)
 
 
 def component_files(base: Path, name: str) -> list[Path]:
@@ -58,18 +65,18 @@ def folder_digests(base: Path) -> dict[str, str]:
     return _in_folder(base, FOLDERS)
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, told: Told = silent) -> str:
     """The digest of the one weight file in a component's folder; its name and what lies beside it do not count."""
-    return tensors_digest(_weight_file(folder))
+    return tensors_digest(_weight_file(folder), told=told)
 
 
-def tensors_digest(path: Path, prefix: str = "") -> str:
+def tensors_digest(path: Path, prefix: str = "", told: Told = silent) -> str:
     """xxh3-128 over (name, dtype, shape, bytes) of the tensors whose names begin with `prefix`, in order of the names.
 
     Names count without the prefix. `position_ids` (0, 1, 2, … in older files, absent in newer) and the second set of
     weights `model_ema.*` are left out. Bytes are read by range, never a whole tensor at once.
     """
-    return _digest(path, _counted(read_header(path).tensors, prefix))
+    return _digest(path, _counted(read_header(path).tensors, prefix), told)
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -81,18 +88,22 @@ def tokenizer_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def _in_folder(base: Path, names: Iterable[str]) -> dict[str, str]:
-    return {name: (tokenizer_digest if _is_tokenizer(name) else weights_digest)(base / FOLDERS[name]) for name in names}
+def _in_folder(base: Path, names: Iterable[str], told: Told = silent) -> dict[str, str]:
+    folders = {name: base / FOLDERS[name] for name in names}
+    return {
+        name: tokenizer_digest(folder) if _is_tokenizer(name) else weights_digest(folder, told)
+        for name, folder in folders.items()
+    }
 
 
-def _in_file(path: Path, names: Iterable[str]) -> dict[str, str]:
+def _in_file(path: Path, names: Iterable[str], told: Told) -> dict[str, str]:
     """The header is read once, and what is missing is told before any weight is read."""
     tensors, wanted = read_header(path).tensors, list(names)
     parts = {name: _counted(tensors, PREFIXES[name]) for name in wanted if not _is_tokenizer(name)}
     for name, part in parts.items():
         if not part:
             raise JobError(f"{path}: not an SDXL checkpoint: no tensors {PREFIXES[name]}*")
-    return {name: _digest(path, parts[name]) if name in parts else TOKENIZER_OF_A_FILE for name in wanted}
+    return {name: _digest(path, parts[name], told) if name in parts else TOKENIZER_OF_A_FILE for name in wanted}
 
 
 def _counted(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
@@ -104,8 +115,8 @@ def _counted(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, Tensor
     }
 
 
-def _digest(path: Path, tensors: Mapping[str, TensorInfo]) -> str:
-    state = xxhash.xxh3_128()
+def _digest(path: Path, tensors: Mapping[str, TensorInfo], told: Told) -> str:
+    state, done, total = xxhash.xxh3_128(), 0, sum(info.stop - info.start for info in tensors.values())
     with open(path, "rb", buffering=0) as file:
         for name, info in sorted(tensors.items()):
             state.update(canonical_json([name, info.dtype, list(info.shape)]))
@@ -114,6 +125,8 @@ def _digest(path: Path, tensors: Mapping[str, TensorInfo]) -> str:
             while rest and (chunk := file.read(min(rest, CHUNK_BYTES))):
                 state.update(chunk)
                 rest -= len(chunk)
+            done += info.stop - info.start
+            told(done, total)
             if rest:
                 raise JobError(f"{path}: truncated while it was being read")
     return state.hexdigest()

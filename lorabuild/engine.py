@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
 from lorabuild.errors import InputChanged, JobError, UserError
 from lorabuild.files import empty_folder
-from lorabuild.inputs import Resolver, components, key_of
+from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.lockfile import Locks
+from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
-from lorabuild.reasons import differences
+from lorabuild.reasons import FEW, Reason, changes
 from lorabuild.runlog import RunLog
 from lorabuild.stage import Component, File, Job, Stage
 from lorabuild.state import State
@@ -48,6 +49,7 @@ class Engine:
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
+    sources: Sources  # judges the LoRAs that projects start from
     default: Sequence[str]  # the stages that a build without targets is for
     store: Store
     state: State
@@ -56,6 +58,8 @@ class Engine:
     log: RunLog
     locks: Locks
     face: Face
+    clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
+    settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
     anew: frozenset[str] = frozenset()
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -65,7 +69,24 @@ class Engine:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._resolver = Resolver(self.state, self._artifact, self._component)
+        self._resolver = Resolver(self.state, self._artifact, self._component, self.sources)
+
+    def check_sources(self, names: Sequence[str]) -> None:
+        """Look at the LoRAs that the projects of these jobs start from, before anything is built for them.
+
+        Raises JobError with all that is wrong.
+        """
+        projects = {self.jobs[name].project for name in names}
+        jobs = [job for job in self.jobs.values() if job.project in projects]
+        problems = []
+        for project, item in {(job.project, item) for job in jobs for item in job.inputs.values()}:
+            try:
+                if isinstance(item, File):
+                    self._resolver.source(item, project)
+            except JobError as error:
+                problems += error.problems
+        if problems:
+            raise JobError(*sorted(problems))
 
     # the two questions that doit asks
 
@@ -147,7 +168,7 @@ class Engine:
         return False
 
     def _publications(self, found: Assessment, outputs: Mapping[str, Output] | None = None) -> list[Publication]:
-        project = self.projects.get(found.job.target.partition("@")[0], {})
+        project = self.projects.get(found.job.project, {})
         lineage = self._lineage(found.job.name)
         return publications(self.root, found.job, found.outputs if outputs is None else outputs, lineage, project)
 
@@ -177,9 +198,18 @@ class Engine:
         """The digest of a part of a user's base: seven gigabytes are read once, not once a job."""
         with self._lock_of(str(path)):  # who waits finds what the first one has read
             what = f"component {DIGESTING} {name}"
-            return self.state.digest_of(
-                component_files(path, name), what, lambda: component_digests(path, [name])[name]
-            )
+            return self.state.digest_of(component_files(path, name), what, lambda: self._digested(path, name))
+
+    def _digested(self, path: Path, name: str) -> str:
+        """Read a component, with a bar: it takes seconds of a fast disk, and minutes of a slow one."""
+        job = f"digest of {path.name}, {name}"
+        self.face.started(job, ["read once; later its stat will do"])
+        try:
+            return component_digests(
+                path, [name], lambda done, total: self.face.progress(job, done >> 20, total >> 20, "MiB")
+            )[name]
+        finally:
+            self.face.ended(job)
 
     def _outputs_of(self, name: str) -> Mapping[str, Output]:
         if name not in self.assessed:
@@ -208,14 +238,13 @@ class Engine:
                     found = self._look(found)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
-            headers = [reason == "header" for _, reason in found.unpublished]
+            event = "built" if must_build else "published" if self.event_of(found) == "published" else "restored"
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
-            only_headers = bool(headers) and all(headers) and self._same_key(found)
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
             self.locks.note(found, now=True)
-            return "built" if must_build else "published" if only_headers else "restored", why, notes
+            return event, why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
     def _build(self, found: Assessment) -> dict[str, Any]:
@@ -308,14 +337,7 @@ class Engine:
 
     def _why(self, found: Assessment) -> list[str]:
         """The causes: a changed value if there is one, else what is missing or not as it was left."""
-        last = self.state.last(found.job.name)
-        if found.job.name in self.anew:
-            return ["asked for anew"]
-        if last is not None and last[0] != found.key and (lines := differences(json.loads(last[1]), found.components)):
-            return lines
-        if found.missing:
-            return list(found.missing) if last else ["never built"]
-        return [f"{publication.path.relative_to(self.root)}: {why}" for publication, why in found.unpublished]
+        return [reason.text for reason in self.reasons(found)]
 
     def _same_key(self, found: Assessment) -> bool:
         last = self.state.last(found.job.name)
@@ -335,7 +357,52 @@ class Engine:
         with self._mutex:
             return self._keys[key]
 
-    # what the other verbs need
+    # the end of a run
+
+    def made_by(self, name: str) -> dict[Path, str | None] | None:
+        """The files of a job that this run found or made fresh, with their digests, None for a record; None if it did not."""
+        found = self.assessed.get(name)
+        if found is None or found.missing or found.unpublished or name in self.failures:
+            return None
+        published = {one.path: self.state.published(one.path) for one in self._publications(found)}
+        if None in published.values():
+            return None
+        blobs = {self.store.blob(output.digest): output.digest for output in found.outputs.values()}
+        records = [found.key, *(f"{found.key}/{role}" for role in found.job.snapshots)]
+        return {
+            **{path: row[1] for path, row in published.items() if row},
+            **blobs,
+            **dict.fromkeys(map(self.store.record_path, records)),
+        }
+
+    def event_of(self, found: Assessment) -> str:
+        """What it takes to make the job fresh: "built", "restored", "published" (only headers); "fresh" if nothing."""
+        if found.missing:
+            return "built"
+        if not found.unpublished:
+            return "fresh"
+        only_headers = all(why == "header" for _, why in found.unpublished)
+        return "published" if only_headers and self._same_key(found) else "restored"
+
+    def reasons(self, found: Assessment, few: int = FEW) -> list[Reason]:
+        """Why a job is stale: a changed value if there is one, else what is missing or not as it was left."""
+        last = self.state.last(found.job.name)
+        if found.job.name in self.anew:
+            return [Reason("anew", "", "asked for anew")]
+        if last and last[0] != found.key and (changed := changes(json.loads(last[1]), found.components, few)):
+            return changed
+        if found.missing:
+            return [Reason("store", "", text) for text in (found.missing if last else ("never built",))]
+        told: list[Reason] = []
+        for publication, why in found.unpublished:
+            name = publication.path.relative_to(self.root).as_posix()
+            told += self.publisher.header_changes(publication, why) or [Reason("build", name, f"{name}: {why}")]
+        return list(dict.fromkeys(told))
+
+    def known_inputs(self, name: str, roles: Collection[str]) -> dict[str, Resolved]:
+        """Some inputs of a job, of which others may not be made yet. Raises JobError."""
+        job = self.jobs[name]
+        return self._resolver.resolve(replace(job, inputs={role: job.inputs[role] for role in roles}))
 
     def tidy(self) -> list[Path]:
         """Remove from build/ and the locks what this run found no longer wanted: a snapshot, a chop whose table is gone.
@@ -345,7 +412,7 @@ class Engine:
         self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():
-            project = name.partition(":")[2].partition("@")[0]
+            project = Job(name, {}, {}, ()).project
             found = self.assessed.get(name)
             if found and not found.missing and name in self.jobs:
                 wanted = [publication.path for publication in self._publications(found)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -59,6 +60,16 @@ class InputChanged(Exception):
     def __init__(self, path: Path):
         self.path = path
         super().__init__(f"{path} changed while it was being read")
+
+
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """What goes wrong here is said of the file at `path`: a JobError begins with its name, once."""
+    try:
+        yield
+    except JobError as error:
+        start = f"{path}: "
+        raise JobError(*(f"{start}{str(one).removeprefix(start)}" for one in error.problems)) from None
 
 
 def near_miss(word: str, candidates: Iterable[str]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+PART = ".part"  # ends the name of what is not whole yet
 
 
 class staged:  # reads as a verb: `with staged(path, parts) as part`
@@ -23,9 +26,11 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
 
     def __enter__(self) -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.parts)
-        os.close(handle)
+        self._handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=PART, dir=self.parts)
         self.part = Path(name)
+        if not _lock(self._handle):
+            os.close(self._handle)  # Windows renames no open file
+            self._handle = None
         return self.part
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -34,6 +39,8 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
                 self._finish()
         finally:
             self.part.unlink(missing_ok=True)
+            if self._handle is not None:
+                os.close(self._handle)
 
     def _finish(self) -> None:
         if self.durable:
@@ -51,6 +58,32 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
             os.replace(beside, self.path)
         if self.durable:
             sync_folder(self.path.parent)
+
+
+def remove_leftovers(path: Path, parts: Path) -> None:
+    """Remove from the folder `parts` what was to become `path` and nobody writes any more: its writer was killed."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}{re.escape(PART)}")
+    for part in [one for one in parts.iterdir() if ours.fullmatch(one.name)] if parts.is_dir() else ():
+        try:
+            handle = os.open(part, os.O_RDWR)
+            if _lock(handle):
+                part.unlink()
+            os.close(handle)
+        except OSError:  # somebody else's, or gone by now
+            pass
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed, or its process ends, however that comes about. False if another has it, or
+    where there are no such locks (Windows): leftovers stay there.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def sync(path: Path) -> None:

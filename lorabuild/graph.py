@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -25,10 +25,11 @@ from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
-from lorabuild.errors import Interrupted, UsageError, UserError, near_miss
+from lorabuild.errors import Interrupted, UsageError, UserError
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.progress import summary
-from lorabuild.session import dependencies, opened, targets
+from lorabuild.session import dependencies, opened, selected, targets
+from lorabuild.stage import Job
 from lorabuild.stages import STAGES
 
 
@@ -82,6 +83,7 @@ DOIT_CONFIG = {
 _open = ExitStack()  # what the running command holds
 _engine: Engine | None = None
 _running: type[_Command] | None = None
+_wanted: Container[str] | None = None  # the projects that it names; None: it must see all
 
 
 def engine() -> Engine:
@@ -89,7 +91,7 @@ def engine() -> Engine:
     global _engine
     if _engine is None:
         writing, building = (_running.writes, _running.builds) if _running else (False, False)
-        _engine = _open.enter_context(opened(Path.cwd(), writing, building))
+        _engine = _open.enter_context(opened(Path.cwd(), writing, building, _wanted))
     return _engine
 
 
@@ -112,7 +114,7 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
         yield {
             "basename": project,
             "actions": None,
-            "task_dep": targets(current.jobs).get(project, []),
+            "task_dep": targets(current.jobs, current.projects)[project],
             "doc": f"all of {project}",
         }
 
@@ -145,6 +147,14 @@ def _clean(name: str, dryrun: bool) -> None:
                 path.unlink()
 
 
+def _projects_of(names: Sequence[str]) -> set[str] | None:
+    """The projects that targets are of; None where one is of all of them: a stage, or what belongs to a base."""
+    jobs = [Job(name, {}, {}, ()) if ":" in name else Job(f"train:{name}", {}, {}, ()) for name in names]
+    if STAGES.keys() & names or any(job.project is None for job in jobs):
+        return None
+    return {job.project for job in jobs if job.project}
+
+
 def _summary(function: Any) -> str:
     return (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0].rstrip(".")
 
@@ -158,7 +168,7 @@ class _Command:
     writes = builds = False
 
     def parse_execute(self, args: list[str]) -> int:
-        global _running, _engine
+        global _running, _engine, _wanted
         _running = type(self)
         try:
             return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
@@ -175,7 +185,7 @@ class _Command:
             _complain(["interrupted: what was finished is kept, a training goes on from its last state"])
             return 130
         finally:
-            _engine = None
+            _engine = _wanted = None
             _open.close()
 
     def execute(self, params: Any, args: list[str]) -> int:
@@ -185,19 +195,23 @@ class _Command:
     @staticmethod
     def jobs_of(names: Sequence[str]) -> list[str]:
         """The jobs that `names` stand for; the default ones if there are none. Raises UsageError with a near miss."""
-        if not names:
-            return [name for name, job in engine().jobs.items() if job.stage in engine().default]
-        known = targets(engine().jobs)
-        for name in names:
-            if name not in known:
-                raise UsageError(f"{name}: no such target{near_miss(name, known)}; `doit list --all` shows them")
-        return list(dict.fromkeys(job for name in names for job in known[name]))
+        return selected(names, engine())
 
 
 class Run(_Command, DoitRun):
     """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`."""
 
     writes = builds = True
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """With all projects clean, there is no graph to be made."""
+        global _wanted
+        _wanted = None if params["always"] else _projects_of(args)
+        start = time.monotonic()
+        current = engine()
+        if not args and current.clean and not current.projects:
+            return self._end(current, start)
+        return super().execute(params, args)
 
     def _execute(  # type: ignore[override]  # doit passes what the signature names
         self,
@@ -212,9 +226,11 @@ class Run(_Command, DoitRun):
     ) -> int:
         current = engine()
         wanted = self.jobs_of(pos_args)
-        if not wanted:
-            print("nothing to build: no projects/**/lora.toml here")
+        if not wanted and not current.clean:
+            print(f"nothing to build: {self._reason(current, pos_args)}")
             return 0
+        if not continue_:  # then the others are built, and its own jobs tell what is wrong
+            current.check_sources(wanted)
         if not pos_args:
             self.sel_tasks = wanted
         if always:
@@ -224,13 +240,32 @@ class Run(_Command, DoitRun):
         code = super()._execute(
             outfile, verbosity, False, continue_, Reporter, num_process, "thread", single=single, pdb=pdb
         )
+        return self._end(current, start, code, pos_args)
+
+    @staticmethod
+    def _end(current: Engine, start: float, code: int = 0, names: Sequence[str] = ()) -> int:
+        """Put in order what the run leaves, and say what it did."""
         current.face.close()
         for path in current.tidy():
             print(f"removed {path.relative_to(current.root)}: no longer wanted")
+        current.settle(current.made_by)
+        if not names:
+            current.counts["fresh"] += len(
+                {job for jobs in current.clean.values() for job in jobs} - current.jobs.keys()
+            )
         print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
         for name, message in sorted(current.failures.items()) if len(current.failures) > 1 else ():
             print(f"failed: {name}: {message}")
         return 1 if code else 0
+
+    @staticmethod
+    def _reason(current: Engine, names: Sequence[str]) -> str:
+        """Why there is no job."""
+        if not current.projects:
+            return "no projects/**/lora.toml here"
+        if not names:
+            return "no project has a job of the stages in [build] default"
+        return f"without [resize] and [chop], nothing is made of a project that starts from a file: {', '.join(names)}"
 
     @staticmethod
     def _announce(current: Engine, wanted: Sequence[str]) -> None:

@@ -66,7 +66,8 @@ class FileRange:
     stop: int
 
 
-# Bytes; a range of a file; or a function that makes the bytes in their turn, so that one tensor at a time is in memory.
+# Bytes; a range of a file; or a function that makes the bytes in their turn, so that one tensor at a time is in memory,
+# or as an iterator that gives them piece by piece, so that not even one is.
 Data = bytes | bytearray | memoryview | FileRange | Callable[[], Any]
 Tensor = tuple[str, str, Sequence[int], Data]  # name, dtype, shape, data
 
@@ -84,11 +85,10 @@ def read_header(path: Path | str, shown: str | None = None) -> Header:
     of its dtype and shape. A pickle is refused by name. Raises OSError if the file cannot be read.
     """
     shown = shown or str(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a pipe would be waited for
+        raise FormatError(f"{shown}: not a regular file")
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError(f"{shown}: not a regular file")
-        size = status.st_size
+        size = os.fstat(file.fileno()).st_size
         text, data_start = _header_text(file, size, shown)
     try:
         entries = _parse(text)
@@ -230,11 +230,11 @@ def copy_ranges(source: Path | str, ranges: Iterable[tuple[int, int]], target: B
 def byte_size(dtype: str, shape: Iterable[int]) -> int:
     """Bytes of a tensor. Raises ValueError for an unknown dtype, a shape that is none, or one beyond 64 bits."""
     if dtype not in DTYPE_BITS:
-        raise ValueError(f"unknown dtype {_short(dtype)}")
+        raise ValueError(f"unknown dtype {short(dtype)}")
     bits = DTYPE_BITS[dtype]
     for length in shape:
         if type(length) is not int or length < 0:  # a bool is an int, too
-            raise ValueError(f"a shape holds {_short(length)}")
+            raise ValueError(f"a shape holds {short(length)}")
         bits *= length
         if bits >= 1 << 66:
             raise ValueError("a shape has more than 2^63 bytes")
@@ -285,7 +285,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{_short(next(name for name in names if names.count(name) > 1))} stands twice")
+        raise ValueError(f"{short(next(name for name in names if names.count(name) > 1))} stands twice")
     return found
 
 
@@ -318,19 +318,19 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
 def _judged(name: str, entry: Any, data_start: int) -> TensorInfo:
     _utf8(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{_short(name)}: must have dtype, shape and data_offsets, and nothing else")
+        raise ValueError(f"{short(name)}: must have dtype, shape and data_offsets, and nothing else")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(entry["dtype"], str) or not isinstance(shape, list):
-        raise ValueError(f"{_short(name)}: dtype must be a name, and shape a list")
+        raise ValueError(f"{short(name)}: dtype must be a name, and shape a list")
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(o) is not int or o < 0 for o in offsets):
-        raise ValueError(f"{_short(name)}: data_offsets must be two offsets")
+        raise ValueError(f"{short(name)}: data_offsets must be two offsets")
     try:
         expected = byte_size(entry["dtype"], shape)
     except ValueError as error:
-        raise ValueError(f"{_short(name)}: {error}") from None
+        raise ValueError(f"{short(name)}: {error}") from None
     start, stop = offsets
     if stop - start != expected:
-        raise ValueError(f"{_short(name)}: {entry['dtype']} {_short(shape)} has {expected} bytes, not {stop - start}")
+        raise ValueError(f"{short(name)}: {entry['dtype']} {short(shape)} has {expected} bytes, not {stop - start}")
     return TensorInfo(entry["dtype"], tuple(shape), data_start + start, data_start + stop)
 
 
@@ -340,7 +340,7 @@ def _placed(tensors: dict[str, TensorInfo], data_start: int, size: int) -> dict[
     end = data_start
     for name, info in ordered.items():
         if info.start != end:
-            raise ValueError(f"{_short(name)}: {'overlaps what is' if info.start < end else 'leaves a gap'} before it")
+            raise ValueError(f"{short(name)}: {'overlaps what is' if info.start < end else 'leaves a gap'} before it")
         end = info.stop
     if end > size:
         raise ValueError(f"truncated: its tensors end at byte {end}, the file at {size}")
@@ -353,10 +353,10 @@ def _utf8(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no UTF-8 can
-        raise ValueError(f"{_short(text)} is not Unicode text") from None
+        raise ValueError(f"{short(text)} is not Unicode text") from None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """What a file says, quoted for a message: one line, printable, not longer than it can be read."""
     try:
         text = ascii(value)
@@ -376,11 +376,7 @@ def _write_tensors(
             told(waiting)
             copy_ranges(waiting.path, [(waiting.start, waiting.stop)], target)
 
-    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
-        data = data() if callable(data) else data
-        expected = byte_size(dtype, shape)
-        if (found := _length(data)) != expected:
-            raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
+    for data in _pieces(tensors):
         if waiting and isinstance(data, FileRange) and (waiting.path, waiting.stop) == (data.path, data.start):
             waiting = FileRange(waiting.path, waiting.start, data.stop)
             continue
@@ -390,6 +386,17 @@ def _write_tensors(
             told(data)
             _write_all(target, data)
     copy()
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """The data of the tensors in name order. Raises ValueError where they are not the bytes that a shape has."""
+    for name, dtype, shape, data in sorted(tensors, key=lambda tensor: tensor[0]):
+        data, found = data() if callable(data) else data, 0
+        for piece in data if isinstance(data, Iterator) else (data,):
+            found += _length(piece)
+            yield piece
+        if found != (expected := byte_size(dtype, shape)):
+            raise ValueError(f"{name}: {found} bytes given, {dtype} {list(shape)} has {expected}")
 
 
 def _length(data: Any) -> int:

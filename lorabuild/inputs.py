@@ -10,6 +10,7 @@ from typing import Any
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
+from lorabuild.manifest.sources import Sources
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
@@ -22,6 +23,7 @@ class Resolved:
     digest: str
     path: Path | None = None
     images: list[ImageFile] = field(default_factory=list)
+    told: tuple[str, ...] = ()  # where it came from: ("input", job, role), ("base", name) or ("file", path)
 
     @property
     def by_name(self) -> str | dict[str, str]:
@@ -43,6 +45,7 @@ class Resolver:
     state: State
     artifact: Callable[[str, str], tuple[str, Path]]  # job, role -> digest, file in the store
     component: Callable[[str, str], tuple[str, Path]]  # base, component -> digest, folder of the base
+    sources: Sources | None = None  # judges the LoRAs that projects start from
     _folders: dict[Subset, list[ImageFile]] = field(default_factory=dict)
 
     def forget_images(self) -> None:
@@ -51,22 +54,35 @@ class Resolver:
 
     def resolve(self, job: Job) -> dict[str, Resolved]:
         """All inputs of `job` by role. Raises JobError for a missing image folder or an unreadable file."""
-        return {role: self._one(item) for role, item in job.inputs.items()}
+        return {role: self._one(item, job) for role, item in job.inputs.items()}
 
-    def _one(self, item: Input) -> Resolved:
+    def source(self, item: File, project: str) -> str:
+        """The digest of the LoRA that a project starts from. Raises JobError, at its line, for what is no LoRA for SDXL."""
+        assert self.sources is not None
+        try:
+            if said := self.sources.fault(item.path):
+                raise JobError(said)
+            digest = self._digest(item.path, item.shown)
+            if self.state.get(f"lora:{digest}") is None:
+                _check_lora(item)
+                self.state.put(f"lora:{digest}", "SDXL")
+            return digest
+        except JobError as error:
+            said = str(error).removeprefix(f"{item.shown}: ")
+            raise JobError(self.sources.problem(project, said)) from None
+
+    def _one(self, item: Input, job: Job) -> Resolved:
         match item:
             case Artifact(job, role):
                 digest, path = self.artifact(job, role)
-                return Resolved(digest, path)
+                return Resolved(digest, path, told=("input", job, role))
             case Component(base, name):
                 digest, folder = self.component(base, name)
-                return Resolved(digest, folder)
+                return Resolved(digest, folder, told=("base", base))
             case Images():
                 return self._images(item)
             case File(path, shown):
-                if not path.exists():
-                    raise JobError(f"{shown}: no such file (project.source)")
-                return Resolved(self._digest(path, shown), path)
+                return Resolved(self.source(item, job.project), path, told=("file", shown))
 
     def _images(self, item: Images) -> Resolved:
         found = [
@@ -74,7 +90,7 @@ class Resolver:
         ]
         rows: list[Any] = [[image.digest, image.caption_digest, image.repeats] for image in found]
         if not item.captions:  # the pictures alone: how often and with what words does not count
-            found = [replace(image, caption=None, caption_digest=None) for image in found]
+            found = [replace(image, caption=None, caption_digest=None, repeats=1) for image in found]
             rows = [[digest] for digest in {image.digest for image in found}]
         return Resolved(digest_json(sorted(rows, key=repr)), images=found)
 
@@ -98,6 +114,15 @@ class Resolver:
             raise JobError(f"{shown}: {error.strerror}") from None
 
 
+def _check_lora(item: File) -> None:
+    from lorabuild.header import read_header
+    from lorabuild.lora.family import misfit
+
+    header = read_header(item.path, item.shown)
+    if said := misfit(header.tensors, header.metadata):
+        raise JobError(said)
+
+
 def _listed(subset: Subset) -> list[Path]:
     """The images of a folder. Raises JobError if there are none."""
     try:
@@ -114,11 +139,16 @@ def _listed(subset: Subset) -> list[Path]:
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:
-    """What a key is made of, in a form that `why` can compare and print."""
+    """What a key is made of, in a form that `why` can compare and print; "told" is in no key and explains digests."""
+    images = [image for one in inputs.values() for image in one.images]
     return {
         "version": version,
         "params": params,
         "inputs": {role: one.by_name for role, one in inputs.items()},
+        "told": {
+            "from": {role: list(one.told) for role, one in inputs.items() if one.told},
+            "repeats": {image.shown.rpartition("/")[0]: image.repeats for image in images},
+        },
     }
 
 

@@ -20,7 +20,6 @@ COMMENT = """\
 # Written by lorabuild, one line a job: what a build made under which key. Keep it in git, do not edit it: it is derived.
 # `lorabuild pull` restores what it names from a store, `doit` builds it. In a merge conflict run `doit`: it mends the file.
 """
-NOT_IN_LOCKS = ("base", "norms")  # stages of bases: no project's own
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,8 @@ def _theirs(made: Made, role: str, lines: Lines) -> str | None:
 
 def named_jobs(jobs: Mapping[str, Job], project: str) -> dict[str, list[str]]:
     """The jobs of a project, each with the jobs of no project (norms) that it takes an artifact of."""
-    own = [job for job in jobs.values() if job.stage not in NOT_IN_LOCKS and job.target.partition("@")[0] == project]
-    return {job.name: [one for one in _takes(job) if one.partition(":")[0] in NOT_IN_LOCKS] for job in own}
+    own = [job for job in jobs.values() if job.project == project]
+    return {job.name: [one for one in _takes(job) if one in jobs and jobs[one].project is None] for job in own}
 
 
 def _takes(job: Job) -> Iterable[str]:
@@ -180,8 +179,8 @@ class Locks:
             return
         with self._mutex:
             self._made[made.job.name] = made
-            project = made.job.target.partition("@")[0]
-            if made.job.stage in NOT_IN_LOCKS or project not in self.folders:
+            project = made.job.project
+            if project is None:
                 return
             lines = self._lines(project)
             for name in (*self._names[project][made.job.name], made.job.name):

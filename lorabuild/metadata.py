@@ -18,7 +18,7 @@ from lorabuild.vectors import block_vector
 if TYPE_CHECKING:
     from lorabuild.state import State
 
-VERSION = 1  # raise when equal inputs should give another header: every artifact is published again, nothing is built
+VERSION = 2  # raise when equal inputs should give another header: every artifact is published again, nothing is built
 
 
 def metadata(
@@ -184,14 +184,14 @@ def _mean_aspect_error(images: list[Mapping]) -> float:
 
 
 def _network(tables: Mapping) -> dict[str, Any]:
-    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes. The one alpha of the file stays."""
+    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes, and no conv_dim; the one alpha stays."""
     recipe = tables.get("recipe", {})
     resized = "resize" in tables
     return {
         "ss_network_module": recipe.get("network_module"),
         "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
         "ss_network_alpha": recipe.get("network_alpha"),
-        "ss_network_args": recipe.get("network_args"),
+        "ss_network_args": None if resized else recipe.get("network_args"),  # lorabuild.recipe has them
         "block_vector_string": block_vector(tables["chop"]["keep"]) if "chop" in tables else None,
     }
 

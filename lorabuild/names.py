@@ -14,7 +14,7 @@ from lorabuild.errors import near_miss
 STAGES = ("base", "norms", "dataset", "latents", "train", "spectrum", "resize", "chop")
 
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
-REPOSITORY_VERBS = ("blocks", "verify", "gc", "diff")
+REPOSITORY_VERBS = ("blocks", "plan", "why", "status", "verify", "gc", "diff")
 
 # A project is a target beside stages and commands, so it may not have the name of one.
 RESERVED = (
@@ -70,6 +70,12 @@ def resolve_chop(chop: Mapping[str, Any], present: Sequence[str] | None = None) 
     `present` are the blocks of the file at hand, if there is one: some vectors count these. Spellings that mean the same
     give equal results. Raises ValueError in one line.
     """
+    selected, scale = _selected(chop, present), block_scales(chop.get("weights") or {})
+    return {block: finite(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
+
+
+def _selected(chop: Mapping[str, Any], present: Sequence[str] | None) -> dict[str, float]:
+    """What `keep` or `vector` alone make of each block."""
     from lorabuild.vectors import vector_weights  # not at the top: vectors are made of the blocks that are named here
 
     keep, vector = chop.get("keep"), chop.get("vector")
@@ -81,14 +87,24 @@ def resolve_chop(chop: Mapping[str, Any], present: Sequence[str] | None = None) 
     elif keep is not None:
         kept = kept_blocks(keep)
         selected = {block: float(block in kept) for block in BLOCKS}
-    scale = block_scales(chop.get("weights") or {})
-    return {block: finite(selected[block] * scale.get(block, 1.0)) for block in BLOCKS}
+    return selected
+
+
+def idle_weights(chop: Mapping[str, Any], present: Sequence[str] | None = None) -> list[str]:
+    """The names in `weights`, but for zeros, of blocks that `keep` or `vector` drops: who scales them expects otherwise."""
+    selected = _selected(chop, present)
+    weights = {name: weight for name, weight in (chop.get("weights") or {}).items() if weight}
+    return [name for name in weights if not any(selected[block] for block in _blocks_of(name))]
+
+
+def _blocks_of(name: str) -> tuple[str, ...]:
+    return TEXT_ENCODERS if name == "TE" else (name,)
 
 
 def named_blocks(chop: Mapping[str, Any], present: Sequence[str] | None = None) -> list[str]:
     """The kept blocks that the user named one by one, not by a glob or vector: it is worth a warning if a file lacks one."""
     names = [*(chop.get("keep") or ()), *(chop.get("weights") or {})]
-    named = {block for name in names for block in (TEXT_ENCODERS if name == "TE" else (name,))}
+    named = {block for name in names for block in _blocks_of(name)}
     return [block for block, weight in resolve_chop(chop, present).items() if weight and block in named]
 
 

@@ -18,6 +18,7 @@ class Face(Protocol):
     def progress(self, job: str, done: int, total: int, text: str) -> None: ...
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None: ...
     def failed(self, job: str, message: str) -> None: ...
+    def ended(self, job: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def close(self) -> None: ...
 
@@ -46,6 +47,9 @@ class PlainFace:
 
     def failed(self, job: str, message: str) -> None:
         self._print(f"{job} FAILED: {message}")
+
+    def ended(self, job: str) -> None:
+        """What is no job of the build is over: there is nothing to say of it."""
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
@@ -84,6 +88,9 @@ class TerminalFace(PlainFace):
     def failed(self, job: str, message: str) -> None:
         self._end(job)
         super().failed(job, message)
+
+    def ended(self, job: str) -> None:
+        self._end(job)
 
     def close(self) -> None:
         if self._bars:

@@ -15,6 +15,7 @@ from lorabuild.hashing import digest_json
 from lorabuild.header import read_header, spliced
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
+from lorabuild.reasons import Reason, changes
 from lorabuild.stage import Artifact, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store
@@ -80,6 +81,11 @@ def publications(
     return found
 
 
+def is_published(job: Job) -> bool:
+    """Does the user see anything of this job, or does the store alone keep it?"""
+    return job.stage == "base" or job.stage in NAMES
+
+
 def base_folder(root: Path, base: str) -> Path:
     """Where the files of a base stand as a diffusers folder."""
     return root / ".lorabuild" / "base" / base
@@ -108,6 +114,12 @@ def _about(stem: str, name: str, role: str, project: Mapping, lineage: Mapping[s
         "dataset": data.digest if data else None,
         "facts": facts.digest if facts else None,  # a snapshot does not know how the training ended
     }
+
+
+def _told_by_header(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """[project] and the settings of each stage, each in the form of a key's components."""
+    tables = {"project": {"version": VERSION, "params": {"project": about["project"]}}, **about["made_by"]}
+    return {part: {**table, "inputs": {}} for part, table in tables.items()}
 
 
 def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
@@ -154,6 +166,17 @@ class Publisher:
                 self._with_header(blob, part, publication)
         digest = self.state.digest(publication.path)
         self.state.set_published(publication.path, publication.job, publication.fingerprint, digest)
+        if publication.about is not None:
+            self.state.put(f"about:{publication.fingerprint}", json.dumps(publication.about))
+
+    def header_changes(self, publication: Publication, why: str) -> list[Reason]:
+        """Which settings a header tells otherwise than the one that stands; none if `why` is not "header"."""
+        row = self.state.published(publication.path) if why == "header" else None
+        known = self.state.get(f"about:{row[0]}") if row else None
+        if known is None or publication.about is None:
+            return []
+        old, new = (_told_by_header(about) for about in (json.loads(known), publication.about))
+        return [reason for part in new if part in old for reason in changes(old[part], new[part])]
 
     def _with_header(self, blob: Path, part: Path, publication: Publication) -> None:
         about = publication.about

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lorabuild.engine import Engine
+from lorabuild.errors import UsageError, near_miss
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
+from lorabuild.lockfile import NAME as LOCK
 from lorabuild.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
+from lorabuild.scan import Scan
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 from lorabuild.store import Store
+from lorabuild.watch import Watches
 
 
 @contextmanager
-def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
-    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML."""
+def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | None = None) -> Iterator[Engine]:
+    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML.
+
+    With `wanted`, names of projects, others are left alone where nothing of them has changed: they stand in `clean`.
+    """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
         shown = face()
@@ -37,29 +45,69 @@ def opened(root: Path, writing: bool, building: bool) -> Iterator[Engine]:
         stack.callback(state.close)
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
-        repository = load(root, memo=_Memo(state, pool.start_early if building else lambda: None))
+        scan = Scan()
+        watches = Watches(root, state, scan)
+        clean = (
+            {}
+            if wanted is None
+            else {path: jobs for path, jobs in watches.clean().items() if path.parent.name not in wanted}
+        )
+        memo = _Memo(state, pool.start_early if building else lambda: None)
+        repository = load(root, memo, scan, clean.__contains__)
+        for warning in repository.warnings if building else ():
+            shown.warn(str(warning))
         pool.open(repository.slots["cpu"])
-        store = Store(hidden / "store", repository.store["max_gb"])
+        store = Store(hidden / "store", reading=not writing, max_gb=repository.store["max_gb"])
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)
         folders = {name: project.folder for name, project in repository.projects.items()}
-        locks = Locks(folders, jobs, store.parts, shown.warn, kept=building)
+        needed = needed_by_projects(repository, jobs)
+        watches.look(repository, jobs, needed)
         yield Engine(
             root=root,
             stages=STAGES,
             jobs=jobs,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
+            sources=Sources(repository),
             default=repository.build_default,
             store=store,
             state=state,
             publisher=Publisher(store, state),
             pool=pool,
             log=RunLog(hidden / "runs", building),
-            locks=locks,
+            locks=Locks(folders, jobs, store.parts, shown.warn, kept=building),
             face=shown,
+            clean={path.parent.name: names for path, names in clean.items()},
+            settle=partial(_settle, watches, repository, needed),
         )
+
+
+def _settle(
+    watches: Watches,
+    repository: Repository,
+    needed: Mapping[str, Sequence[str]],
+    made_by: Callable[[str], Mapping[Path, str | None] | None],
+) -> None:
+    """Note each loaded project of which all is fresh. One that there is a warning for is looked at, and told, each time."""
+    for name, project in repository.projects.items():
+        made = [made_by(job) for job in needed[name]]
+        if None not in made and not project.idle:
+            files = {path: digest for one in made for path, digest in one.items()}
+            watches.settle(project, needed[name], files | {project.folder / LOCK: None})
+
+
+def needed_by_projects(repository: Repository, jobs: Mapping[str, Job]) -> dict[str, list[str]]:
+    """Project -> its jobs that a build without targets is for, and all that they depend on."""
+    found: dict[str, list[str]] = {name: [] for name in repository.projects}
+    for name, job in jobs.items():
+        if job.project and job.stage in repository.build_default:
+            found[job.project].append(name)
+    for names in found.values():
+        for name in names:  # grows while it is walked
+            names += [one for one in dependencies(jobs[name], jobs) if one not in names]
+    return {name: sorted(names) for name, names in found.items()}
 
 
 @dataclass(frozen=True)
@@ -86,21 +134,42 @@ def jobs_of(repository: Repository) -> dict[str, Job]:
 
 def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
     """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
-    needed = []
-    for item in job.inputs.values():
+    return list(dict.fromkeys(makers(job, jobs).values()))
+
+
+def makers(job: Job, jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Role -> the one of `jobs` that makes this input."""
+    found = {}
+    for role, item in job.inputs.items():
         if isinstance(item, Artifact):
-            needed.append(item.job)
+            found[role] = item.job
         elif isinstance(item, Component) and f"base:{item.base}" in jobs:
-            needed.append(f"base:{item.base}")
-    return list(dict.fromkeys(needed))
+            found[role] = f"base:{item.base}"
+    return found
 
 
-def targets(jobs: Mapping[str, Job]) -> dict[str, list[str]]:
-    """What a user can name: each job, each stage with its jobs, each project with its own."""
-    found: dict[str, list[str]] = {}
+def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[str]]:
+    """What a user can name: each job, each stage with its jobs, each project with its own, if it has any."""
+    found: dict[str, list[str]] = {project: [] for project in projects}
     for name, job in jobs.items():
         found[name] = [name]
         found.setdefault(job.stage, []).append(name)
-        if job.stage not in ("base", "norms"):
-            found.setdefault(job.target.partition("@")[0], []).append(name)
+        if job.project:
+            found.setdefault(job.project, []).append(name)
     return found
+
+
+def selected(names: Sequence[str], engine: Engine) -> list[str]:
+    """The jobs that `names` stand for; those of the stages of a plain build if there are none.
+
+    Raises UsageError with a near miss.
+    """
+    if not names:
+        return [name for name, job in engine.jobs.items() if job.stage in engine.default]
+    known = targets(engine.jobs, engine.projects)
+    for name in names:
+        if name not in known:
+            clean = engine.clean
+            near = near_miss(name, [*known, *clean, *(job for jobs in clean.values() for job in jobs)])
+            raise UsageError(f"{name}: no such target{near}; `doit list --all` shows them")
+    return list(dict.fromkeys(job for name in names for job in known[name]))

@@ -83,6 +83,11 @@ class Job:
         """What it is made for: a project, `project@variant`, or a base."""
         return self.name.partition(":")[2]
 
+    @property
+    def project(self) -> str | None:
+        """None for the jobs of a base, which projects share."""
+        return None if self.stage in ("base", "norms") else self.target.partition("@")[0]
+
 
 @dataclass(frozen=True)
 class Stage:

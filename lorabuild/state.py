@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorabuild.hashing import digest_file
+from lorabuild.signature import Signature, racy, signature
 
-# A file whose time stamp is this close to the moment of looking may change again within the same tick of the clock
-# and look the same: git calls such an entry racily clean. 20 ms covers ext4, xfs, btrfs and APFS;
-GRAIN_NS = 20_000_000
-COARSE_GRAIN_NS = 2_000_000_000  # FAT and some network file systems keep whole (even) seconds.
 DAY = 86_400  # seconds
 
 SCHEMA = """
 create table if not exists file (path text primary key, size int, mtime_ns int, ctime_ns int, ino int, digest text);
 create table if not exists published (path text primary key, job text, fingerprint text, digest text);
 create table if not exists job (name text primary key, key text, components text);
+create table if not exists watch (manifest text primary key, value text);
 create table if not exists memo (key text primary key, value text, used real);
 """
 
@@ -55,47 +53,54 @@ class State:
 
     def digest(self, path: Path) -> str:
         """xxh3-128 of the file; read only if its stat is not the remembered one. Raises OSError."""
-        signature = _signature(path)
-        if (known := self._known(path, signature)) is not None:
+        before = signature(path)
+        if (known := self._known(path, before)) is not None:
             return known
         while True:
             digest = digest_file(path)
-            after = _signature(path)
-            if after == signature:
+            after = signature(path)
+            if after == before:
                 break
-            signature = after  # written while we read: once more
-        self.remember(path, digest, signature)
+            before = after  # written while we read: once more
+        self.remember(path, digest, before)
         return digest
 
     def digest_of(self, files: Sequence[Path], what: str, make: Callable[[], str]) -> str:
         """The digest of `what` these files hold, a part of a checkpoint, say; made only if the stat of one is not the
         remembered one. Raises OSError."""
         while True:
-            signatures = [_signature(path) for path in files]
+            signatures = [signature(path) for path in files]
             key = json.dumps([what, *zip(map(self._name, files), signatures, strict=True)])
             if (known := self.get(key)) is not None:
                 return known
-            racy = any(map(_racy, signatures))
+            young = any(map(racy, signatures))
             digest = make()
-            if [_signature(path) for path in files] == signatures:  # else written while we read: once more
+            if [signature(path) for path in files] == signatures:  # else written while we read: once more
                 break
-        if not racy:
+        if not young:
             self.put(key, digest)
         return digest
 
-    def remember(self, path: Path, digest: str, signature: tuple[int, ...] | None = None, ours: bool = False) -> None:
+    def remember(self, path: Path, digest: str, seen: Signature | None = None, ours: bool = False) -> None:
         """Keep the digest of a file for the next run. `ours`: nobody else writes it, so that its age does not matter."""
-        signature = signature or _signature(path)
-        if ours or not _racy(signature):
+        seen = seen or signature(path)
+        if ours or not racy(seen):
             with self._lock:
-                self._db.execute("replace into file values (?,?,?,?,?,?)", (self._name(path), *signature, digest))
+                self._db.execute("replace into file values (?,?,?,?,?,?)", (self._name(path), *seen, digest))
 
-    def _known(self, path: Path, signature: tuple[int, ...]) -> str | None:
+    def remembered(self, path: Path) -> Signature | None:
+        """The signature that the file had when its digest was taken; None for one that is not known, or was too young."""
+        with self._lock:
+            return self._db.execute(
+                "select size, mtime_ns, ctime_ns, ino from file where path = ?", (self._name(path),)
+            ).fetchone()
+
+    def _known(self, path: Path, seen: Signature) -> str | None:
         with self._lock:
             row = self._db.execute(
                 "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (self._name(path),)
             ).fetchone()
-        return row[4] if row and row[:4] == signature else None
+        return row[4] if row and row[:4] == seen else None
 
     # what stands in build/
 
@@ -136,6 +141,16 @@ class State:
         with self._lock:
             self._db.execute("replace into job values (?,?,?)", (job, key, components))
 
+    # what projects were made from and have made, by the path of their manifest
+
+    def watched(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._db.execute("select manifest, value from watch"))
+
+    def set_watched(self, manifest: str, value: str) -> None:
+        with self._lock:
+            self._db.execute("replace into watch values (?,?)", (manifest, value))
+
     # parsed manifests, digests of parts of files: text by a key that says all that it was made of
 
     def get(self, key: str) -> str | None:
@@ -157,14 +172,3 @@ def _open(path: Path) -> sqlite3.Connection:
     db.execute("pragma synchronous = normal")
     db.executescript(SCHEMA)
     return db
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def _racy(signature: tuple[int, ...]) -> bool:
-    mtime_ns = signature[1]
-    grain = COARSE_GRAIN_NS if mtime_ns % 1_000_000_000 == 0 else GRAIN_NS
-    return time.time_ns() - mtime_ns < grain

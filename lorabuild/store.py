@@ -40,6 +40,7 @@ class Store:
     """A folder of blobs (`blob/ab/<digest>`, read-only), records (`record/ab/<key>.json`) and pieces."""
 
     root: Path
+    reading: bool = False  # by a command that only reads: what is damaged stays where it is
     max_gb: float | None = None  # what gc keeps of what cheap stages made and nothing names
 
     @property
@@ -68,7 +69,8 @@ class Store:
 
     def drop(self, digest: str) -> None:
         """Forget a damaged blob."""
-        self.blob(digest).unlink(missing_ok=True)
+        if not self.reading:
+            self.blob(digest).unlink(missing_ok=True)
 
     def record_path(self, key: str) -> Path:
         """`<key>`, or `<key>/step/10` for a snapshot's record."""

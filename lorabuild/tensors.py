@@ -30,18 +30,18 @@ def read_tensor(
 ) -> np.ndarray:
     """Tensor `name` of the file at `path` as an array of its shape, in "float32" or "float64". Exact where it fits.
 
-    Only its own bytes are read. Raises JobError, which names the tensor, for a dtype that is none of FLOATS and for a
+    Only its own bytes are read. Raises JobError, which names file and tensor, for a dtype that is none of FLOATS and for a
     value that is not finite (but not of a file that is `trusted` to hold none); FormatError if the file ends early.
     """
     import numpy as np
 
     array = _stored(path, name, info)
     if not trusted and not _finite(array, info.dtype):
-        raise JobError(f"{name}: holds NaN or infinity; the weights are broken")
+        raise JobError(f"{path}: {name}: holds NaN or infinity; the weights are broken")
     with np.errstate(over="ignore"):
         wide = _WIDENED.get(info.dtype, lambda array: array)(array).astype(precision, copy=False)
     if info.dtype == "F64" and not np.isfinite(wide).all():
-        raise JobError(f"{name}: does not fit {precision}")
+        raise JobError(f"{path}: {name}: does not fit {precision}")
     return wide.reshape(info.shape)
 
 
@@ -53,8 +53,7 @@ def scaled_tensor(path: Path, name: str, info: TensorInfo, weight: float) -> np.
     import numpy as np
 
     if info.dtype not in _HALF_EXPONENT:
-        precision = "float64" if info.dtype == "F64" else "float32"
-        return rounded(read_tensor(path, name, info, precision) * weight, info.dtype, name)
+        return _multiplied(path, name, info, weight)
     bits = _stored(path, name, info).view("<u2")
     products, places = _products(weight, info.dtype), np.empty(_PART, np.intp)
     for start in range(0, len(bits), _PART):
@@ -62,8 +61,16 @@ def scaled_tensor(path: Path, name: str, info: TensorInfo, weight: float) -> np.
         np.copyto(places[: len(part)], part)
         products.take(places[: len(part)], mode="clip", out=part)
     if not _finite(bits, info.dtype):  # say which number
-        return rounded(read_tensor(path, name, info) * weight, info.dtype, name)
+        return _multiplied(path, name, info, weight)
     return bits.reshape(info.shape)
+
+
+def _multiplied(path: Path, name: str, info: TensorInfo, weight: float) -> np.ndarray:
+    import numpy as np
+
+    numbers = read_tensor(path, name, info, "float64" if info.dtype == "F64" else "float32")
+    with np.errstate(over="ignore", invalid="ignore"):  # `rounded` says so
+        return rounded(numbers * weight, info.dtype, name)
 
 
 @lru_cache(maxsize=32)
@@ -82,7 +89,7 @@ def _stored(path: Path, name: str, info: TensorInfo) -> np.ndarray:
     import numpy as np
 
     if info.dtype not in FLOATS:
-        raise JobError(f"{name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
+        raise JobError(f"{path}: {name}: has dtype {info.dtype}; one of {', '.join(FLOATS)} was expected")
     array = np.empty((info.stop - info.start) // np.dtype(_NUMPY[info.dtype]).itemsize, _NUMPY[info.dtype])
     with open(path, "rb", buffering=0) as file:  # a fraction of what fromfile takes for a small tensor
         file.seek(info.start)

@@ -23,8 +23,9 @@ from lorabuild.errors import JobError
 from lorabuild.inputs import Resolved
 from lorabuild.manifest import load
 from lorabuild.session import dependencies, opened
+from lorabuild.signature import GRAIN_NS
 from lorabuild.stage import Artifact, Component, Job
-from lorabuild.state import GRAIN_NS, State
+from lorabuild.state import State
 
 # Some tensors of each component, by the names and dtypes that sd_xl_base_1.0.safetensors has.
 NAMES = {
@@ -77,7 +78,9 @@ def test_the_second_set_of_weights_positions_and_metadata_do_not_count(tmp_path:
 def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     read = []
     digest = components._digest
-    monkeypatch.setattr(components, "_digest", lambda path, part: read.append(set(part)) or digest(path, part))
+    monkeypatch.setattr(
+        components, "_digest", lambda path, part, told: read.append(set(part)) or digest(path, part, told)
+    )
     found = component_digests(checkpoint(tmp_path / "pony.safetensors", vae=0), (name for name in ("te1", "te2")))
     assert set(found) == {"te1", "te2"}
     assert read == [set(NAMES["te1"]), set(NAMES["te2"])]
@@ -120,9 +123,9 @@ class Bench:
             "lorabuild.toml", f'[bases.pony]\nfile = "{file}"\n[models]\ndirs = ["../models", "../more"]\n'
         )
 
-    def _counted(self, path: Path, names: list[str]) -> dict[str, str]:
+    def _counted(self, path: Path, names: list[str], told: components.Told) -> dict[str, str]:
         self.reads += names
-        return component_digests(path, names)
+        return component_digests(path, names, told)
 
     @contextmanager
     def run(self) -> Iterator[Callable[..., dict[str, Resolved]]]:
@@ -222,7 +225,7 @@ def test_a_file_younger_than_the_clocks_grain_is_not_trusted(tmp_path: Path, mon
     state, path = State(tmp_path / "state.sqlite"), tmp_path / "pony.safetensors"
     path.write_bytes(b"one")
     now = path.stat().st_mtime_ns
-    monkeypatch.setattr("lorabuild.state.time.time_ns", lambda: now + GRAIN_NS // 2)
+    monkeypatch.setattr("lorabuild.signature.time.time_ns", lambda: now + GRAIN_NS // 2)
     assert [state.digest_of([path], "unet", lambda number=number: number) for number in "12"] == ["1", "2"]
 
 

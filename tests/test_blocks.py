@@ -261,8 +261,9 @@ def test_squares_beyond_float32_are_measured_in_float64(tmp_path: Path, capsys):
 )
 def test_a_broken_layer_is_named(tmp_path: Path, changed: dict[str, Tensor], said: str, capsys):
     tensors = of_blocks("OUT01") | {f"{MODULE['OUT01']}.{end}": one for end, one in changed.items()}
-    line = refused(write_lora(tmp_path / "in.safetensors", tensors), "--json")
-    assert line.startswith(MODULE["OUT01"]) and said in line
+    path = write_lora(tmp_path / "in.safetensors", tensors)
+    line = refused(path, "--json")
+    assert line.startswith(f"{path}: {MODULE['OUT01']}") and said in line
     assert capsys.readouterr().out == ""
 
 
@@ -317,6 +318,21 @@ def test_a_projects_name_stands_for_what_its_chop_reads(repository: Path, name: 
     if "/" not in name:
         monkeypatch.chdir(repository / "projects/ember")
         assert told(capsys, name)["file"] == f"../../{file}"
+
+
+def test_a_project_that_starts_from_a_file_and_resizes_nothing_stands_for_it(repository: Path, monkeypatch, capsys):
+    manifest = repository / "projects/guide/lora.toml"
+    manifest.parent.mkdir()
+    manifest.write_text('[project]\nbase = "tiny"\nsource = "a.safetensors"\n[variants.mini.resize]\nthr = -3\n')
+    assert refused("guide") == "projects/guide/a.safetensors: no such file"
+    write_lora(manifest.with_name("a.safetensors"), layer(MODULE["OUT02"], 4, 2, 4))
+    assert told(capsys, "guide")["file"] == "projects/guide/a.safetensors"
+    (repository / "build/guide").mkdir()  # where its chop stands
+    assert told(capsys, "guide")["file"] == "projects/guide/a.safetensors"
+    assert refused("guid") == 'guid: no such file or project (did you mean "guide"?)'
+    assert refused("guide@mini").startswith("guide@mini: no such file or project")
+    manifest.write_text("[")
+    assert refused("guide") == "guide: build/guide/ holds no LoRA yet: lorabuild build guide"
 
 
 def test_a_file_goes_before_a_project_of_its_name_but_a_folder_does_not(repository: Path, monkeypatch, capsys):

@@ -222,6 +222,12 @@ def test_without_resize_the_trained_weights_are_chopped():
     assert declared(settings(None), mini=settings(None)) == {}
 
 
+def test_a_weight_of_a_block_that_is_dropped_is_told():
+    project = settings(["TE"])
+    project["chop"]["weights"] = {"OUT01": 0.5, "TE1": 0.5}
+    assert declared(project)["chop:ember"].options["idle"] == ["OUT01"]
+
+
 def test_without_resize_and_training_the_source_is_chopped():
     jobs = declared(settings(["TE"], resized=False, source="old.safetensors"))
     assert jobs["chop:ember"].inputs == {"weights": File(Path("projects/ember/old.safetensors"), "old.safetensors")}

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lora_lab import read
@@ -18,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorabuild.errors import UserError
-from lorabuild.header import read_header
+from lorabuild.header import header_bytes, read_header
 from lorabuild.lora.canonical import block_of_module
+from lorabuild.lora.chopping import PIECE
 from lorabuild.lora.layers import module_of
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, UNET_BLOCKS
 from lorabuild.vectors import ATTENTION_BLOCKS, VECTOR_BLOCKS
@@ -225,7 +228,7 @@ def test_what_cannot_be_scaled_is_named_and_can_be_kept_or_dropped(
     key, path = f"{MODULE['OUT01']}.{end}", tmp_path / "in.safetensors"
     save_file({key: torch.ones(4, 4).to(dtype)} | module(MODULE["TE1"], "linear"), path)
     line = refused(path, "--weights", "OUT01=0.5", "-o", tmp_path / "out.safetensors", code=1)
-    assert line == f"{key}: cannot be scaled by 0.5: {said}; 0 or 1 can be its weight"
+    assert line == f"{path}: {key}: cannot be scaled by 0.5: {said}; 0 or 1 can be its weight"
     assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]
     chop(path, "--weights", "TE=0.5", "-o", tmp_path / "kept.safetensors")
     assert key in read_header(tmp_path / "kept.safetensors").tensors
@@ -238,8 +241,44 @@ def test_a_weight_that_leaves_the_dtype_is_an_error_without_a_file(tmp_path: Pat
     tensors = module(name, "linear") | {f"{name}.lora_up.weight": torch.full((8, 4), 60000.0)}
     path = write(tmp_path / "in.safetensors", tensors, torch.float16)
     line = refused(path, "--weights", "TE1=2", "-o", tmp_path / "out.safetensors", code=1)
-    assert line.startswith(f"{name}.lora_up.weight: 120000 does not fit F16")
+    assert line.startswith(f"{path}: {name}.lora_up.weight: 120000 does not fit F16")
     assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("flavour", ["linear", "full", "norm"])
+def test_a_weight_beyond_all_measure_is_one_line(tmp_path: Path, flavour: str, dtype: str, capsys):
+    path = write(tmp_path / "in.safetensors", {k: 1e9 + 1e9 * one.abs() if dtype == "fp64" else one for k, one in module(MODULE["OUT01"], flavour).items()}, DTYPES[dtype])  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        line = refused(path, "--weights", "OUT01=-1e300", "-o", tmp_path / "out.safetensors", code=1)
+    assert MODULE["OUT01"] in line and "inf does not fit" in line and line.endswith("or scale by less than 1e+300")
+    assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_a_large_layer_is_scaled_piece_by_piece(tmp_path: Path):
+    """Pieces meet without a seam, and two of them are not in memory for long."""
+    numbers = np.random.default_rng(0).standard_normal(3 * PIECE // 2).astype("<f2")
+    head = header_bytes(
+        [(f"{MODULE['OUT01']}.diff", "F16", [3, PIECE // 2]), ("lora_te1_x.w_norm", "F16", [64 * PIECE])]
+    )
+    (tmp_path / "in.safetensors").write_bytes(head)
+    with open(tmp_path / "in.safetensors", "r+b") as file:
+        file.truncate(len(head) + 128 * PIECE)  # a hole of 128 MiB
+        file.seek(0, 2)
+        file.write(numbers.tobytes())
+    code = """
+import resource, numpy
+from lorabuild.verbs.chop import main
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = used()
+main(["in.safetensors", "--weights", "OUT01=0.5,TE1=3", "-o", "out.safetensors"])
+print(used() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout.split()[-1]) < 64, f"{done.stdout} MiB more"
+    after = (tmp_path / "out.safetensors").read_bytes()
+    assert after.endswith((numbers / 2).tobytes()) and len(after) > 2 * 64 * PIECE
 
 
 # What UIs read.
@@ -400,6 +439,11 @@ def test_in_resize_loras_style_the_numbers_are_those_of_the_blocks_that_the_file
         (["--weights", "-1=2"], '"-1": no such block'),
         ([], "say what stays: --keep, --vector or --weights"),
         (["--kep", "TE"], "unrecognized arguments"),
+        (["--keep", "TE", "--keep", "OUT01"], 'argument --keep: given twice: join the values by ","'),
+        (["--weights", "TE=1", "--weights=TE=2"], 'argument --weights: given twice: join the values by ","'),
+        (["--vector", numbers(12), "--vector", numbers(12)], "argument --vector: given twice"),
+        (["--weights", "OUT01=0.5,OUT01=0.2"], "--weights: OUT01 stands twice"),
+        (["--keep", "TE", "--vector-style", "inspire"], "--vector-style says how to read a --vector, and there is none"),
         (["--vector"], "expected one argument"),
         (["--vector", numbers(12), "--vector-style", "lbw"], "invalid choice"),
     ],
@@ -420,6 +464,14 @@ def test_a_named_block_that_the_file_lacks_is_a_warning(tmp_path: Path, capsys):
     assert capsys.readouterr().err.splitlines() == ["warning: OUT02 is kept, but has no tensors here: it has OUT01"]
     chop(path, "--vector", "SDXL-LyC-ALL", "-o", out)
     assert capsys.readouterr().err == ""
+
+
+def test_a_weight_of_a_block_that_is_dropped_is_a_warning(every_block: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out.safetensors"
+    chop(every_block, "--keep", "TE1,OUT01", "--weights", "OUT02=0.5,TE=0.5,OUT03=0,OUT01=2", "-o", out)
+    assert capsys.readouterr().err == "warning: OUT02 has a weight, but is dropped: keep it, too, if it is to stay\n"
+    chop(every_block, "--vector", "SDXL-LyC-INALL", "--weights", "OUT02=0.5,INP01=2", "-o", out)
+    assert capsys.readouterr().err.startswith("warning: OUT02 has a weight")
 
 
 def test_it_says_what_it_did(every_block: Path, tmp_path: Path, capsys):
@@ -513,7 +565,8 @@ def test_a_failed_chop_leaves_the_old_output(tmp_path: Path):
     path = write(tmp_path / "in.safetensors", tensors)
     chop(path, "--keep", "TE", "-o", out)
     before = out.read_bytes()
-    assert "holds NaN or infinity" in refused(path, "--weights", "TE=0.5", "-o", out, code=1)
+    line = refused(path, "--weights", "TE=0.5", "-o", out, code=1)
+    assert line.startswith(f"{path}: {name}.lora_up.weight: holds NaN or infinity")
     assert out.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
     chop(path, "--keep", "TE", "--weights", "OUT01=1", "-o", out)  # and a good one replaces it
     assert out.read_bytes() == before

@@ -13,7 +13,8 @@ from lorabuild.files import staged
 from lorabuild.hashing import digest_bytes
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
-from lorabuild.state import GRAIN_NS, State
+from lorabuild.signature import GRAIN_NS
+from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 from lorabuild.workspace import Workspace
 
@@ -94,7 +95,7 @@ def test_a_change_of_same_size_and_time_is_seen_by_its_ctime(tmp_path: Path, sta
 def test_a_file_younger_than_the_clocks_grain_is_not_trusted(tmp_path: Path, state: State, monkeypatch):
     path = tmp_path / "image"
     path.write_bytes(b"one")
-    monkeypatch.setattr("lorabuild.state.time.time_ns", lambda: path.stat().st_mtime_ns + GRAIN_NS // 2)
+    monkeypatch.setattr("lorabuild.signature.time.time_ns", lambda: path.stat().st_mtime_ns + GRAIN_NS // 2)
     state.digest(path)
     assert state._known(path, (3, path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.stat().st_ino)) is None
 
@@ -140,6 +141,27 @@ def test_a_version_and_an_artifact_are_told():
         "stage version: 1 -> 2",
         "weights: content",
     ]
+
+
+def test_inputs_are_called_what_a_user_calls_them():
+    told = {
+        "weights": ["file", "a.safetensors"],
+        "spectrum": ["input", "spectrum:ember", "spectrum"],
+        "unet": ["base", "tiny"],
+    }
+    was, now = (components(weights=x, spectrum=x, unet=x) | {"told": {"from": told}} for x in ("a", "b"))
+    assert differences(was, now) == ["spectrum:ember: content", "base tiny: unet: content", "a.safetensors: content"]
+
+
+def test_what_a_size_counts_beside_the_weights_is_told_if_it_changes_by_itself():
+    thr = components({"resize": {"thr": -3.0}})
+    size, titled = ({"resize": {"size": 16.0, "header_kib": kib}} for kib in (8, 9))
+    assert differences(thr, components(size, told="a")) == ["resize.size: unset -> 16", "resize.thr: -3 -> unset"]
+    (project,) = differences(components(size, told="a"), components(titled, told="a"))
+    (told,) = differences(components(size, told="a"), components(size, told="b"))
+    assert project.startswith("[project]: ") and told.startswith(
+        "other metadata of the source, or tags of the data set"
+    )
 
 
 # run log

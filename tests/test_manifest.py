@@ -307,3 +307,20 @@ def test_a_default_that_nothing_uses_changes_no_result(files: Files):
     own = "[recipe]\nunet_lr = 1e-3\ntext_encoder_lr = 1e-3\n"
     one, other = (result_keys(files.settings(f"{own}learning_rate = {rate}\n"), "recipe") for rate in (1, 2))
     assert one == other
+
+
+def test_beside_a_source_a_data_set_may_have_no_images(files: Files):
+    """A recipe for trainings may be extended, too; the keys that it has are checked all the same."""
+    files.write("recipes/shared.toml", "[dataset]\nkeep_tokens = 1\n")
+    source = 'extends = "shared"\n[project]\nbase = "tiny"\nsource = "a.safetensors"\n'
+    assert files.settings(source)["dataset"]["subset"] == []
+    files.write("recipes/shared.toml", "[dataset]\nkeep_tokns = 1\nmax_token_length = 150\nsubset = []\n")
+    assert [one.message.partition(":")[0] for one in files.mistakes()] == [
+        "dataset.keep_tokns",
+        "dataset.max_token_length",
+        "dataset.subset",
+    ]
+    files.write("recipes/shared.toml", "[dataset]\nkeep_tokens = 1\n")
+    files.write("projects/ember/lora.toml", source.replace("source", "# source"))
+    (said,) = files.mistakes()
+    assert (said.file, said.line) == ("recipes/shared.toml", 1) and "dataset.subset: required" in said.message

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import warnings
 from itertools import chain
 from pathlib import Path
 
@@ -434,6 +436,16 @@ def test_unknown_tensors_stay_if_there_is_no_doubt(tmp_path: Path, capsys: pytes
 # Mistakes.
 
 
+def test_a_weight_beyond_all_measure_is_one_line(tmp_path: Path):
+    for kind in ("lora", "full", "loha"):
+        path = save(tmp_path / f"{kind}.safetensors", adapter(kind, LINEAR)[0], {f"{NORM}.w_norm": torch.ones(4, dtype=torch.float64) * 1e20})  # fmt: skip
+        for dtype in ("fp16", "fp32"):
+            with warnings.catch_warnings(), pytest.raises(JobError, match=r"inf|e\+299 does not fit"):
+                warnings.simplefilter("error")
+                main([f"{path}:-1e300", "--dtype", dtype, "-o", str(tmp_path / "out.safetensors")])
+            assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_dora_is_refused(tmp_path: Path):
     a = write_lora(tmp_path / "a.safetensors", layer(LINEAR, 8, 2, 8))
     b = write_lora(tmp_path / "dora.safetensors", {**layer(LINEAR, 8, 2, 8), f"{LINEAR}.dora_scale": torch.ones(1, 8)})
@@ -455,8 +467,8 @@ def test_a_dora_is_refused(tmp_path: Path):
             {**layer(LINEAR, 8, 2, 8), **layer("lora_unet_up_blocks_0_attentions_1_proj_in", 8, 2, 8)},
             ["b.safetensors", LINEAR, "up_blocks_0", "which"],
         ),
-        (layer(LINEAR, 8, 2, 8), {f"{LINEAR}.diff": torch.full((8, 8), torch.nan)}, [f"{LINEAR}.diff", "NaN"]),
-        (layer(LINEAR, 8, 2, 8, alpha=torch.inf), layer(LINEAR, 8, 2, 8), [f"{LINEAR}.alpha", "infinity"]),
+        (layer(LINEAR, 8, 2, 8), {f"{LINEAR}.diff": torch.full((8, 8), torch.nan)}, ["b.safetensors: ", f"{LINEAR}.diff", "NaN"]),
+        (layer(LINEAR, 8, 2, 8, alpha=torch.inf), layer(LINEAR, 8, 2, 8), ["a.safetensors: ", f"{LINEAR}.alpha", "infinity"]),
     ],
 )  # fmt: skip
 def test_what_does_not_add_up_is_one_line(tmp_path: Path, one: dict, two: dict, words: list[str]):
@@ -481,6 +493,8 @@ def test_what_does_not_add_up_is_one_line(tmp_path: Path, one: dict, two: dict, 
         (["a.safetensors:1:OUT01=half", "b.safetensors"], ["OUT01=half", "number"]),
         (["a.safetensors", "b.safetensors", "--dtype", "fp8"], ["fp8"]),
         (["a.safetensors", "b.safetensors", "--dtpye", "fp16"], ["--dtpye"]),
+        (["a.safetensors", "--dtype", "fp16", "b.safetensors", "--dtype", "bf16"], ["--dtype", "given twice"]),
+        (["a.safetensors:1:OUT01=0.5,OUT01=0.2", "b.safetensors"], ["OUT01 stands twice"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line(
@@ -583,6 +597,37 @@ def test_metadata_tells_what_went_in(tmp_path: Path):
     ]  # fmt: skip
     assert history[0]["sha256"] == hashlib.sha256(a.read_bytes()[source.data_start :]).hexdigest()
     assert "some-folder" not in str(found)
+
+
+def test_what_is_true_of_one_file_alone_is_told_of_it_alone(tmp_path: Path):
+    """Blocks that a chop left, a recipe, dimensions: none of them holds of the sum."""
+    made = {
+        "block_vector_string": "1,0",
+        "lorabuild.chop": '{"keep": {}}',
+        "lorabuild.odd": "[" * 9000,
+        "lorabuild.merge": "[1]",
+    }
+    network = {"ss_network_dim": "8", "ss_network_args": '{"conv_dim": 8}', "ss_network_module": "lycoris.kohya"}
+    a = save(tmp_path / "a.safetensors", layer(LINEAR, 8, 2, 8), **made, **network, ss_seed="7")
+    b = save(tmp_path / "b.safetensors", layer(LINEAR, 8, 2, 8), ss_network_module="networks.lora", ss_seed="8")
+    found = read_header(merge(tmp_path / "out.safetensors", a, b)).metadata
+    assert "ss_network_args" not in found and not found.keys() & (made.keys() - {"lorabuild.merge"})
+    assert (found["ss_network_dim"], found["ss_network_module"], found["ss_seed"]) == ("Dynamic", "networks.lora", "7")
+    one, two = json.loads(found["lorabuild.merge"])
+    assert one["metadata"] == made | {"lorabuild.chop": {"keep": {}}, "lorabuild.merge": [1]} and "metadata" not in two
+    same = read_header(merge(tmp_path / "same.safetensors", a, f"{a}:0.5")).metadata
+    assert same["ss_network_module"] == "lycoris.kohya"
+
+
+def test_names_that_are_no_unicode_are_escaped(tmp_path: Path):
+    """Of files, and of tags: JSON can spell what UTF-8 cannot."""
+    a = save(tmp_path / os.fsdecode(b"x\xff.safetensors"), layer(LINEAR, 8, 2, 8), ss_tag_frequency=r'{"a": {"\udcff": 1}}',
+             **{"lorabuild.x": r'["\udcff"]'})  # fmt: skip
+    found = read_header(merge(tmp_path / "out.safetensors", f"{a}:0.7", a)).metadata
+    assert found["modelspec.merged_from"] == r"x\udcff, x\udcff"
+    assert json.loads(found["ss_tag_frequency"]) == {"a": {"\udcff": 2}}
+    (one, _) = json.loads(found["lorabuild.merge"])
+    assert (one["file"], one["metadata"]) == ("x\udcff", {"lorabuild.x": ["\udcff"]})
 
 
 def test_tags_that_are_no_table_leave_no_trace(tmp_path: Path):

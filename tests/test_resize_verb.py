@@ -42,6 +42,7 @@ from lorabuild.cli import _main
 from lorabuild.errors import JobError, UsageError
 from lorabuild.header import read_header
 from lorabuild.verbs import resize as verb
+from lorabuild.verbs.chop import main as chop
 
 DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NORM = "lora_unet_input_blocks_1_0_in_layers_0"
@@ -257,6 +258,20 @@ def test_a_size_that_is_too_small_for_what_stays_as_it_is(tmp_path: Path, base: 
         run(path, base, "size=0.002")
 
 
+@pytest.mark.parametrize("beside", [{}, {f"{NORM}.w_norm": torch.ones(2000)}], ids=["layers alone", "with a norm"])
+def test_a_size_that_is_too_small_tells_the_least_that_is_not(tmp_path: Path, base: Path, beside: dict):
+    path = lora(tmp_path, three_layers() | beside)
+    with pytest.raises(JobError, match=r": size = 0\.0003 MiB: .* MiB, (\S+) MiB with the best rank") as error:
+        run(path, base, "size=0.0003")
+    least = float(re.search(r"(\S+) MiB with the best rank", str(error.value))[1])
+    assert sum(ranks(run(path, base, f"size={least}")).values()) == 1
+    if not beside:
+        with pytest.raises(JobError, match="with the best rank"):
+            run(path, base, f"size={least - 0.0002}")
+    empty = float(re.search(r"take (\S+) MiB", str(error.value))[1])
+    assert not ranks(run(path, base, f"size={empty}", "--allow-empty"))
+
+
 def base_of_ones(tmp_path: Path) -> Path:
     """A base whose weights have the norm 1: the scores of fro_ckpt are those of the singular values."""
     folder = tmp_path / "ones"
@@ -303,7 +318,7 @@ MISTAKES = {
     ),
     "Flux": (
         lambda: layer("lora_unet_double_blocks_0_img_attn_qkv", 24, 4, 16),
-        "not a LoRA for this base: it has none of the 1 layers",
+        "lora.safetensors: a LoRA for Flux, not for SDXL: it has 'lora_unet_double_blocks_0_img_attn_qkv",
     ),
     "NaN": (
         lambda: broken(three_layers(), f"{CONV}.lora_up.weight", torch.nan),
@@ -351,6 +366,7 @@ def test_a_lora_that_cannot_be_resized_is_one_line_and_no_file(tmp_path: Path, b
     path = lora(tmp_path, make())
     with pytest.raises(JobError, match=said) as error:
         run(path, base, "thr=-9")
+    assert str(error.value).startswith(f"{path}: ") and str(error.value).count(str(path)) == 1
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["lora.safetensors"]
 
@@ -393,7 +409,7 @@ def test_a_broken_base_is_named_if_it_is_looked_at(tmp_path: Path):
     base, _ = write_bases(tmp_path / "base", weights)
     key = r"model\.diffusion_model\.input_blocks\.1\.0\.in_layers\.2\.weight"
     for recipe in ("fro_ckpt=1,thr=-9", "spn_ckpt=1,thr=-9", "subspace=1,thr=-9"):
-        with pytest.raises(JobError, match=rf"{key}:? holds NaN or infinity"):
+        with pytest.raises(JobError, match=rf"^{re.escape(str(base))}: {key}:? holds NaN or infinity"):
             run(lora(tmp_path), base, recipe)
     assert ranks(run(lora(tmp_path), base, "sv_fro=0.9")).keys() == THREE.keys()
 
@@ -408,6 +424,11 @@ def test_a_broken_base_is_named_if_it_is_looked_at(tmp_path: Path):
         (["-r", "thr=-3", "-o", "out.bin"], "out.bin: the output's name must end in .safetensors"),
         (["-r", "thr=-3:thr=-4"], "out.safetensors: with several recipes the output is a folder"),
         (["-r", "thr=-3", "--dtype", "fp8"], "invalid choice"),
+        (["-r", "thr=-3", "-r", "thr=-4"], 'argument -r/--recipe: given twice: join the values by ":"'),
+        (["-r", "thr=-3", "--dtype", "fp16", "--dtype", "fp16"], "argument --dtype: given twice"),
+        (["-r", "thr=-3:"], '-r "thr=-3:": an empty recipe; a ":" stands between two'),
+        (["-r", ""], '-r "": an empty recipe'),
+        (["-r", "thr=-3:fro_ckpt=1, thr=-3"], '"thr=-3" and "fro_ckpt=1, thr=-3" are the same recipe'),
         (["-r", "thr=-3", "--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
@@ -450,6 +471,24 @@ def test_metadata_is_kept_and_amended(tmp_path: Path, base: Path):
     for key in ("ss_tag_frequency", "my", "modelspec.thumbnail"):
         assert found[key] == told[key]
     assert {one.item() for name, one in read(out).items() if name.endswith(".alpha")} == {3.0}
+
+
+def test_what_no_longer_holds_of_a_chopped_file_goes_and_the_rest_stays(tmp_path: Path, base: Path):
+    """Its blocks are as absent as before; its dimensions are others."""
+    chopped, out = tmp_path / "chopped.safetensors", tmp_path / "out.safetensors"
+    path = tmp_path / "lora.safetensors"
+    told = {
+        "ss_network_args": '{"conv_dim": 256, "algo": "locon"}',
+        "ss_network_module": "lycoris.kohya",
+        "ss_seed": "7",
+    }
+    save_file({name: one.contiguous() for name, one in three_layers().items()}, path, told)
+    assert chop([str(path), "--keep", "TE,OUT01", "-o", str(chopped)]) == 0
+    assert read_header(chopped).metadata["ss_network_args"] == told["ss_network_args"]
+    before, after = read_header(chopped).metadata, read_header(run(chopped, base, "max_rank=2", out=out)).metadata
+    for key in ("block_vector_string", "lorabuild.chop", "ss_network_module", "ss_seed"):
+        assert after[key] == before[key]
+    assert "ss_network_args" not in after and after["ss_network_dim"] == "Dynamic"
 
 
 def test_peft_metadata_tells_no_rank_that_the_file_has_not(tmp_path: Path, base: Path):
@@ -631,3 +670,14 @@ def test_the_base_is_never_written_over(tmp_path: Path, base: Path):
     save_file({"model.diffusion_model.out.2.weight": torch.ones(2, 2)}, own)
     with pytest.raises(UsageError, match="is the input itself"):
         verb.main([str(lora(tmp_path, three_layers())), "--base", str(own), "-r", "thr=-3", "-o", str(own)])
+
+
+def test_of_several_recipes_all_files_are_written_or_none(tmp_path: Path, base: Path):
+    """The second one does not fit into halves."""
+    path, folder = lora(tmp_path), tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(JobError):
+        run(path, base, "max_rank=2:max_rank=2,rescale=1e30", out=folder)
+    assert os.listdir(folder) == []
+    run(path, base, "max_rank=2:max_rank=3", out=folder)
+    assert sorted(os.listdir(folder)) == ["lora_max_rank2.safetensors", "lora_max_rank3.safetensors"]

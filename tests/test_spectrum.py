@@ -288,14 +288,17 @@ def test_a_project_may_start_from_a_lora_of_others():
 
 
 def test_the_base_is_read_only_where_a_resize_asks_for_its_subspace():
-    """A resize of the project, or of a variant that shares the spectrum."""
+    """A variant shares what its project asks for; what it asks for itself is in a spectrum of its own."""
     base = {part: Component("tiny", part) for part in ("unet", "te1", "te2")}
-    for jobs in (
-        declared(settings("last", subspace=1.0), mini=settings("last")),
-        declared(settings("last"), mini=settings("last", subspace=1.0, fro_ckpt=1.0)),
-    ):
-        assert jobs["spectrum:ember"].params == {"spectrum": {"subspace": True}}
-        assert base.items() <= jobs["spectrum:ember"].inputs.items()
+    jobs = declared(settings("last", subspace=1.0), mini=settings("last"), wide=settings("last", subspace=2.0))
+    assert list(jobs) == ["spectrum:ember"]
+    assert jobs["spectrum:ember"].params == {"spectrum": {"subspace": True}}
+    assert base.items() <= jobs["spectrum:ember"].inputs.items()
+    plain = declared(settings("last"))["spectrum:ember"]
+    jobs = declared(settings("last"), mini=settings("last", subspace=1.0, fro_ckpt=1.0))
+    assert jobs["spectrum:ember"] == plain, "the other resizes are not built again"
+    assert jobs["spectrum:ember@mini"].params == {"spectrum": {"subspace": True}}
+    assert base.items() <= jobs["spectrum:ember@mini"].inputs.items()
     jobs = declared(settings("last"), early=settings(4, subspace=1.0))
     assert jobs["spectrum:ember"].params == {} and len(jobs["spectrum:ember"].inputs) == 2
     assert jobs["spectrum:ember@early"].params == {"spectrum": {"subspace": True}}

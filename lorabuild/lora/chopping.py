@@ -7,17 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
-from lorabuild.header import FileRange, Tensor, TensorInfo
+from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
 from lorabuild.lora.canonical import block_of_module
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.names import BLOCKS
 from lorabuild.tensors import FLOATS, scaled_tensor
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Of each flavour the one factor in which what a layer adds is linear: scaling all of them, as chop_blocks does, would
 # raise the weight to the third power, or the fifth. Of LoKr it is w1, or w1's first factor where it is a product.
 SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", *LINEAR)
+PIECE = 1 << 20  # numbers that are scaled at a time: 4 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,21 @@ def chopped(
         if weight == 1 or not _is_scaled(key, info, tensors, weight):
             yield key, info.dtype, info.shape, FileRange(path, info.start, info.stop)
         else:
-            yield key, info.dtype, info.shape, partial(scaled_tensor, path, key, info, weight)
+            yield key, info.dtype, info.shape, partial(_scaled, path, key, info, weight)
 
 
 def chop_warnings(
-    tensors: Mapping[str, TensorInfo], blocks: Blocks, weights: Mapping[str, float], named: Iterable[str]
+    tensors: Mapping[str, TensorInfo],
+    blocks: Blocks,
+    weights: Mapping[str, float],
+    named: Iterable[str],
+    idle: Iterable[str],
 ) -> Iterator[str]:
-    """What a user should know of a chop: blocks that were `named` and are not there, and what a weight does not reach."""
+    """What a user should know of a chop: blocks that were `named` and are not there, `idle` weights of blocks that are
+    dropped, and what a weight does not reach.
+    """
+    for block in idle:
+        yield f"{block} has a weight, but is dropped: keep it, too, if it is to stay"
     for block in named:
         if not blocks.counts.get(block):
             yield f"{block} is kept, but has no tensors here: {blocks}"
@@ -88,3 +101,14 @@ def _is_scaled(key: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], we
     if info.dtype not in FLOATS:
         raise JobError(f"{key}: cannot be scaled by {weight:g}: has dtype {info.dtype}; 0 or 1 can be its weight")
     return True
+
+
+def _scaled(path: Path, key: str, info: TensorInfo, weight: float) -> Iterator[np.ndarray]:
+    """The tensor times `weight`, PIECE numbers at a time. Raises JobError where a product does not fit its dtype."""
+    for start in range(info.start, info.stop, size := byte_size(info.dtype, (PIECE,))):
+        stop = min(start + size, info.stop)
+        part = TensorInfo(info.dtype, ((stop - start) * PIECE // size,), start, stop)
+        try:
+            yield scaled_tensor(path, key, part, weight)
+        except JobError as error:
+            raise JobError(f"{error}, or scale by less than {abs(weight):g}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from lorabuild.errors import JobError
+from lorabuild.errors import JobError, in_file
 from lorabuild.header import COPY_BYTES, TensorInfo
 from lorabuild.lora.canonical import block_of_module, canonical
 from lorabuild.lora.layers import LINEAR, Layer, module_of, read_layers, split_key, weight_shape
@@ -152,7 +152,8 @@ def _meeting(module: str) -> str:
 
 def _read(source: Source) -> tuple[list[Layer], dict[str, TensorInfo]]:
     """The layers of a file, and its other tensors. ComfyUI extracts differences of vectors, too: they are no layers."""
-    layers, rest = read_layers(source.tensors, source.metadata)
+    with in_file(source.path):
+        layers, rest = read_layers(source.tensors, source.metadata)
     vectors = [layer for layer in layers if layer.flavour == "full" and len(layer.infos["diff"].shape) < 2]
     rest |= {key: layer.infos[role] for layer in vectors for role, key in layer.keys.items()}
     return [layer for layer in layers if layer not in vectors], rest

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabuild.header import TensorInfo
+from lorabuild.lora.layers import split_key
 
 Module = Mapping[str, TensorInfo]  # suffix -> tensor
 
@@ -99,6 +100,12 @@ def lora_file(
         suffix = next((one for one in _SUFFIXES if key.endswith(one) and key != one), "")
         modules.setdefault(key.removesuffix(suffix), {})[suffix] = tensor
     return LoraFile(modules, metadata, alphas)
+
+
+def adapted_modules(file: LoraFile) -> list[str]:
+    """Modules that an adapter of any kind changes, also of kinds that are no layers here; none in a checkpoint."""
+    ours = {found[0] for key in file.keys_of() if (found := split_key(key))}
+    return sorted(ours | {name for name, one in file.modules.items() if any(kind.fits(one) for kind in KINDS.values())})
 
 
 def read_alphas(path: Path | str, tensors: Mapping[str, TensorInfo]) -> dict[str, float]:

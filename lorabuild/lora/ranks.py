@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,27 +72,45 @@ def resolve_recipe(table: Mapping[str, Any]) -> dict[str, Any]:
     Equal results have equal tables, as far as the table shows it: they are part of a key. Without a term, and where the
     selector does not look at the layer's own spectrum alone, it is fro_ckpt. Raises ValueError in one line.
     """
-    given = {key: float(value) for key in KEYS if (value := table.get(key)) is not None}
-    for key, value in given.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{key} is {value:g}: a finite number is expected")
+    given = _given(table)
+    for _, said in _faults(given):
+        raise ValueError(said)
     selectors = [key for key in SELECTORS if key in given]
-    caps = {key: given[key] for key in CAPS if key in given}
-    if len(selectors) > 1:
-        raise ValueError(f"{' and '.join(selectors)} each say how many ranks stay: one of them is enough")
-    if not selectors and not caps:
-        raise ValueError(
-            "nothing says how many ranks stay: one of thr, size, sv_ratio, sv_fro, sv_cumulative, max_rank"
-        )
-    terms = _weights({key: given[key] for key in TERMS if key in given}, selectors)
-    chosen = {key: _checked(key, given[key]) for key in selectors}
-    rescale = _checked("rescale", given.get("rescale", 1.0))
+    rescale = given.get("rescale", 1.0)
     return {
-        **terms,
-        **chosen,
-        **{key: int(_checked(key, value)) for key, value in caps.items()},
+        **_weights({key: given[key] for key in TERMS if key in given}, selectors),
+        **{key: given[key] + 0.0 for key in selectors},  # -0 is 0
+        **{key: int(given[key]) for key in CAPS if key in given},
         **({"rescale": rescale} if rescale != 1 else {}),
     }
+
+
+def recipe_faults(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All that is wrong with a recipe: the key to change, and what `resolve_recipe` says of it."""
+    return list(_faults(_given(table)))
+
+
+def _given(table: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key in KEYS if (value := table.get(key)) is not None}
+
+
+def _faults(given: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    for key, value in given.items():
+        fits, wanted = _RANGES.get(key, (lambda value: True, ""))
+        if not math.isfinite(value):
+            yield key, f"{key} is {value:g}: a finite number is expected"
+        elif not fits(value):
+            yield key, f"{key} is {value:g}; it is {wanted}"
+    selectors, terms = [key for key in SELECTORS if key in given], [key for key in TERMS if key in given]
+    if len(selectors) > 1:
+        yield selectors[0], f"{' and '.join(selectors)} each say how many ranks stay: one of them is enough"
+    if not selectors and not any(key in given for key in CAPS):
+        said = "nothing says how many ranks stay: one of thr, size, sv_ratio, sv_fro, sv_cumulative, max_rank"
+        yield SELECTORS[0], said
+    if terms and not (selectors and selectors[0] in OWN) and all(math.isfinite(given[key]) for key in terms):
+        total = _total(given[key] for key in terms)
+        if not 1e-9 <= abs(total) < math.inf:
+            yield terms[0], f"{', '.join(terms)}: weights that add up to {total:g}; they are divided by their sum"
 
 
 def _weights(terms: Mapping[str, float], selectors: Sequence[str]) -> dict[str, float]:
@@ -101,17 +119,18 @@ def _weights(terms: Mapping[str, float], selectors: Sequence[str]) -> dict[str, 
         return {}
     if not terms:
         return {"fro_ckpt": 1.0}
-    try:
-        total = math.fsum(terms.values())
-    except OverflowError:
-        total = math.inf
-    if not 1e-9 <= abs(total) < math.inf:
-        raise ValueError(f"{', '.join(terms)}: weights that add up to {total:g}; they are divided by their sum")
+    total = _total(terms.values())
     return {key: weight / total for key, weight in terms.items() if abs(weight / total) > 1e-6}
 
 
+def _total(weights: Iterable[float]) -> float:
+    try:
+        return math.fsum(weights)
+    except OverflowError:
+        return math.inf
+
+
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "thr": (lambda value: True, ""),
     "size": (lambda value: value > 0, "more than 0 MiB"),
     "sv_ratio": (lambda value: value >= 1, "1 or more: the largest singular value over the least that stays"),
     "sv_fro": (lambda value: 0 < value <= 1, "in (0, 1]: the part of the Frobenius norm that stays"),
@@ -120,13 +139,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_conv_rank": (lambda value: value >= 1 and value == int(value), "a whole number of 1 or more"),
     "rescale": (lambda value: value > 0, "more than 0"),
 }
-
-
-def _checked(key: str, value: float) -> float:
-    fits, wanted = _RANGES[key]
-    if not fits(value):
-        raise ValueError(f"{key} is {value:g}; it is {wanted}")
-    return value + 0.0  # -0 is 0
 
 
 def scores(recipe: Mapping[str, Any], layer: References) -> np.ndarray:
@@ -245,6 +257,17 @@ def _none() -> np.ndarray:
     import numpy as np
 
     return np.empty(0, np.int64)
+
+
+def best_ranks(recipe: Mapping[str, Any], layers: Mapping[str, References]) -> dict[str, int]:
+    """Layer -> how many of its ranks have the highest score of all: the least that can stay. Empty if none is trained."""
+    best, found = -math.inf, {}
+    for name, layer in layers.items():
+        if not layer.is_zero and (own := scores(recipe, layer)).max() >= best:
+            found = found if own.max() == best else {}
+            best = own.max()
+            found[name] = int((own == best).sum())
+    return found
 
 
 def nothing_left(recipe: Mapping[str, Any], layers: Mapping[str, References]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from lorabuild.errors import JobError
 from lorabuild.header import Tensor, TensorInfo, byte_size, verbatim
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.lora.lowrank import LowRank, halves, lowrank_tensors
-from lorabuild.lora.ranks import MIB, References, choose, nothing_left
+from lorabuild.lora.ranks import MIB, References, best_ranks, choose, nothing_left
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +44,8 @@ class Resize:
     def choose(self, header_size: Callable[[Sequence[Entry]], int], remedy: str) -> Ranks:
         """What the recipe keeps. `header_size` gives the bytes of a header with these entries: they count for `size`.
 
-        Raises JobError, which names the highest score and the `remedy`, if no tensor is left (but for allow_empty); if
-        what stays as it is takes more than `size`; and if it has the name of a tensor that would be made.
+        Raises JobError, which names the highest score, or the least size, and the `remedy`, if no tensor is left (but
+        for allow_empty); if what stays as it is takes more than `size`; and if it has the name of a tensor to be made.
         """
 
         def size(counts: Mapping[str, int]) -> int:
@@ -60,13 +60,22 @@ class Resize:
             raise JobError(f"{min(clash)}: stands beside a layer that would be written under this name")
         ranks = choose(self.recipe, self.references, size)
         if not any(map(len, ranks.values())):
-            if self.recipe.get("size", inf) * MIB < size({}):
-                raise JobError(
-                    f"size = {self.recipe['size']:g} MiB: the header and what stays as it is take {size({}) / MIB:.3g}"
-                )
-            if not self.staying(ranks) and not self.recipe.get("allow_empty"):
-                raise JobError(f"{nothing_left(self.recipe, self.references)} ({remedy})")
+            self._explain(ranks, size, remedy)
         return ranks
+
+    def _explain(self, ranks: Ranks, size: Callable[[Mapping[str, int]], int], remedy: str) -> None:
+        """Why no rank is left, as a JobError, unless a file without them fits and is of use."""
+        stays = self.staying(ranks) or self.recipe.get("allow_empty")
+        least, limit = size({}), self.recipe.get("size", inf) * MIB
+        best = best_ranks(self.recipe, self.references)
+        if limit < least or (limit < inf and best and not stays):
+            more = f", {_mib(size(best))} with the best rank" if best else ""
+            how = f" ({remedy})" if limit >= least else ""
+            raise JobError(
+                f"size = {self.recipe['size']:g} MiB: the header and what stays as it is take {_mib(least)}{more}{how}"
+            )
+        if not stays:
+            raise JobError(f"{nothing_left(self.recipe, self.references)} ({remedy})")
 
     def staying(self, ranks: Ranks) -> dict[str, TensorInfo]:
         """The tensors that stay as they are: all, but for what means nothing without its layer, as its DoRA scale."""
@@ -97,6 +106,11 @@ class Resize:
             "zero": sum(one.is_zero for one in self.references.values()),
             "passed": len(self.staying(ranks)),
         }
+
+
+def _mib(size: int) -> str:
+    """Bytes as a size that a recipe can ask for: rounded up, and with room for its own digits in the header."""
+    return f"{ceil((size + 16) / MIB * 1e4) / 1e4:g} MiB"
 
 
 def _is_part(key: str) -> bool:

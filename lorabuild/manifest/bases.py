@@ -11,10 +11,8 @@ from lorabuild.errors import JobError, Problem
 from lorabuild.manifest.layers import Reader
 from lorabuild.manifest.merge import merge
 from lorabuild.manifest.repository import SHARED_FILES, Repository
-from lorabuild.manifest.values import SAFETENSORS, is_single_file
+from lorabuild.manifest.values import PICKLES, SAFETENSORS, is_single_file
 from lorabuild.names import quoted
-
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
 
 
 def base_path(repository: Repository, base: str) -> Path | None:
@@ -25,9 +23,7 @@ def base_path(repository: Repository, base: str) -> Path | None:
     file = repository.bases[base].get("file")
     if file is None:
         return None
-    given = Path(os.path.expanduser(file))
-    dirs = [] if given.is_absolute() else [os.path.expanduser(path) for path in repository.model_dirs]
-    places = [repository.root / folder / given for folder in ("", *dirs)]
+    given, places = Path(os.path.expanduser(file)), base_places(repository, base)
     suffix = given.suffix.casefold()
     if suffix in PICKLES:
         said = f"safetensors only: a {suffix} can run code when it is loaded"
@@ -39,6 +35,16 @@ def base_path(repository: Repository, base: str) -> Path | None:
         said = f"neither a {SAFETENSORS} file nor a diffusers folder: {found}"
     near = _near_miss(file, (place.parent for place in places))
     raise JobError(_problem(repository, base, f"{quoted(file)}: {said}{near}"))
+
+
+def base_places(repository: Repository, base: str) -> list[Path]:
+    """Where the file or folder of a base may lie, in the order in which it is looked for; nowhere for a generated one."""
+    file = repository.bases[base].get("file")
+    if file is None:
+        return []
+    given = Path(os.path.expanduser(file))
+    dirs = [] if given.is_absolute() else [os.path.expanduser(path) for path in repository.model_dirs]
+    return [repository.root / folder / given for folder in ("", *dirs)]
 
 
 def _looked_in(repository: Repository) -> str:

@@ -13,7 +13,9 @@ from lorabuild.manifest.schema import Manifest, SharedFile, Table, TrainedManife
 
 
 def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, partial: bool = False) -> dict[str, Any]:
-    """{"settings": the project's, "variants": {name: settings}}, complete. Raises ConfigError with all problems.
+    """{"settings": the project's, "variants": {name: settings}, "idle": what the manifest says to no effect}, complete.
+
+    Raises ConfigError with all problems.
 
     `bases` are those that `base` may name, with their settings; None if they are unknown, as lorabuild.toml is wrong
     itself. `partial`: a layer could not be read, so that a key that is missing, or does not go with another, may be
@@ -29,7 +31,7 @@ def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, part
         variants[name], wrong = _validated(model, variant(merged, name), bases)
         found += [fault for fault in wrong if fault.path not in told]
     _raise(fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER)))
-    return {"settings": settings, "variants": variants}
+    return {"settings": settings, "variants": variants, "idle": _idle(merged, layers[-1])}
 
 
 def check_shared(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -54,6 +56,13 @@ def _validated(
 def _has_source(merged: Merged) -> bool:
     project = merged.values.get("project")
     return isinstance(project, dict) and "source" in project
+
+
+def _idle(merged: Merged, manifest: Layer) -> list[tuple[int, str]]:
+    """(line, message) of what the manifest itself says to no effect. Its recipes may be for other projects, too."""
+    keys = [key for key in manifest.table.get("recipe", {}) if _has_source(merged) and key != "save_precision"]
+    said = f"recipe: nothing is trained here (project.source), so without effect: {', '.join(keys)}"
+    return [(manifest.line("recipe", keys[0]), said)] if keys else []
 
 
 def _variant_names(merged: Merged) -> list[str]:

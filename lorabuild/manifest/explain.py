@@ -12,7 +12,7 @@ from lorabuild.manifest.later import later_key, later_value
 from lorabuild.manifest.layers import KeyPath
 from lorabuild.manifest.merge import Merged
 from lorabuild.manifest.schema import Table, table_at, walk
-from lorabuild.manifest.values import Misfit, shown
+from lorabuild.manifest.values import Misfit, Misfits, shown
 from lorabuild.names import quoted
 
 UNKNOWN, MISSING, TOGETHER = "extra_forbidden", "missing", "together"
@@ -50,7 +50,7 @@ class Fault:
 
 def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged) -> list[Fault]:
     """All errors of one validation. A misspelled required key is unknown and missing at once: that is told once."""
-    found = [_fault(error, model, merged) for error in errors]
+    found = [_fault(error, cause, model, merged) for error in errors for cause in _causes(error)]
     unknown = [fault.path for fault in found if fault.kind == UNKNOWN]
 
     def is_told(fault: Fault) -> bool:
@@ -61,20 +61,26 @@ def faults(errors: Iterable[dict[str, Any]], model: type[Table], merged: Merged)
     return [fault for fault in found if not (fault.kind == MISSING and is_told(fault))]
 
 
-def _fault(error: dict[str, Any], model: type[Table], merged: Merged) -> Fault:
+def _causes(error: dict[str, Any]) -> Iterable[ValueError | None]:
+    """What our own checks raised, if it was one of them."""
+    cause = error.get("ctx", {}).get("error")
+    return cause.misfits if isinstance(cause, Misfits) else [cause]
+
+
+def _fault(error: dict[str, Any], cause: ValueError | None, model: type[Table], merged: Merged) -> Fault:
     path: KeyPath = error["loc"]
-    kind, cause = error["type"], error.get("ctx", {}).get("error")
+    kind = error["type"]
     if kind != UNKNOWN and path[-1:] == ("[key]",):  # what pydantic adds where a key itself is wrong, not its value
         path = path[:-1]
     if isinstance(cause, Misfit):
         kind, path = TOGETHER, (*path, *cause.key.split("."))
     place = merged.place(path)
     dotted = ".".join(_bare(part) for part in place.path if isinstance(part, str))
-    said = _said(error, path, model)
+    said = _said(error, cause, path, model)
     return Fault(kind, path, Problem(place.layer.file, place.line, f"{dotted}: {said}" if dotted else said))
 
 
-def _said(error: dict[str, Any], path: KeyPath, model: type[Table]) -> str:
+def _said(error: dict[str, Any], cause: ValueError | None, path: KeyPath, model: type[Table]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     while path and isinstance(path[-1], int):  # an element of a list: the list's key knows more of it
         path = path[:-1]
@@ -89,17 +95,22 @@ def _said(error: dict[str, Any], path: KeyPath, model: type[Table]) -> str:
         return f"expected a list of tables: double brackets, [[{'.'.join(map(str, path))}]]"
     if kind in EXPECTED:
         return f"expected {EXPECTED[kind].format(**context)}, got {shown(value)}"
-    return str(context.get("error") or error["msg"])
+    return str(cause or error["msg"])
 
 
 def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
-    if later_key(table.__name__.removeprefix("Trained"), key):
+    if later_key(_name(table), key):
         return "not supported yet"
     if owner := _owner(key, model):
         return f"unknown {what} here (it belongs to {owner})"
     return f"unknown {what}{near_miss(key, table.model_fields)}"
+
+
+def _name(table: type[Table]) -> str:
+    """A table's name, whether or not it has more required keys where a LoRA is trained."""
+    return table.__name__.removeprefix("Trained")
 
 
 def _owner(key: str, model: type[Table]) -> str:
@@ -120,6 +131,6 @@ def _bare(key: str) -> str:
 def _no_option(path: KeyPath, value: Any, options: list[str], expected: str, model: type[Table]) -> str:
     table = table_at(model, path[:-1])
     choice = " or ".join(f'"{option}"' for option in options) or expected
-    if table and later_value(table.__name__, str(path[-1]), value):
+    if table and later_value(_name(table), str(path[-1]), value):
         return f"{shown(value)} is not supported yet, {choice} is"
     return f"expected {choice}, got {shown(value)}{near_miss(str(value), options)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lorabuild.errors import ConfigError, Problem
 from lorabuild.hashing import digest_bytes, digest_json
 from lorabuild.manifest.layers import Layer, Memo, Reader, shown
 from lorabuild.names import RESERVED, name_problem, quoted
+from lorabuild.scan import Scan
 
 SHARED_FILES = ("lorabuild.toml", "lorabuild.local.toml")  # the second goes over the first
 BUILTIN_BASES = {"tiny": {"builtin": "tiny-sdxl"}}  # there without a lorabuild.toml
@@ -35,6 +36,8 @@ class Project:
     manifest: Path
     settings: dict[str, Any]
     variants: Mapping[str, dict[str, Any]]  # name -> the complete settings of the variant
+    idle: Sequence[tuple[int, str]] = ()  # line of the manifest, what stands there to no effect
+    files: Sequence[Path] = ()  # of its own that were read: recipes and the manifest
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,25 @@ class Repository:
         """The bases that projects train on; what is only listed costs nothing."""
         return sorted({project.settings["project"]["base"] for project in self.projects.values()})
 
+    @property
+    def warnings(self) -> list[Problem]:
+        """What manifests say to no effect."""
+        found = [
+            (shown(project.manifest, self.root), *one) for project in self.projects.values() for one in project.idle
+        ]
+        return [Problem(*one) for one in found]
 
-def load(root: Path, memo: Memo | None = None) -> Repository:
-    """Read all TOML files below `root`. Raises ConfigError with every problem of every file.
+
+def load(
+    root: Path,
+    memo: Memo | None = None,
+    scan: Scan | None = None,
+    skip: Callable[[Path], bool] = lambda manifest: False,
+) -> Repository:
+    """Read the TOML files below `root`, but for manifests to `skip`. Raises ConfigError with every problem of every file.
 
     With a `memo`, what was found for equal bytes is not worked out again; then neither pydantic nor a TOML parser is
-    imported.
+    imported. `scan` is the look at the folders that manifests are found by.
     """
     root = Path(os.path.abspath(root))
     reader = Reader(root, memo)
@@ -77,9 +93,15 @@ def load(root: Path, memo: Memo | None = None) -> Repository:
         problems += error.problems
 
     projects: dict[str, Project] = {}
-    for path in _manifests(root, problems):
+    manifests, unreadable = (scan or Scan()).manifests(root / "projects")
+    for error in unreadable:
+        problems.append(Problem(shown(Path(error.filename), root), 1, f"cannot be read: {error.strerror}"))
+    first: dict[str, Path] = {}  # the first manifest of each name
+    for path in manifests:
         folder = path.parent
-        problems += _name_problems(path, root, projects)
+        problems += _name_problems(path, root, first.setdefault(folder.name, path))
+        if skip(path):
+            continue
         try:
             found = _project(path, reader, remembered, bases, shared_layers)
         except ConfigError as error:
@@ -126,29 +148,15 @@ def _checked_shared(layers: Sequence[Layer | None]) -> dict[str, Any]:
     return check_shared([layer for layer in layers if layer])
 
 
-def _manifests(root: Path, problems: list[Problem]) -> Iterator[Path]:
-    """projects/**/lora.toml, in the order of their paths."""
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # no projects/ at all: nothing to load
-            problems.append(Problem(shown(Path(error.filename), root), 1, f"cannot be read: {error.strerror}"))
-
-    for folder, folders, files in os.walk(root / "projects", onerror=unreadable):
-        folders.sort()
-        if "lora.toml" in files:
-            yield Path(folder) / "lora.toml"
-
-
-def _name_problems(path: Path, root: Path, others: Mapping[str, Project]) -> list[Problem]:
+def _name_problems(path: Path, root: Path, first: Path) -> list[Problem]:
+    """What is wrong with the name of the project of the manifest `path`; `first` is the first one of this name."""
     name = path.parent.name
     if problem := name_problem(name):
         said = f"a project has the name of its folder: {problem}"
     elif name in RESERVED:
         said = f"{quoted(name)} is the name of a stage or command: give the project's folder another"
-    elif name in others:
-        said = (
-            f"{quoted(name)} is the name of two projects, here and in {shown(others[name].manifest, root)}: rename one"
-        )
+    elif path != first:
+        said = f"{quoted(name)} is the name of two projects, here and in {shown(first, root)}: rename one"
     else:
         return []
     return [Problem(shown(path, root), 1, said)]
@@ -161,7 +169,7 @@ def _project(
     bases: Mapping[str, Any] | None,
     shared_layers: Sequence[Layer | None],
 ) -> dict[str, Any]:
-    """{"settings": …, "variants": …} of a manifest. Raises ConfigError."""
+    """{"settings": …, "variants": …, "idle": …, "files": …} of a manifest. Raises ConfigError."""
     manifest = reader.read(path)
     if manifest is None:
         raise ConfigError(Problem(shown(path, reader.root), 1, "cannot be read: no such file"))
@@ -173,7 +181,7 @@ def _project(
         return check_project(layers, bases, partial=bool(problems))
 
     if not problems and bases is not None:
-        return remembered.of("project", [*shared_layers, *layers], make)
+        return remembered.of("project", [*shared_layers, *layers], make) | {"files": [layer.path for layer in layers]}
     try:
         if layers:  # tell also what is wrong with those that can be read
             make()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,9 +21,9 @@ from pydantic.fields import FieldInfo
 from lorabuild.buckets import settings_problem
 from lorabuild.errors import near_miss
 from lorabuild.lora.ranks import KEYS as RECIPE_KEYS
-from lorabuild.lora.ranks import resolve_recipe
+from lorabuild.lora.ranks import recipe_faults, resolve_recipe
 from lorabuild.manifest import values
-from lorabuild.manifest.values import Misfit
+from lorabuild.manifest.values import Misfit, Misfits
 from lorabuild.names import STAGES, block_name, matching_blocks, name_problem, quoted, resolve_chop
 
 MOST = 2**31 - 1
@@ -62,7 +61,8 @@ class ProjectTable(Table):
     base: str = Field(description="The model to train on: the name of a base in lorabuild.toml, or tiny.")
     source: Annotated[Text, AfterValidator(values.file)] | None = Field(
         None,
-        description="A LoRA file to start from, seen from the manifest's folder: it is resized and chopped, not trained.",
+        description="A LoRA file to start from, seen from the manifest's folder: it is resized and chopped, not trained. "
+        "~ is the home folder.",
     )
     kind: Literal["character", "style", "concept"] | None = Field(None, description="What the LoRA teaches.")
     trigger: str | None = Field(None, description="The word in a prompt that calls it.")
@@ -111,7 +111,7 @@ class DatasetTable(Table):
     keep_tokens: Whole = Field(0, description="How many tags stay in front when shuffled.")
     max_token_length: Literal[75] = Field(75, description="Tokens of a caption that count.")
     subset: Annotated[list[SubsetTable], Field(min_length=1)] = Field(
-        description="[[dataset.subset]]: one or more folders of images."
+        [], description="[[dataset.subset]]: one or more folders of images."
     )
 
     @model_validator(mode="after")
@@ -122,6 +122,14 @@ class DatasetTable(Table):
         for subset in self.subset:
             subset.caption_extension = subset.caption_extension or self.caption_extension
         return self
+
+
+class TrainedDatasetTable(DatasetTable):
+    """The data set of a LoRA that does not start from a file."""
+
+    subset: Annotated[list[SubsetTable], Field(min_length=1)] = Field(
+        description=DatasetTable.model_fields["subset"].description
+    )
 
 
 class NetworkArgs(Table):
@@ -221,8 +229,10 @@ class ResizeTable(Table):
     sv_cumulative: float | None = Field(
         None, description="In place of thr: so much of the sum of each layer's singular values stays, 0 to 1."
     )
-    max_rank: float | None = Field(None, description="No layer keeps more ranks than this.")
-    max_conv_rank: float | None = Field(None, description="No convolution keeps more ranks. Default: max_rank.")
+    max_rank: float | None = Field(None, description="No layer keeps more ranks; of convolutions, see max_conv_rank.")
+    max_conv_rank: float | None = Field(
+        None, description="No convolution keeps more ranks, be it more or less than max_rank, which is the default."
+    )
     fro_ckpt: float | None = Field(
         None,
         description="Weight of this score: σ as a part of the base layer's Frobenius norm. Default: 1, if no other.",
@@ -242,11 +252,9 @@ class ResizeTable(Table):
 
     @model_validator(mode="after")
     def _together(self) -> ResizeTable:
-        try:
-            recipe = resolve_recipe(self.model_dump())
-        except ValueError as error:
-            named = re.match(r"\w*", str(error))[0]
-            raise Misfit(named if named in RECIPE_KEYS else "thr", str(error).removeprefix(f"{named}: ")) from None
+        if found := recipe_faults(self.model_dump()):
+            raise Misfits(*(Misfit(key, said.removeprefix(f"{key}: ")) for key, said in found))
+        recipe = resolve_recipe(self.model_dump())
         for key in RECIPE_KEYS:  # one spelling: weights that add up to 1, nothing that has no effect
             setattr(self, key, recipe.get(key))
         return self
@@ -291,7 +299,8 @@ class Manifest(Table):
     )
     project: ProjectTable = Field(description="[project]: what the LoRA is, and the base that it is for.")
     dataset: DatasetTable | None = Field(
-        None, description="[dataset]: images and captions; at least one [[dataset.subset]]. Required without a source."
+        None,
+        description="[dataset]: images and captions. Required, with one [[dataset.subset]] or more, without a source.",
     )
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
@@ -317,7 +326,7 @@ class Manifest(Table):
     @model_validator(mode="after")
     def _trained_on_a_folder(self, info: ValidationInfo) -> Manifest:
         base = (info.context or {}).get(self.project.base, {})
-        trains = self.dataset and self.project.source is None
+        trains = self.project.source is None
         if trains and values.is_single_file(base.get("file", "")):
             raise Misfit("project.base", "training on a single-file base is not supported yet; use a diffusers folder")
         return self
@@ -326,7 +335,7 @@ class Manifest(Table):
 class TrainedManifest(Manifest):
     """The manifest of a LoRA that does not start from a file."""
 
-    dataset: DatasetTable = Field(description=Manifest.model_fields["dataset"].description)
+    dataset: TrainedDatasetTable = Field(description=Manifest.model_fields["dataset"].description)
 
 
 class BaseTable(Table):

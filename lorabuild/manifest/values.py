@@ -7,6 +7,7 @@ from typing import Any
 from lorabuild.names import quoted
 
 SAFETENSORS = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
 
 
 class Misfit(ValueError):
@@ -15,6 +16,14 @@ class Misfit(ValueError):
     def __init__(self, key: str, said: str):
         self.key = key
         super().__init__(said)
+
+
+class Misfits(ValueError):
+    """Several at once."""
+
+    def __init__(self, *misfits: Misfit):
+        self.misfits = misfits
+        super().__init__("; ".join(map(str, misfits)))
 
 
 def shown(value: Any) -> str:

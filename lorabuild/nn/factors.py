@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorabuild.errors import JobError
+from lorabuild.errors import JobError, in_file
 from lorabuild.lora.layers import Layer, weight_shape
 from lorabuild.nn.decompose import decompose, decompose_dense
 from lorabuild.tensors import read_tensor
@@ -84,18 +84,18 @@ def scale_of(path: Path, layer: Layer) -> float:
     R is the number of rows of the down matrix in the file. Raises JobError for an alpha that is no finite number, and
     where the tensors of the layer do not fit together.
     """
-    weight_shape(layer)  # raises JobError where the tensors do not fit together
-    return alpha_of(path, layer) / layer.rank if layer.rank else 1.0
+    alpha = alpha_of(path, layer)
+    return alpha / layer.rank if layer.rank else 1.0
 
 
 def alpha_of(path: Path, layer: Layer) -> float:
     """The alpha of a layer; without one its rank, times the scale that the metadata gives. Raises as `scale_of`."""
-    weight_shape(layer)
+    _check_shapes(path, layer)
     if "alpha" not in layer.keys:
         return layer.scale * (layer.rank or 1)
     key, info = layer.keys["alpha"], layer.infos["alpha"]
     if prod(info.shape) != 1:
-        raise JobError(f"{key}: has shape {list(info.shape)}; one number was expected")
+        raise JobError(f"{path}: {key}: has shape {list(info.shape)}; one number was expected")
     if info.dtype in _INTEGERS:
         return float(np.fromfile(path, _INTEGERS[info.dtype], 1, offset=info.start).item())
     return read_tensor(path, key, info, "float64").item()
@@ -107,13 +107,19 @@ def read_factors(path: Path, layer: Layer, precision: str = "float64") -> Factor
     Raises JobError for tensors that hold no finite numbers, or do not fit together. LyCORIS' formulas (its README "Methods"): LoHa
     (w1_a w1_b) ∘ (w2_a w2_b), LoKr w1 ⊗ w2; with a core t (Tucker) the factor is Σ_ij t_ij… a_ip b_jr.
     """
-    weight_shape(layer)
+    _check_shapes(path, layer)
     tensors = {
         role: read_tensor(path, key, layer.infos[role], precision)
         for role, key in layer.keys.items()
         if role != "alpha"
     }
     return _READERS[layer.flavour](tensors)
+
+
+def _check_shapes(path: Path, layer: Layer) -> None:
+    """Raise JobError where the tensors of the layer do not fit together."""
+    with in_file(path):
+        weight_shape(layer)
 
 
 def _lora(tensors: dict[str, np.ndarray]) -> Factors:

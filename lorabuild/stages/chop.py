@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lorabuild.errors import JobError
 from lorabuild.header import read_header, write_body
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
-from lorabuild.names import named_blocks, resolve_chop
+from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.stage import Artifact, Job, Stage
 from lorabuild.stages.spectrum import targets, weights_of
 
@@ -30,7 +30,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
                     },
                     inputs={"weights": source},
                     outputs=["weights"],
-                    options={"named": named_blocks(chop)},
+                    options={"named": named_blocks(chop)} | ({"idle": idle} if (idle := idle_weights(chop)) else {}),
                 )
 
 
@@ -51,7 +51,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     write_body(workspace.output("weights"), body)
 
     workspace.note(kept=len(body), dropped=len(tensors) - len(body), passed=blocks.counts.get(None, 0))
-    for text in chop_warnings(tensors, blocks, weights, job.options.get("named", ())):
+    options = job.options
+    for text in chop_warnings(tensors, blocks, weights, options.get("named", ()), options.get("idle", ())):
         workspace.warn(text)
 
 

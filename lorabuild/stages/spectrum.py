@@ -14,6 +14,7 @@ from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import LowRank, common_alpha, scalar
 from lorabuild.lora.match import SHOWN, resizable
 from lorabuild.lora.ranks import resolve_recipe
+from lorabuild.manifest.sources import source_path
 from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.stages.norms import ADAPTABLE
 
@@ -27,14 +28,14 @@ VERBATIM = "="  # begins the name of a tensor that is no part of the spectrum
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    """One a project; one of its own for a variant that resizes another step than its project."""
+    """One a project, and one for a variant that cannot share it: see `spectrum_of`."""
     for name, project in repository.projects.items():
         all_targets = targets(name, project.settings, project.variants)
         owners = {target: spectrum_of(target, one, project.settings) for target, one in all_targets if one["resize"]}
         for target, settings in all_targets:
             if owners.get(target) == target:
                 users = [one["resize"] for other, one in all_targets if owners.get(other) == target]
-                subspace = any("subspace" in resolve_recipe(resize) for resize in users)
+                subspace = any(map(_asks_subspace, users))
                 base = settings["project"]["base"]
                 inputs = {
                     "weights": weights_of(name, project, settings),
@@ -57,16 +58,25 @@ def targets(
 
 def weights_of(name: str, project: Project, settings: Mapping[str, Any]) -> Artifact | File:
     """What is resized, or chopped if nothing is resized: the trained weights, or the LoRA that the project starts from."""
-    if source := settings["project"]["source"]:
-        return File(project.folder / source, source)
+    if source := source_path(project):
+        return File(source, settings["project"]["source"])
     step = (settings["resize"] or {}).get("step", "last")
     return Artifact(f"train:{name}", "weights" if step == "last" else f"step/{step}")
 
 
 def spectrum_of(target: str, settings: Mapping[str, Any], project: Mapping[str, Any]) -> str:
-    """Whose spectrum `target` resizes: its project's, or its own if the project has none or one of another step."""
-    shared = project["resize"] and project["resize"]["step"] == settings["resize"]["step"]
-    return target.partition("@")[0] if shared else target
+    """Whose spectrum `target` resizes: its project's, or its own.
+
+    Its own if the project has none, one of another step, or one without the subspace's scores that it asks for: added to
+    the project's, these would have all other resizes built again.
+    """
+    own, shared = settings["resize"], project["resize"]
+    shares = shared and shared["step"] == own["step"] and (_asks_subspace(shared) or not _asks_subspace(own))
+    return target.partition("@")[0] if shares else target
+
+
+def _asks_subspace(resize: Mapping[str, Any]) -> bool:
+    return "subspace" in resolve_recipe(resize)
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:

@@ -13,20 +13,20 @@ from statistics import median
 
 from lorabuild.ahead import use_threads
 from lorabuild.cli import find_root
-from lorabuild.errors import JobError, near_miss
+from lorabuild.errors import ConfigError, JobError, in_file, near_miss
 from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers
 from lorabuild.names import BLOCKS
 from lorabuild.vectors import vector_strings
-from lorabuild.verbs.common import SUFFIX, Parser, check_family, header_of
+from lorabuild.verbs.common import SUFFIX, Parser, lora_header
 
 HELP = """\
 For each block: modules, tensors, bytes, ranks, and its share of what the file adds to the base (‖ΔW‖² without norms
 and biases). Then the strings that keep these blocks: leave out of them what should go.
 
   lorabuild blocks big.safetensors
-  lorabuild blocks ember          in a repository: build/ember/, the file that its chop reads; or ember@variant"""
+  lorabuild blocks ember          in a repository: the file that its chop reads; or ember@variant"""
 
 HEADS = ("block", "modules", "tensors", "bytes", "rank median", "rank max", "share")
 NO_BLOCK = "no block"
@@ -67,9 +67,8 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     path = _found(options.file)
-    header = header_of(path)
+    header = lora_header(path)
     blocks = Blocks.read(header.tensors)
-    check_family(path, header, blocks)
     *rows, total = _rows(path, header, blocks)
     strings = vector_strings(blocks.present) if blocks.present else {}
     if options.json:
@@ -91,13 +90,14 @@ def _found(argument: str) -> Path:
         return path
     root = find_root(Path.cwd())
     built = _built(root / "build") if root else {}
-    if weights := built.get(argument):
+    started = _started(root) if root and not built.get(argument) else {}
+    if weights := built.get(argument) or started.get(argument):
         return Path(os.path.relpath(weights))
     if argument in built:
         raise JobError(f"{argument}: build/{argument}/ holds no LoRA yet: lorabuild build {argument}")
     if path.is_dir():
-        return path  # for which header_of has words
-    raise JobError(f"{argument}: no such file or project{near_miss(argument, built)}")
+        return path  # for which lora_header has words
+    raise JobError(f"{argument}: no such file or project{near_miss(argument, {**built, **started})}")
 
 
 def _built(build: Path) -> dict[str, Path | None]:
@@ -112,10 +112,30 @@ def _built(build: Path) -> dict[str, Path | None]:
     return found
 
 
+def _started(root: Path) -> dict[str, Path]:
+    """Project, or project@variant, that resizes nothing -> the LoRA that it starts from."""
+    from lorabuild.manifest import load
+    from lorabuild.manifest.sources import source_path
+    from lorabuild.stages.spectrum import targets
+
+    try:
+        projects = load(root).projects
+    except ConfigError:
+        return {}  # a build tells what is wrong
+    return {
+        target: source
+        for name, project in projects.items()
+        if (source := source_path(project))
+        for target, settings in targets(name, project.settings, project.variants)
+        if not settings["resize"]
+    }
+
+
 def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
     """A row for each block that the file has, in the network's order; what is in none; and all of it."""
     tensors = header.tensors
-    layers, _ = read_layers(tensors, header.metadata)
+    with in_file(path):
+        layers, _ = read_layers(tensors, header.metadata)
     squares = _squares(path, layers)
     whole = math.fsum(squares.values())
     parts: dict[str | None, list[str]] = {}

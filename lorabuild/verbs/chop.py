@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import JobError, UsageError, in_file
 from lorabuild.header import Header
 from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
-from lorabuild.names import named_blocks, resolve_chop
+from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.vectors import block_vector
 from lorabuild.verbs.common import (
+    NewFile,
     Parser,
     block_weights,
-    check_family,
     check_out,
-    header_of,
+    lora_header,
     megabytes,
     warn,
-    write_lora,
+    write_loras,
 )
 
 HELP = """\
@@ -52,26 +52,27 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(_joined(args))
     out = check_out(options.out, options.file)
-    header = header_of(options.file)
+    header = lora_header(options.file)
     blocks = Blocks.read(header.tensors)
-    check_family(options.file, header, blocks)
     table = _table(options)
     try:
         weights = resolve_chop(table, blocks.present)
     except ValueError as error:
         raise UsageError(str(error).replace("vector_style = ", "--vector-style ")) from None  # it speaks of a manifest
 
-    body = list(chopped(options.file, header.tensors, blocks, weights))
-    if not body and not options.allow_empty:
-        raise JobError(f"{options.file}: nothing would be left: {blocks} (--allow-empty permits it)")
-    write_lora(out, body, _metadata(header, weights, out.stem))
+    with in_file(options.file):
+        body = list(chopped(options.file, header.tensors, blocks, weights))
+        if not body and not options.allow_empty:
+            raise JobError(f"nothing would be left: {blocks} (--allow-empty permits it)")
+        write_loras(NewFile(out, body, _metadata(header, weights, out.stem)))
 
     gone = [block for block in blocks.present if weights[block] == 0]
     print(
         f"{out}: {len(body)} of {len(header.tensors)} tensors, {megabytes(out.stat().st_size)} of "
         f"{megabytes(header.size)}; dropped {', '.join(gone) or 'nothing'}"
     )
-    for text in chop_warnings(header.tensors, blocks, weights, named_blocks(table, blocks.present)):
+    named, idle = named_blocks(table, blocks.present), idle_weights(table, blocks.present)
+    for text in chop_warnings(header.tensors, blocks, weights, named, idle):
         warn(text)
     return 0
 
@@ -90,6 +91,8 @@ def _table(options: Any) -> dict[str, Any]:
     """The options as a manifest's [chop] has them. Raises UsageError."""
     if options.keep is None and options.vector is None and options.weights is None:
         raise UsageError("say what stays: --keep, --vector or --weights")
+    if options.vector_style and options.vector is None:
+        raise UsageError("--vector-style says how to read a --vector, and there is none: leave it out, or give one")
     keep = None if options.keep is None else [one.strip() for one in options.keep.split(",") if one.strip()]
     return {
         "keep": keep,

@@ -5,31 +5,57 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lorabuild.errors import JobError, UsageError
-from lorabuild.files import staged
+from lorabuild.files import remove_leftovers, staged
 from lorabuild.header import Header, Tensor, read_header, write_file
-from lorabuild.lora.chopping import Blocks
-from lorabuild.lora.modules import lora_file, other_model
-from lorabuild.names import block_of, quoted
+from lorabuild.lora.family import misfit
+from lorabuild.names import quoted
 
 SUFFIX = ".safetensors"
 
 
+# Options that hold several values -> what joins them.
+JOINED_BY = {"keep": ",", "weights": ",", "recipe": ":"}
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves with the exit code of a usage error."""
+    """Says what is wrong in one line, and leaves with the exit code of a usage error. An option may stand once."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
+class _Once(argparse.Action):
+    """Stores a value; of an option that is given again, argparse would forget the first one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string and self.dest in given:
+            joined = f': join the values by "{JOINED_BY[self.dest]}"' if self.dest in JOINED_BY else ""
+            raise argparse.ArgumentError(self, f"given twice{joined}")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def lora_header(path: Path) -> Header:
+    """The header of a LoRA for SDXL. Raises JobError for what is none, in one line."""
+    header = header_of(path)
+    if said := misfit(header.tensors, header.metadata):
+        raise JobError(f"{path}: {said}")
+    return header
+
+
 def header_of(path: Path) -> Header:
-    """The header of a LoRA file. Raises JobError where there is none to read."""
+    """The header of a file. Raises JobError where there is none to read."""
     if path.is_dir():
         raise JobError(f"{path}: a folder; a .safetensors file was expected")
     if not path.exists():
@@ -37,23 +63,26 @@ def header_of(path: Path) -> Header:
     return read_header(path)
 
 
-def check_family(path: Path, header: Header, blocks: Blocks) -> None:
-    """Raise JobError for a LoRA of another family of models: blocks of SDXL would mean nothing in it."""
-    if blocks.present and all(block_of(key) for key in header.tensors if key.startswith("lora_unet_")):
-        named = any(key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")) for key in header.tensors)
-        if named and not any(key.startswith("lora_te_") for key in header.tensors):
-            return  # kohya's names with SGM's blocks: SDXL's own
-    if other := other_model(lora_file(header.tensors, header.metadata)):
-        raise JobError(f"{path}: a LoRA for {other}, not for SDXL")
+@dataclass(frozen=True)
+class NewFile:
+    """A LoRA that is to be written. BODY_SHA256 in its metadata stands for the sha256 of its body."""
+
+    out: Path
+    tensors: Iterable[Tensor]
+    metadata: Mapping[str, str]
 
 
-def write_lora(out: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file `out`, whole or not at all; BODY_SHA256 in its metadata stands for the sha256 of its body.
+def write_loras(*files: NewFile) -> None:
+    """Write files, each whole, and all of them or none: they get their names when the last one is written.
 
     A file that is replaced is not given up before the new one is on the disk.
     """
-    with staged(out, out.parent, durable=out.exists()) as part:
-        write_file(part, tensors, metadata)
+    with ExitStack() as stack:
+        for new in files:
+            folder = new.out.parent
+            remove_leftovers(new.out, folder)
+            part = stack.enter_context(staged(new.out, folder, durable=new.out.exists()))
+            write_file(part, new.tensors, new.metadata)
 
 
 def check_out(out: Path, *sources: Path) -> Path:
@@ -73,9 +102,11 @@ def check_out(out: Path, *sources: Path) -> Path:
 
 def block_weights(parts: Iterable[str], where: str) -> dict[str, float]:
     """`OUT01=0.5`, `TE=0` as a table. Raises UsageError, which says `where` they stood."""
-    found = {}
+    found: dict[str, float] = {}
     for part in parts:
         name, _, number = (word.strip() for word in part.partition("="))
+        if name in found:
+            raise UsageError(f"{where}: {name} stands twice")
         try:
             found[name] = float(number)
         except ValueError:

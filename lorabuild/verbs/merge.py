@@ -13,21 +13,20 @@ from typing import Any
 from lorabuild.errors import JobError, UsageError
 from lorabuild.hashing import sha256_from
 from lorabuild.header import FileRange, Header, Tensor
-from lorabuild.lora.amend import amended, remade
-from lorabuild.lora.chopping import Blocks
+from lorabuild.lora.amend import amended, making, of_several
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
 from lorabuild.tensors import SAVE_DTYPES
 from lorabuild.verbs.common import (
     SUFFIX,
+    NewFile,
     Parser,
     block_weights,
-    check_family,
     check_out,
-    header_of,
+    lora_header,
     megabytes,
     warn,
-    write_lora,
+    write_loras,
 )
 
 TAGS = "ss_tag_frequency"
@@ -71,9 +70,9 @@ def main(args: Sequence[str]) -> int:
     if len(files) == 1 and not files[0].said:
         raise UsageError(f"{files[0].path}: nothing to add to it: name another file, or a weight, as in FILE:0.5")
     out = check_out(options.out, *(one.path for one in files))
-    headers = [header_of(one.path) for one in files]
-    for one, header in zip(files, headers, strict=True):
-        check_family(one.path, header, Blocks.read(header.tensors))
+    headers = [lora_header(one.path) for one in files]
+
+    import numpy as np
 
     from lorabuild.nn.factors import scale_of
     from lorabuild.nn.merge import layer_tensors, linear_tensor, merged_alpha
@@ -96,7 +95,9 @@ def main(args: Sequence[str]) -> int:
     ]
     if not body:
         raise JobError("nothing would be left: all that the files hold is multiplied by 0")
-    write_lora(out, body, _metadata(headers, _history(files, headers), alpha, out.stem))
+    metadata = _metadata(headers, _history(files, headers), alpha, out.stem)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is told when it is rounded
+        write_loras(NewFile(out, body, metadata))
 
     print(f"{out}: {_summary(plan, len(files))}, {megabytes(out.stat().st_size)}")
     if coarse:
@@ -166,14 +167,15 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _history(files: Sequence[Argument], headers: Sequence[Header]) -> list[dict[str, Any]]:
-    """What went into the file, by content: names of files, no paths."""
+    """What went into the file, by content: names of files, no paths. What each tells of its own making stands with it."""
     digests: dict[Path, str] = {}
     for one, header in zip(files, headers, strict=True):
         if one.path not in digests:
             digests[one.path] = sha256_from(one.path, header.data_start)
     return [
         {"file": one.path.stem, "sha256": digests[one.path], "weight": one.weight, "blocks": dict(one.blocks)}
-        for one in files
+        | ({"metadata": told} if (told := making(header.metadata)) else {})
+        for one, header in zip(files, headers, strict=True)
     ]
 
 
@@ -190,7 +192,8 @@ def _metadata(
     }
     if tags := _all_tags(header.metadata.get(TAGS) for header in headers):
         facts[TAGS] = tags
-    return amended({key: value for key, value in remade(headers[0].metadata).items() if key != TAGS}, name, facts)
+    kept = of_several([header.metadata for header in headers])
+    return amended({key: value for key, value in kept.items() if key != TAGS}, name, facts)
 
 
 def _title(header: Header) -> str:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import cores, use_threads
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import UsageError, in_file
 from lorabuild.header import Header, TensorInfo, header_bytes
 from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
@@ -23,8 +23,9 @@ from lorabuild.lora.lowrank import LowRank, common_alpha
 from lorabuild.lora.match import resizable
 from lorabuild.lora.ranks import parse_recipe, resolve_recipe
 from lorabuild.lora.resizing import Ranks, Resize
+from lorabuild.signals import held
 from lorabuild.tensors import SAVE_DTYPES
-from lorabuild.verbs.common import SUFFIX, Parser, check_out, header_of, megabytes, write_lora
+from lorabuild.verbs.common import SUFFIX, NewFile, Parser, check_out, header_of, lora_header, megabytes, write_loras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,13 +88,12 @@ def main(args: Sequence[str]) -> int:
     for text, recipe in recipes.items():
         one = replace(resize, recipe=recipe | ({"allow_empty": True} if options.allow_empty else {}))
         metadata = _metadata(lora, one, outs[text].stem)
-        try:
+        with in_file(options.file):
             ranks = one.choose(lambda entries, metadata=metadata: len(header_bytes(entries, metadata)), REMEDY)
-        except JobError as error:
-            raise JobError(f"{options.file}: {error}") from None
         chosen[text] = one, ranks
+    with in_file(options.file):
+        write_loras(*(_new_file(lora, one, ranks, spectra, outs[text]) for text, (one, ranks) in chosen.items()))
     for text, (one, ranks) in chosen.items():
-        _write(lora, one, ranks, spectra, outs[text])
         print(f"{outs[text]}: {_summary(lora, one, ranks, outs[text])}")
     print(f"{time.monotonic() - start:.1f} s")
     return 0
@@ -101,12 +101,17 @@ def main(args: Sequence[str]) -> int:
 
 def _recipes(text: str) -> dict[str, dict[str, Any]]:
     """Each recipe of the argument, as it stands there, with its resolved form. Raises UsageError."""
-    found = {}
-    for one in text.split(":"):
+    found: dict[str, dict[str, Any]] = {}
+    for one in map(str.strip, text.split(":")):
+        if not one:
+            raise UsageError(f'-r "{text}": an empty recipe; a ":" stands between two')
         try:
-            found[one.strip()] = resolve_recipe(parse_recipe(one))
+            recipe = resolve_recipe(parse_recipe(one))
         except ValueError as error:
             raise UsageError(f'-r "{one}": {error}') from None
+        if equal := [other for other in found if found[other] == recipe]:
+            raise UsageError(f'-r "{text}": "{equal[0]}" and "{one}" are the same recipe')
+        found[one] = recipe
     return found
 
 
@@ -121,11 +126,12 @@ def _outs(out: Path, sources: tuple[Path, Path], recipes: Sequence[str]) -> dict
 
 
 def _open(file: Path, base: Path) -> Opened:
-    header = header_of(file)
+    header = lora_header(file)
     if not base.is_dir():
         header_of(base)
     weights = base_weights(base)
-    known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
+    with in_file(file):
+        known, unknown, passed = resizable(header, {name: weight.shape for name, weight in weights.items()})
     return Opened(file, header, known, len(unknown), passed, weights)
 
 
@@ -151,13 +157,17 @@ def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> 
     terms = {term for recipe in recipes for term in recipe}
     weights = {layer: lora.base[layer.canonical] for layer in lora.known}
     with ProcessPoolExecutor(cores(), get_context("spawn"), _end_with_parent) as processes:
-        frobenius = processes.map(frobenius_norm, weights.values(), chunksize=CHUNK) if "fro_ckpt" in terms else ()
-        spectral = processes.map(spectral_norm, weights.values(), chunksize=CHUNK) if "spn_ckpt" in terms else ()
         try:
+            with held():  # a Ctrl-C is for this process alone
+                measured = [
+                    processes.map(measure, weights.values(), chunksize=CHUNK) if term in terms else ()
+                    for term, measure in (("fro_ckpt", frobenius_norm), ("spn_ckpt", spectral_norm))
+                ]
             spectra = decompose_layers(lora.path, lora.known)
-            norms = [dict(zip(lora.known, found, strict=False)) for found in (frobenius, spectral)]
+            norms = [dict(zip(lora.known, found, strict=False)) for found in measured]
         except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)  # nobody waits for the rest of the base
+            for process in active_children():  # nobody waits for the rest of the base
+                process.kill()
             raise
     directions = {
         layer: subspace(lora.path, layer, spectra[layer], weight)
@@ -173,7 +183,7 @@ def _measure(lora: Opened, recipes: Iterable[Mapping[str, Any]], dtype: str) -> 
     return spectra, Resize(lora.path, layers, references, lora.passed, alpha, dtype)
 
 
-def _write(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, Spectrum], out: Path) -> None:
+def _new_file(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, Spectrum], out: Path) -> NewFile:
     from lorabuild.nn.spectra import vectors
 
     layers = {layer.name: layer for layer in lora.known}
@@ -183,7 +193,7 @@ def _write(lora: Opened, resize: Resize, ranks: Ranks, spectra: Mapping[Layer, S
         u, vh = vectors(lora.path, layers[name], spectra[layers[name]], kept, precision)
         return u.T.astype("f4", copy=False), vh.astype("f4", copy=False)
 
-    write_lora(out, resize.tensors(ranks, found), _metadata(lora, resize, out.stem))
+    return NewFile(out, resize.tensors(ranks, found), _metadata(lora, resize, out.stem))
 
 
 def _metadata(lora: Opened, resize: Resize, name: str) -> dict[str, str]:

@@ -16,13 +16,13 @@ from unicodedata import category
 
 from lorabuild.errors import JobError
 from lorabuild.hashing import sha256_from
-from lorabuild.header import Header, TensorInfo
+from lorabuild.header import Header
 from lorabuild.lora.amend import hashes
 from lorabuild.lora.canonical import canonical
 from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, read_layers, split_key, weight_shape
 from lorabuild.lora.loaders import verdicts
-from lorabuild.lora.modules import KINDS, lora_file, read_alphas
+from lorabuild.lora.modules import adapted_modules, lora_file, read_alphas
 from lorabuild.lora.sdxl_names import NAMINGS, known_modules
 from lorabuild.verbs.common import Parser, header_of, megabytes
 
@@ -74,7 +74,7 @@ def facts(path: Path, header: Header) -> dict[str, Any]:
     """All that can be told of a file, as plain values: the object of --json, and what the page is made of."""
     tensors = header.tensors
     layers, others = read_layers(tensors)
-    modules, alphas = _modules(tensors), read_alphas(path, tensors)
+    modules, alphas = adapted_modules(lora_file(tensors, {})), read_alphas(path, tensors)
     found_hashes = _hashes(path, header.data_start)
     judged = verdicts(tensors, header.metadata, alphas) if modules else ()  # of what is no LoRA nothing is asked
     return {
@@ -94,13 +94,6 @@ def facts(path: Path, header: Header) -> dict[str, Any]:
         "metadata": header.metadata,
         "loaders": [asdict(verdict) for verdict in judged],
     }
-
-
-def _modules(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Modules that an adapter of any kind changes, also of kinds that are no layers here; none in a checkpoint."""
-    ours = {found[0] for key in tensors if (found := split_key(key))}
-    loaders = lora_file(tensors, {}).modules.items()
-    return sorted(ours | {name for name, module in loaders if any(kind.fits(module) for kind in KINDS.values())})
 
 
 def _counted(things: Iterator[str]) -> dict[str, int]:

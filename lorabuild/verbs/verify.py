@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorabuild.engine import Assessment, Engine
 from lorabuild.hashing import digest_file
-from lorabuild.lockfile import NAME, NOT_IN_LOCKS, Lines, read, same_recipe
+from lorabuild.lockfile import NAME, Lines, read, same_recipe
 from lorabuild.recorded import recorded
 from lorabuild.roots import places, record_key
 from lorabuild.verbs.common import Parser, megabytes
@@ -89,7 +89,7 @@ def verify(engine: Engine, names: Sequence[str], reader: _Reader) -> list[Findin
     """All findings about these jobs, damage first."""
     made = recorded(engine, names)
     found = [one for name in names for one in _of_job(engine, name, made.get(name), reader)]
-    projects = sorted({name.partition(":")[2].partition("@")[0] for name in names if _has_lock(name)})
+    projects = sorted({project for name in names if (project := engine.jobs[name].project)})
     found += [one for project in projects for one in _of_lock(engine, project, names, made, reader)]
     unique = {(one.what, one.where): one for one in reversed(found)}  # two jobs may have made one blob
     return sorted(unique.values(), key=lambda one: (not one.damage, one.where, one.what))
@@ -191,10 +191,6 @@ def _of_lock(
 def _other_key(made: Assessment, lines: Lines) -> str:
     """Why a lock's key is not the job's: because of the bytes of the jobs before it alone, or because of a change."""
     return "another build" if same_recipe(made, lines) else "lock behind"
-
-
-def _has_lock(job: str) -> bool:
-    return job.partition(":")[0] not in NOT_IN_LOCKS
 
 
 # what is said

@@ -1,0 +1,116 @@
+"""Find the file and line where a value stands now, through `extends`, variants and lorabuild.toml."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from lorabuild.errors import ConfigError
+from lorabuild.manifest.layers import KeyPath, Layer, Reader
+from lorabuild.manifest.merge import Merged, merge, variant
+from lorabuild.manifest.repository import SHARED_FILES, Repository
+
+Spot = tuple[str, int]  # file as messages call it, line from 1
+
+# Key of a job's parameters -> where else the manifest may say it: the first that is written counts.
+ELSEWHERE: dict[str, Sequence[KeyPath]] = {
+    "chop.keep": (("chop", "vector"), ("chop", "weights")),
+    "recipe.unet_lr": (("recipe", "learning_rate"),),
+    "recipe.text_encoder_lr": (("recipe", "learning_rate"),),
+    "recipe.network_alpha": (("recipe", "network_dim"),),
+    "recipe.network_args.conv_dim": (("recipe", "network_dim"),),
+    "recipe.network_args.conv_alpha": (("recipe", "network_alpha"), ("recipe", "network_dim")),
+    "spectrum.subspace": (("resize", "subspace"),),
+    "resize.header_kib": (("project",),),
+}
+
+
+class Whence:
+    """The places of a repository's values. Each file is read and parsed once, when it is first asked for."""
+
+    def __init__(self, repository: Repository):
+        self._repository = repository
+        self._reader = Reader(repository.root)
+        self._merged: dict[str, Merged] = {}
+
+    def key(self, target: str, name: str, inner: Sequence[str] = ()) -> Spot | None:
+        """Where the key `name` ("recipe.unet_lr") of a project, `project@variant` or base is written.
+
+        `inner` names what differs in it, if it is a table. None for what nobody wrote: a default.
+        """
+        table, _, rest = name.partition(".")
+        merged = self._of(target)
+        if table == "base":  # a setting of the base, in lorabuild.toml
+            return _first(self._shared(), [("bases", self._base(target), rest)])
+        if name == "dataset.subset.num_repeats":
+            return _first(merged, self._subsets(target, merged, inner))
+        return _first(merged, _ways(merged, name, inner))
+
+    def base(self, name: str) -> Spot | None:
+        """Where a base is named in lorabuild.toml."""
+        return _first(self._shared(), [("bases", name, key) for key in ("file", "builtin")])
+
+    def _base(self, target: str) -> str:
+        """The base of a project; a target that is none is a base itself."""
+        project = self._repository.projects.get(target.partition("@")[0])
+        return project.settings["project"]["base"] if project else target
+
+    def _shared(self) -> Merged:
+        try:
+            layers = [self._reader.read(self._repository.root / name) for name in SHARED_FILES]
+            return merge(layer for layer in layers if layer)
+        except ConfigError:  # edited since the jobs were made of it
+            return Merged({}, {})
+
+    def _of(self, target: str) -> Merged:
+        """The settings of a project or variant, with their places; nothing for a base."""
+        if target not in self._merged:
+            name, _, changed = target.partition("@")
+            try:
+                whole = merge(self._layers(name))
+                self._merged[target] = variant(whole, changed) if changed else whole
+            except (ConfigError, KeyError):  # edited since the jobs were made of it
+                self._merged[target] = Merged({}, {})
+        return self._merged[target]
+
+    def _layers(self, name: str) -> list[Layer]:
+        project = self._repository.projects.get(name)
+        manifest = self._reader.read(project.manifest) if project else None
+        return self._reader.stack(manifest)[0] if manifest else []
+
+    def _subsets(self, target: str, merged: Merged, folders: Sequence[str]) -> Iterator[KeyPath]:
+        """The subsets of these image folders, as paths seen from the repository."""
+        root, project = self._repository.root, self._repository.projects[target]
+        for number, subset in enumerate(merged.values.get("dataset", {}).get("subset", ())):
+            whole = Path(os.path.normpath(project.folder / subset["image_dir"]))
+            if (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix() in folders:
+                yield ("dataset", "subset", number, "num_repeats")
+
+
+def _ways(merged: Merged, name: str, inner: Sequence[str]) -> Iterator[KeyPath]:
+    """The paths where a key may be written, the likeliest first."""
+    path = tuple(name.split("."))
+    if name == "chop.keep" and _scaled(merged, inner):
+        yield ("chop", "weights")
+    for key in inner:
+        yield (*path, key)
+        yield from ELSEWHERE.get(f"{name}.{key}", ())
+    yield path
+    yield from ELSEWHERE.get(name, ())
+
+
+def _scaled(merged: Merged, blocks: Sequence[str]) -> bool:
+    """Do [chop] weights speak of one of these blocks?"""
+    weights = merged.values.get("chop", {}).get("weights", {})
+    return any(block in weights or (block.startswith("TE") and "TE" in weights) for block in blocks)
+
+
+def _first(merged: Merged, paths: Iterable[KeyPath]) -> Spot | None:
+    """Where the first of these paths that somebody wrote stands."""
+    for path in paths:
+        if tuple(takewhile(lambda part: not isinstance(part, int), path)) in merged.origin:
+            place = merged.place(path)
+            return place.layer.file, place.line
+    return None

@@ -1,0 +1,55 @@
+"""Let a signal that asks a command to end be an exception, so that it clears away what it was at."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AGAIN_SECONDS = 1.0  # a terminal that closes sends SIGHUP twice: the second would interrupt the clearing away
+
+
+class Stopped(KeyboardInterrupt):
+    """One of SIGNALS came. `exit_code` is what a shell shows of a program that it ended: 130, 143, 129."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+        super().__init__(signal.Signals(number).name)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within, SIGNALS raise Stopped; those that were ignored before (nohup) stay so. Does nothing but in the main thread."""
+    last = -AGAIN_SECONDS
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= AGAIN_SECONDS:
+            raise Stopped(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    heard = [one for one in SIGNALS if main and signal.getsignal(one) not in (None, signal.SIG_IGN)]
+    handlers = {one: signal.signal(one, stop) for one in heard}
+    try:
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within, SIGNALS wait, where the system can; a process that is started here never gets them: its parent ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

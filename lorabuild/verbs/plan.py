@@ -1,0 +1,161 @@
+"""`lorabuild plan`: what a build would do, why, and about how long and how large; nothing is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lorabuild.engine import Engine
+from lorabuild.estimate import Cost, Estimates, Steps, steps, total
+from lorabuild.outlook import Outlook, outlooks
+from lorabuild.progress import short
+from lorabuild.session import selected
+from lorabuild.verbs.common import Parser, megabytes
+from lorabuild.verbs.reading import reading, table
+
+HELP = """\
+What `doit` would do now, in order, with the reason of each job; nothing is built or written. Exit code 1 if anything
+is stale, 0 if all is fresh.
+
+  lorabuild plan                 all that plain `doit` builds
+  lorabuild plan chop:ember      a job and what it needs; a project or a stage likewise
+
+maybe: the job is built only if what is made before it comes out otherwise than last time. Times and sizes are those of
+the last builds here, of the job or of one like it; a training's time goes with the images that it sees."""
+
+# Event -> what is to be done
+WORDS = {
+    "built": "build",
+    "restored": "restore",
+    "published": "publish",
+    "maybe": "maybe",
+    "failed": "fail",
+    "blocked": "blocked",
+}
+
+
+def parser() -> Parser:
+    found = Parser(prog="lorabuild plan", description=HELP)
+    found.add_argument("target", metavar="TARGET", nargs="*", help="a project, a stage or stage:project")
+    found.add_argument("--json", action="store_true", help="the same as JSON (docs/commands.md)")
+    return found
+
+
+def main(args: Sequence[str]) -> int:
+    options = parser().parse_args(args)
+    with reading() as engine:
+        found = outlooks(engine, selected(options.target, engine))
+        stale = [outlook for outlook in found.values() if outlook.event != "fresh"]
+        estimates = Estimates(engine)
+        costs = {outlook.job.name: estimates.of(outlook) for outlook in stale}
+        trainings = _trainings(engine, stale, found)
+    if options.json:
+        print(json.dumps(_facts(found, stale, costs, trainings), indent=2))
+    else:
+        for line in _lines(found, stale, costs, trainings):
+            print(line)
+    return 1 if stale else 0
+
+
+def _trainings(engine: Engine, stale: Sequence[Outlook], found: Mapping[str, Outlook]) -> dict[str, Steps]:
+    """The arithmetic of each training that may run."""
+    likely = [outlook for outlook in stale if outlook.event in ("built", "maybe")]
+    counted = {outlook.job.name: steps(engine, outlook, found) for outlook in likely}
+    return {name: one for name, one in counted.items() if one}
+
+
+def _facts(
+    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Steps]
+) -> dict[str, Any]:
+    """The object of --json."""
+    seconds, size, unknown = total(costs.values())
+    return {
+        "stale": bool(stale),
+        "fresh": len(found) - len(stale),
+        "jobs": [
+            {
+                "job": outlook.job.name,
+                "event": outlook.event,
+                "why": [reason.text for reason in outlook.reasons],
+                "after": list(outlook.after),
+                "seconds": costs[outlook.job.name].seconds,
+                "bytes": costs[outlook.job.name].bytes,
+                "training": _training(trainings.get(outlook.job.name)),
+            }
+            for outlook in stale
+        ],
+        "total": {"jobs": len(stale), "seconds": seconds, "bytes": size, "unknown": unknown},
+    }
+
+
+def _training(counted: Steps | None) -> dict[str, Any] | None:
+    if counted is None:
+        return None
+    return {**asdict(counted), "updates_per_epoch": counted.updates_per_epoch, "passes": counted.passes}
+
+
+def _lines(
+    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Steps]
+) -> list[str]:
+    if not found:
+        return ["nothing to build: no projects/**/lora.toml here"]
+    if not stale:
+        return [f"nothing to do: {len(found)} jobs are fresh"]
+    rows = [_row(outlook, costs[outlook.job.name]) for outlook in stale]
+    lines = []
+    for outlook, line in zip(stale, table(rows, right=(2, 3)), strict=True):
+        lines.append(line)
+        if counted := trainings.get(outlook.job.name):
+            lines.append(f"    {_arithmetic(counted)}")
+    return [*lines, _summary(stale, costs)]
+
+
+def _row(outlook: Outlook, taken: Cost) -> tuple[str, ...]:
+    size = "" if taken.bytes == 0 else _size(taken.bytes)
+    seconds = "" if taken.seconds == 0 else _seconds(taken.seconds)
+    return (outlook.job.name, WORDS[outlook.event], seconds, size, short(outlook.why))
+
+
+def _arithmetic(counted: Steps) -> str:
+    """`4 images × repeats = 8 ÷ 2 a batch = 4 batches ÷ 1 accumulated = 4 updates an epoch; 12 updates = 3 passes`."""
+    about = "" if counted.exact else "about "
+    snapshots = f"; {counted.snapshots} snapshots" if counted.snapshots else ""
+    return (
+        f"{counted.images} images × repeats = {counted.samples} ÷ batch {counted.batch} = {about}{counted.batches} batches"
+        f" ÷ accumulation {counted.accumulation} = {counted.updates_per_epoch:.4g} updates an epoch;"
+        f" {counted.updates} updates in all, {counted.passes:.4g} passes over the data{snapshots}"
+    )
+
+
+def _summary(stale: Sequence[Outlook], costs: Mapping[str, Cost]) -> str:
+    """`5 jobs would run, 3 of them maybe: about 36 s, about 12.4 MB`."""
+    seconds, size, unknown = total(costs.values())
+    running = [outlook.event for outlook in stale if outlook.event not in ("failed", "blocked")]
+    parts = [f"{len(running)} job{'s' * (len(running) != 1)} would run"]
+    if maybe := running.count("maybe"):
+        parts[0] += f" ({maybe} maybe)"
+    parts.append(f"about {_seconds(seconds)}" if seconds is not None else "time unknown")
+    parts.append(f"about {_size(size)}" if size is not None else "disk unknown")
+    if unknown and seconds is not None:
+        parts.append(f"without {unknown} that were never built here")
+    if failing := len(stale) - len(running):
+        parts.append(f"{failing} would fail or wait for one that does")
+    return ", ".join(parts)
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else megabytes(size)
