@@ -108,7 +108,7 @@ class Watches:
                 time.sleep(wait_ns / 1e9)
                 if self._state.digest(path) != digest:
                     return None
-                if seen := self._state.remembered(path):
+                if (seen := self._state.remembered(path)) == signature(path):
                     return seen
         except OSError:
             pass
