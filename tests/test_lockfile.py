@@ -279,3 +279,22 @@ def test_what_waits_is_written_at_the_end_and_what_was_built_at_once(tmp_path: P
     assert read(tmp_path / "lora.lock").keys() == {"a:x"}
     locks.note(Stands(jobs["b:x"], "2"), now=True)
     assert read(tmp_path / "lora.lock").keys() == {"a:x", "b:x"}
+
+
+def test_a_project_that_needs_no_look_gets_one_if_its_lock_is_gone_or_edited(world: World):
+    """The lock is among the files that a clean project is known by."""
+    from lorabuild.session import opened
+
+    def clean() -> set[str]:
+        with opened(world.root, writing=False, building=False, wanted=frozenset()) as engine:
+            return set(engine.clean)
+
+    whole = lock(world, "ember").read_text()
+    for spoiled in (None, "", whole + '"chop:gone" = { key = "1", outputs = {} }\n'):
+        world.doit()
+        world.doit()
+        assert clean() == {"ember"}
+        lock(world, "ember").unlink() if spoiled is None else lock(world, "ember").write_text(spoiled)
+        assert clean() == set()
+        assert world.doit().events == []
+        assert lock(world, "ember").read_text() == whole
