@@ -23,6 +23,8 @@ lorabuild: make for LoRAs
   lorabuild verify [NAME …]    read store and build/ anew: what is damaged, missing or edited
   lorabuild gc [--yes]         free what no manifest, git ref or pin names
   lorabuild diff A B           two projects, two commits (HEAD~3:ember ember), or two files
+  lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
+  lorabuild push [NAME …]      upload what the remote store lacks
 
   lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
   lorabuild why TARGET         the value that makes it stale, with its file and line

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from lorabuild.files import staged
 from lorabuild.inputs import Resolved, key_of
+from lorabuild.locked import Line, checked_line
 from lorabuild.stage import Artifact, Job
 from lorabuild.store import Output
 
@@ -20,14 +21,6 @@ COMMENT = """\
 # Written by lorabuild, one line a job: what a build made under which key. Keep it in git, do not edit it: it is derived.
 # `lorabuild pull` restores what it names from a store, `doit` builds it. In a merge conflict run `doit`: it mends the file.
 """
-
-
-@dataclass(frozen=True)
-class Line:
-    """What a job made: the key, and each output by its role. `step/10` is recorded under `<key>/step/10`."""
-
-    key: str
-    outputs: Mapping[str, Output]
 
 
 Lines = dict[str, Line]  # by job
@@ -61,10 +54,7 @@ def parse(text: str) -> Lines:
     import tomllib
 
     try:
-        return {
-            job: Line(str(line["key"]), {role: Output(**one) for role, one in line["outputs"].items()})
-            for job, line in tomllib.loads(text).items()
-        }
+        return {job: checked_line(job, line) for job, line in tomllib.loads(text).items()}
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a lock file: {error}") from None
 

@@ -10,7 +10,8 @@ from lorabuild import git
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError
 from lorabuild.files import staged
-from lorabuild.lockfile import NAME, Line, rows
+from lorabuild.locked import Line
+from lorabuild.lockfile import NAME, rows
 from lorabuild.recorded import recorded
 
 PINS = ".lorabuild/pins"

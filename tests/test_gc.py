@@ -14,7 +14,8 @@ from world import World
 
 from lorabuild import garbage as module
 from lorabuild.garbage import Stock, free, garbage, take_stock
-from lorabuild.lockfile import Line, read, text_of
+from lorabuild.locked import Line
+from lorabuild.lockfile import read, text_of
 from lorabuild.roots import Roots
 from lorabuild.store import Output, Record, Store
 

@@ -14,7 +14,8 @@ from chops import blob, chops, commit, git, lines, lock, manifest, record, repos
 from world import World
 
 from lorabuild.inputs import Resolved, key_of
-from lorabuild.lockfile import Line, Locks, line_of, parse, read, text_of
+from lorabuild.locked import Line
+from lorabuild.lockfile import Locks, line_of, parse, read, text_of
 from lorabuild.stage import Artifact, Job
 from lorabuild.store import Output
 
@@ -60,7 +61,8 @@ def test_it_is_one_sorted_line_a_job_below_a_comment_that_says_what_it_is(world:
 
 
 def test_what_is_written_is_read_again():
-    written = {"train:a": Line("k", {"step/10": Output("d", 3), "facts.json": Output("e", 4)}), "b:c": Line("l", {})}
+    outputs = {"step/10": Output("d" * 32, 3), "facts.json": Output("e" * 32, 4)}
+    written = {"train:a": Line("a" * 32, outputs), "b:c": Line("b" * 32, {})}
     assert parse(text_of(written)) == written
 
 
@@ -153,15 +155,27 @@ def test_a_conflicted_lock_is_rewritten_with_one_warning(world: World):
 
 
 def test_of_a_conflicted_lock_what_both_sides_have_alike_stays(tmp_path: Path):
-    alike, ours, theirs = (text_of({name: Line(key, {})}) for name, key in (("a:x", "1"), ("b:x", "2"), ("b:x", "3")))
+    alike, ours, theirs = (
+        text_of({name: Line(key * 32, {})}) for name, key in (("a:x", "1"), ("b:x", "2"), ("b:x", "3"))
+    )
     (tmp_path / "lora.lock").write_text(f"{alike}<<<<<<< HEAD\n{ours}=======\n{theirs}>>>>>>> other\n")
     jobs = {name: Job(name, {}, {}, []) for name in ("a:x", "b:x", "c:x")}
     locks = Locks({"x": tmp_path}, jobs, tmp_path / "parts")
-    locks.note(Stands(jobs["c:x"], "4"), now=True)
-    assert read(tmp_path / "lora.lock") == {"a:x": Line("1", {}), "c:x": Line("4", {})}
+    locks.note(Stands(jobs["c:x"], "4" * 32), now=True)
+    assert read(tmp_path / "lora.lock") == {"a:x": Line("1" * 32, {}), "c:x": Line("4" * 32, {})}
 
 
-@pytest.mark.parametrize("text", ["\x00\xff", "chop = 1\n", '"chop:ember" = { key = "a" }\n', "[", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x00\xff",
+        "chop = 1\n",
+        '"chop:ember" = { key = "a" }\n',
+        '"chop:ember" = { key = "../x", outputs = {} }\n',
+        "[",
+        "",
+    ],
+)
 def test_an_unreadable_lock_is_derived_data(world: World, text: str):
     whole = lock(world, "ember").read_text()
     lock(world, "ember").write_bytes(text.encode("latin1"))
@@ -273,11 +287,11 @@ def test_a_new_snapshot_joins_the_line_and_what_it_had_stays():
 def test_what_waits_is_written_at_the_end_and_what_was_built_at_once(tmp_path: Path):
     jobs = {name: Job(name, {}, {}, []) for name in ("a:x", "b:x")}
     locks = Locks({"x": tmp_path}, jobs, tmp_path / "parts")
-    locks.note(Stands(jobs["a:x"], "1"), now=False)
+    locks.note(Stands(jobs["a:x"], "1" * 32), now=False)
     assert read(tmp_path / "lora.lock") == {}
     locks.flush()
     assert read(tmp_path / "lora.lock").keys() == {"a:x"}
-    locks.note(Stands(jobs["b:x"], "2"), now=True)
+    locks.note(Stands(jobs["b:x"], "2" * 32), now=True)
     assert read(tmp_path / "lora.lock").keys() == {"a:x", "b:x"}
 
 
@@ -290,7 +304,7 @@ def test_a_project_that_needs_no_look_gets_one_if_its_lock_is_gone_or_edited(wor
             return set(engine.clean)
 
     whole = lock(world, "ember").read_text()
-    for spoiled in (None, "", whole + '"chop:gone" = { key = "1", outputs = {} }\n'):
+    for spoiled in (None, "", whole + '"chop:gone" = { key = "11111111111111111111111111111111", outputs = {} }\n'):
         world.doit()
         world.doit()
         assert clean() == {"ember"}

@@ -11,7 +11,8 @@ import pytest
 from chops import blob, chops, lines, lock, manifest, record, spoil
 from world import World
 
-from lorabuild.lockfile import Line, text_of
+from lorabuild.locked import Line
+from lorabuild.lockfile import text_of
 from lorabuild.store import Output
 
 

@@ -366,8 +366,10 @@ class ModelsTable(Table):
 
 
 class SlotsTable(Table):
-    gpu: Count = Field(1, description="Jobs on GPUs at once. No job uses one yet: everything runs on the CPU.")
-    cpu: Count = Field(2, description="Jobs at once; each gets an equal share of the cores.")
+    gpu: Count = Field(
+        1, description="Heavy jobs at once (train, latents), a GPU each; without a GPU each takes a cpu slot, too."
+    )
+    cpu: Count = Field(2, description="Other jobs at once; each gets an equal share of the cores.")
 
 
 class BuildTable(Table):
@@ -380,6 +382,12 @@ class StoreTable(Table):
         description="How much `lorabuild gc` keeps of what resize and chop made and nothing names any more, however young, in GB; "
         "without it, only age counts.",
     )
+    remote: Annotated[str, AfterValidator(values.remote)] | None = Field(
+        None,
+        description="Where builds are shared: s3://bucket/prefix, file:///folder, gs://, ssh://. What is there under a key is "
+        'fetched, not built; what is built is uploaded (docs/remote.md). "" in lorabuild.local.toml: none on this machine.',
+    )
+    read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
 
 
 class SharedFile(Table):

@@ -14,7 +14,8 @@ from lorabuild import git
 from lorabuild.engine import Engine
 from lorabuild.errors import ConfigError, JobError, Problem, near_miss
 from lorabuild.inputs import Resolved
-from lorabuild.lockfile import NAME, Line, Lines, named_jobs, read, rows
+from lorabuild.locked import Line
+from lorabuild.lockfile import NAME, Lines, named_jobs, read, rows
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.names import resolve_chop
