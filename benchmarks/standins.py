@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 from lorabuild.hashing import digest_bytes, digest_json
-from lorabuild.header import write_body
 from lorabuild.stages import STAGES
+from lorabuild.writing import write_body
 
 IMAGE = {"caption": "a", "repeats": 1, "bucket": [64, 64], "size": [64, 64], "digest": "0"}
 # What headers tell of outputs that are no LoRAs.
