@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
     """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
-        shown = face()
+        shown = face(None if building else sys.stderr)  # else standard output is for what was asked
         stack.callback(shown.close)
         if writing:
             stack.enter_context(build_lock(hidden, shown.warn))
