@@ -405,6 +405,7 @@ class Engine:
 
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
+        self._clear_scratch()
         removed: list[Path] = []
         for name in self.state.publishers():
             project = Job(name, {}, {}, ()).project
@@ -417,6 +418,16 @@ class Engine:
                 continue
             removed += self.publisher.retract(name, wanted)
         return removed
+
+    def _clear_scratch(self) -> None:
+        """Remove what a run left of a job that was on record already when it was killed: a training's state is large."""
+        done = {found.key for found in self.assessed.values() if not found.missing}
+        scratch = self.root / ".lorabuild" / "scratch"
+        for path in scratch.iterdir() if scratch.is_dir() else ():
+            if path.name in done:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.removesuffix(".lock") in done:
+                path.unlink(missing_ok=True)
 
     def forget(self, name: str) -> bool:
         """Drop the record of the job's present key, so that it is built again. True if there was one."""
