@@ -20,6 +20,8 @@ lorabuild: make for LoRAs
   lorabuild list [--all]       the targets
   lorabuild clean [TARGET …]   remove files in build/; the next build restores them
   lorabuild forget TARGET      drop what was built, so that it is built again
+  lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
+  lorabuild push [NAME …]      upload what the remote store lacks
 
   lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
   lorabuild why TARGET         the value that makes it stale, with its file and line

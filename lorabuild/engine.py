@@ -8,22 +8,25 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, JobError, UserError
+from lorabuild.errors import InputChanged, Interrupted, JobError, UserError
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
-from lorabuild.progress import Face
+from lorabuild.progress import Face, one_line
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import FEW, Reason, changes
 from lorabuild.runlog import RunLog
-from lorabuild.stage import Component, File, Job, Stage
+from lorabuild.sharing import FROM_REMOTE, Sharing
+from lorabuild.slots import Place
+from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.state import State
 from lorabuild.store import Output, Record, Store
 
@@ -46,6 +49,7 @@ class Engine:
     root: Path
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
+    lock_files: Mapping[str, Path]  # project -> its lora.lock, there or not
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
     base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
     sources: Sources  # judges the LoRAs that projects start from
@@ -58,11 +62,16 @@ class Engine:
     face: Face
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
+    sharing: Sharing | None = None  # the remote store, if there is one
+    advice: Callable[[str, UserError], str] = lambda name, error: ""  # what the user can do about a failed job
     anew: frozenset[str] = frozenset()
     assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     failures: dict[str, str] = field(default_factory=dict)
+    interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
+    keep_going: bool = True  # after a failure: `--continue`
     _built: set[str] = field(default_factory=set)  # keys that this run has built
+    _waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
     _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -82,7 +91,8 @@ class Engine:
                 if isinstance(item, File):
                     self._resolver.source(item, project)
             except JobError as error:
-                problems += error.problems
+                advice = self.advice(f"source:{project}", error)
+                problems += [replace(one, message=one.message + advice) for one in error.problems]
         if problems:
             raise JobError(*sorted(problems))
 
@@ -90,7 +100,7 @@ class Engine:
 
     def fresh(self, name: str) -> bool:
         """Is the job built, whole and published? An error is not raised here: `realise` meets it again and tells."""
-        if name in self.anew:
+        if name in self.anew or self.pool.slots.shut:
             return False
         try:
             found = self.assess(name)
@@ -103,7 +113,9 @@ class Engine:
         return True
 
     def realise(self, name: str) -> None:
-        """Build, restore or publish the job, and log what was done. Raises UserError in one line."""
+        """Build, restore or publish the job, and log what was done. Raises UserError in one line, and Interrupted."""
+        if self.pool.slots.shut:
+            raise Interrupted
         start = time.monotonic()
         try:
             try:
@@ -111,9 +123,10 @@ class Engine:
             except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
                 raise JobError(_one_line(error)) from error
         except UserError as error:
-            self._failed(name, "; ".join(map(str, error.problems)), time.monotonic() - start)
+            said = "; ".join(map(str, error.problems)) + self.advice(name, error)
+            self._failed(name, said, time.monotonic() - start - self._waited[name])
             raise
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start - self._waited[name]
         self.counts[event] += 1
         self.log.write(name, event, seconds, why, **notes)
         self.face.finished(name, event, seconds, why)
@@ -142,19 +155,19 @@ class Engine:
     def _stored(self, job: Job, key: str) -> tuple[dict[str, Output], list[str]]:
         """The outputs that the store holds whole, and why others are missing. A damaged blob is dropped."""
         outputs, missing = {}, []
-        wanted = {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
-        for record_key, roles in wanted.items():
+        for record_key, roles in records_of(job, key).items():
             record = self.store.record(record_key)
             for role in roles:
                 if record is None or role not in record.outputs:
                     missing.append("never built" if record_key == key else f"{role}: never built")
-                elif not self._whole(record.outputs[role]):
+                elif not self.whole(record.outputs[role]):
                     missing.append(f"{role}: blob damaged or gone")
                 else:
                     outputs[role] = record.outputs[role]
         return outputs, list(dict.fromkeys(missing))
 
-    def _whole(self, output: Output) -> bool:
+    def whole(self, output: Output) -> bool:
+        """Does the store hold it, undamaged? A damaged blob is dropped."""
         path = self.store.blob(output.digest)
         try:
             if self.state.digest(path) == output.digest:
@@ -221,9 +234,12 @@ class Engine:
     def _realise(self, name: str) -> tuple[str, list[str], dict[str, Any]]:
         for _ in range(RETRIES):
             found = self.assess(name)
-            with self._lock_of(found.key):
+            with self._waiting(name, self._lock_of(found.key)):
                 found = self._look(found)  # another job with this key may have built it while we waited
-                why, notes = self._why(found), {}
+                fetched = bool(found.missing) and name not in self.anew and self._fetch(found)
+                if fetched:
+                    found = self._look(found)
+                why, notes = [*[FROM_REMOTE] * (fetched and not found.missing), *self._why(found)], {}
                 must_build = found.missing or (name in self.anew and found.key not in self._built)
                 if must_build:
                     try:
@@ -235,6 +251,7 @@ class Engine:
                     found = self._look(found)
                     if found.missing:
                         raise JobError(f"the job ended, but: {'; '.join(found.missing)}")
+                    self._share(found)
             event = "built" if must_build else "published" if self.event_of(found) == "published" else "restored"
             for publication, _ in found.unpublished:
                 self.publisher.publish(publication)
@@ -243,7 +260,21 @@ class Engine:
             return event, why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
+    @contextmanager
+    def _waiting(self, name: str, lock: threading.Lock) -> Iterator[None]:
+        """Hold the lock of a key. While another job builds it, this one does nothing."""
+        start = time.monotonic()
+        with lock:
+            self._waited[name] += time.monotonic() - start
+            yield
+
     def _build(self, found: Assessment) -> dict[str, Any]:
+        """Run the job in a worker as soon as it has a slot."""
+        with self.pool.slots.place(self.stages[found.job.stage].slot) as place:
+            self._waited[found.job.name] += place.waited
+            return self._build_at(place, found)
+
+    def _build_at(self, place: Place, found: Assessment) -> dict[str, Any]:
         """Run the job in a worker and put what it made into the store; the record comes last."""
         job, key = found.job, found.key
         stage = self.stages[job.stage]
@@ -253,6 +284,7 @@ class Engine:
         start = time.monotonic()
         outputs: dict[str, Output] = {}
         made_with: dict[str, str] = {}
+        made_from = {role: self._record_key(item) for role, item in job.inputs.items() if isinstance(item, Artifact)}
 
         def saved(role: str, output: Output) -> None:
             blob = self.store.blob(output.digest)
@@ -266,15 +298,23 @@ class Engine:
         def record(outputs: Mapping[str, Output], pieces: Sequence[str] = ()) -> Record:
             digests = {role: one.digest for role, one in found.inputs.items()}
             seconds = round(time.monotonic() - start, 3)
-            return Record(stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with)
+            return Record(
+                stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with, made_from
+            )
 
         self.face.started(job.name, self._why(found))
-        result = self.pool.run(
-            self._spec(found, folder),
-            saved=saved,
-            progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
-            warn=lambda text: self.face.warn(f"{job.name}: {text}"),
-        )
+        try:
+            result = self.pool.run(
+                self._spec(found, folder),
+                place,
+                saved=saved,
+                progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
+                warn=lambda text: self.face.warn(f"{job.name}: {text}"),
+            )
+        except Interrupted as stop:
+            self.interrupted[job.name] = stop.kept
+            self.face.stopped(job.name, stop.kept)
+            raise
         made_with.update(result["made_with"])
         self._unchanged(found)
         if not self._keeps(key, job):
@@ -283,6 +323,29 @@ class Engine:
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
         return result["notes"]
+
+    def _record_key(self, item: Artifact) -> str:
+        """The key of the record that names an artifact."""
+        key = self.assessed[item.job].key
+        return f"{key}/{item.role}" if item.role in self.jobs[item.job].snapshots else key
+
+    def _fetch(self, found: Assessment) -> bool:
+        """Ask the remote for what is missing here. True if it had any of it."""
+        wanted = records_of(found.job, found.key).items()
+        lacking = {key: roles for key, roles in wanted if not all(role in found.outputs for role in roles)}
+        return self.sharing is not None and self.sharing.fetch(lacking)
+
+    def _share(self, found: Assessment) -> None:
+        """Let the remote have what was built, and of a user's LoRA the metadata: headers are made of it."""
+        if self.sharing is not None and self.sharing.uploads:
+            self.sharing.offer(list(records_of(found.job, found.key)), self.metadata_of_sources(found))
+
+    def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
+        """By digest, the metadata of each LoRA of the user's that the job reads."""
+        digests = {
+            item.path: found.inputs[role].digest for role, item in found.job.inputs.items() if isinstance(item, File)
+        }
+        return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
 
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
@@ -296,13 +359,14 @@ class Engine:
     def _keeps(self, record_key: str, job: Job) -> bool:
         """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""
         record = self.store.record(record_key)
-        return record is not None and job.name not in self.anew and all(map(self._whole, record.outputs.values()))
+        return record is not None and job.name not in self.anew and all(map(self.whole, record.outputs.values()))
 
     def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
         """All that a worker is told: plain data."""
         job = found.job
         run = self.stages[job.stage].run
         have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
+        networks, files = self._networks(job, found)
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
@@ -323,7 +387,18 @@ class Engine:
             "store": str(self.store.root),
             "folder": str(folder),
             "anew": job.name in self.anew,
+            "base": {component: found.inputs[role].digest for role, component in networks.items()},
+            "loads": 2 * sum(path.stat().st_size for path in files),  # from half to single precision they double
         }
+
+    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], set[Path]]:
+        """What a job loads of a base, role -> component, and the files that it reads for that."""
+        items = {role: item for role, item in job.inputs.items() if isinstance(item, Component)}
+        networks = {role: item.name for role, item in items.items() if not item.name.startswith("tokenizer")}
+        if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
+            return {}, set()
+        paths = [(found.inputs[role].path, component) for role, component in networks.items()]
+        return networks, {file for path, component in paths if path for file in component_files(path, component)}
 
     def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
         """A snapshot stands in build/ while its training goes on."""
@@ -344,8 +419,11 @@ class Engine:
             self.state.set_last(found.job.name, found.key, json.dumps(found.components))
 
     def _failed(self, name: str, message: str, seconds: float) -> None:
+        message = one_line(message)
         self.counts["failed"] += 1
         self.failures[name] = message
+        if not self.keep_going:
+            self.pool.slots.shut_down()  # who waits for a slot is not begun any more
         self.log.write(name, "failed", seconds, [message])
         self.face.failed(name, message)
 
@@ -438,6 +516,11 @@ class Engine:
         lasts = [self.state.last(name) for name in names]
         records = [self.store.record(last[0]) if last else None for last in lasts]
         return [record.seconds if record else None for record in records]
+
+
+def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:
+    """The records of a job, by key, with the outputs that each names: one for the job, one for each snapshot."""
+    return {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
 
 
 def _one_line(error: Exception) -> str:

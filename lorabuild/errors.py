@@ -50,8 +50,20 @@ class JobError(UserError):
     exit_code = 1
 
 
+class InputMissing(JobError):
+    """What a project is made of is not here at all, as in a clone without its data set."""
+
+    def __init__(self, message: Problem | str, what: str):
+        super().__init__(message)
+        self.what = what  # "its images are"
+
+
 class Interrupted(Exception):
-    """The build was stopped while this job ran. Nobody failed."""
+    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12"."""
+
+    def __init__(self, kept: str = ""):
+        self.kept = kept
+        super().__init__(kept or "interrupted")
 
 
 class InputChanged(Exception):

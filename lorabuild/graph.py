@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError
+from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
+from lorabuild.outcome import failure_lines, interrupted_line, not_run
 from lorabuild.progress import summary
 from lorabuild.session import dependencies, opened, selected, targets
+from lorabuild.signals import stopping
 from lorabuild.stage import Job
 from lorabuild.stages import STAGES
 
@@ -64,10 +68,25 @@ class Reporter(ZeroReporter):
 
     desc = "only what the build itself does not report"
 
+    def initialize(self, tasks: Any, selected_tasks: Any) -> None:
+        self.tasks, self.selected, self.done = tasks, selected_tasks, set()
+
+    def add_success(self, task: Any) -> None:
+        self.done.add(task.name)
+
+    skip_uptodate = add_success
+
+    def not_run(self, failed: Collection[str]) -> int:
+        """How many jobs were neither done nor tried: what failed jobs are needed for, or what comes after a stop."""
+        left = not_run(self.selected, lambda name: self.tasks[name].task_dep, {*self.done, *failed})
+        return sum(bool(self.tasks[name].actions) for name in left)
+
     def add_failure(self, task: Any, fail: Any) -> None:
         if not isinstance(fail, TaskFailed | UnmetDependency):
             sys.stderr.write(f"{task.name}: a fault in lorabuild, please report it\n{fail.get_msg()}\n")
 
+
+MAX_WAITING = 64  # threads that do nothing but wait for a slot
 
 DOIT_CONFIG = {
     "reporter": Reporter,
@@ -171,7 +190,8 @@ class _Command:
         global _running, _engine, _wanted
         _running = type(self)
         try:
-            return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
+            with stopping():
+                return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
         except UserError as error:
             _complain(map(str, error.problems))
             return error.exit_code
@@ -183,7 +203,7 @@ class _Command:
             return 1
         except KeyboardInterrupt:
             _complain(["interrupted: what was finished is kept, a training goes on from its last state"])
-            return 130
+            return EXIT_CODE
         finally:
             _engine = _wanted = None
             _open.close()
@@ -236,10 +256,22 @@ class Run(_Command, DoitRun):
         if always:
             current.anew = frozenset(wanted)
             self._announce(current, wanted)
-        start = time.monotonic()
-        code = super()._execute(
-            outfile, verbosity, False, continue_, Reporter, num_process, "thread", single=single, pdb=pdb
-        )
+        current.keep_going = continue_
+        if num_process:
+            current.pool.slots.limit(num_process)
+        reporter, start = Reporter(outfile, {}), time.monotonic()
+        with stoppable(_Stopped(current)) as heard:
+            threads = _threads(num_process, current)
+            code = super()._execute(
+                outfile, verbosity, False, continue_, reporter, threads, "thread", single=single, pdb=pdb
+            )
+        if code:
+            current.counts["not run"] = reporter.not_run(current.failures)
+        if heard.signalled:
+            current.face.close()
+            said = summary(current.counts, time.monotonic() - start)
+            _complain([*_failures(current), interrupted_line(current.interrupted, said)])
+            return EXIT_CODE
         return self._end(current, start, code, pos_args)
 
     @staticmethod
@@ -254,8 +286,8 @@ class Run(_Command, DoitRun):
                 {job for jobs in current.clean.values() for job in jobs} - current.jobs.keys()
             )
         print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
-        for name, message in sorted(current.failures.items()) if len(current.failures) > 1 else ():
-            print(f"failed: {name}: {message}")
+        for line in _failures(current):
+            print(line)
         return 1 if code else 0
 
     @staticmethod
@@ -273,6 +305,35 @@ class Run(_Command, DoitRun):
         known = [one for one in seconds if one is not None]
         unknown = f"; {len(seconds) - len(known)} were never built here" if len(known) < len(seconds) else ""
         print(f"building {len(wanted)} jobs anew: about {sum(known):.0f} s by their last builds{unknown}")
+
+
+@dataclass
+class _Stopped:
+    """The running build, as interrupts stop it."""
+
+    current: Engine
+
+    def stop(self) -> None:
+        self.current.pool.stop()
+
+    def kill(self) -> None:
+        self.current.pool.close()
+
+    def close(self) -> None:
+        self.current.face.close()
+
+    def say(self, text: str) -> None:
+        self.current.face.warn(text)
+
+
+def _threads(jobs: int, current: Engine) -> int:
+    """For doit: as many as jobs may run, and more for those that wait for a GPU and should not keep others waiting."""
+    heavy = sum(current.stages[job.stage].slot == "gpu" for job in current.jobs.values())
+    return jobs + min(heavy, MAX_WAITING) if jobs > 1 else jobs
+
+
+def _failures(current: Engine) -> Iterable[str]:
+    return failure_lines(current.failures, current.pool.logs, current.root)
 
 
 class Clean(_Command, DoitClean):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError
+from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.manifest.sources import Sources
@@ -69,7 +69,8 @@ class Resolver:
             return digest
         except JobError as error:
             said = str(error).removeprefix(f"{item.shown}: ")
-            raise JobError(self.sources.problem(project, said)) from None
+            problem = self.sources.problem(project, said)
+            raise (JobError(problem) if item.path.exists() else InputMissing(problem, "its source is")) from None
 
     def _one(self, item: Input, job: Job) -> Resolved:
         match item:
@@ -129,13 +130,15 @@ def _listed(subset: Subset) -> list[Path]:
         if found := list_images(subset.folder):
             return found
     except FileNotFoundError:
-        raise JobError(f"{subset.shown}: no such folder (image_dir of a dataset.subset)") from None
+        said = f"{subset.shown}: no such folder (image_dir of a dataset.subset)"
+        raise InputMissing(said, "its images are") from None
     except NotADirectoryError:
         raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
     except OSError as error:
         raise JobError(f"{subset.shown}: {error.strerror}") from None
     kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
-    raise JobError(f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched")
+    said = f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched"
+    raise InputMissing(said, "its images are")
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:

@@ -1,18 +1,17 @@
-"""Keep worker processes warm and run jobs in them, at most one a slot."""
+"""Keep worker processes warm and run jobs in them: the one that has a job's base in memory gets the job."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import InputChanged, Interrupted, JobError
+from lorabuild.memory import short_of
+from lorabuild.process import Worker
+from lorabuild.slots import Place, Slots
 from lorabuild.store import Output
 
 Saved = Callable[[str, Output], None]
@@ -21,116 +20,143 @@ Warn = Callable[[str], None]
 
 
 class Pool:
-    """Worker processes in groups of their own. A worker that is idle takes the next job; the base stays in its memory."""
+    """Worker processes in groups of their own, each with one job at a time, and the slots that they work in."""
+
+    slots: Slots
 
     def __init__(self, logs: Path):
         self._logs = logs
         self._mutex = threading.Lock()
-        self._idle: list[subprocess.Popen[str]] = []
-        self._all: list[subprocess.Popen[str]] = []
-        self._closed = False
+        self._idle: list[Worker] = []
+        self._busy: list[Worker] = []
+        self.stopping = False
+        self.logs: dict[str, Path] = {}  # of the jobs that were run
 
-    def open(self, slots: int) -> None:
-        """Allow `slots` jobs at once, each with its share of the cores."""
-        self._slots = threading.Semaphore(slots)
-        self._threads = max(1, _cores() // slots)
+    def open(self, slots: Slots) -> None:
+        self.slots = slots
 
     def start_early(self) -> None:
         """Start a worker while there is something else to do: Python and our stages are imported by the time of a job."""
         with self._mutex:
-            if not self._all:
-                self._all = [self._start()]
-                self._idle = list(self._all)
+            if not self._idle and not self._busy:
+                self._idle.append(self._start())
 
-    def run(self, spec: Mapping[str, Any], saved: Saved, progress: Progress, warn: Warn) -> dict[str, Any]:
-        """Run one job and return what the worker reports at its end: {"pieces", "notes", "made_with"}.
+    def run(
+        self, spec: Mapping[str, Any], place: Place, saved: Saved, progress: Progress, warn: Warn
+    ) -> dict[str, Any]:
+        """Run one job at a place and return what the worker reports at its end: {"pieces", "notes", "made_with"}.
 
-        Raises JobError (one line; the job's log has the rest) and InputChanged.
+        `spec["base"]`: component -> digest of the networks that the job will load, `spec["loads"]`: what of memory that takes.
+        Raises JobError (one line; the job's log has the rest), InputChanged, and Interrupted if the build was stopped.
         """
-        log = self._logs / f"{spec['name'].replace(':', '-')}.log"
-        with self._slots:
-            worker = self._take()
-            last: dict[str, Any] = {}
+        log = self.logs[spec["name"]] = self._logs / log_name(spec["name"])
+        log.unlink(missing_ok=True)
+        spec = {**spec, "log": str(log), "threads": place.threads, "device": place.device}
+        cause = ""
+        for _ in range(2):
+            worker = self._take(spec)
             try:
-                last = self._converse(
-                    worker, {**spec, "log": str(log), "threads": self._threads}, saved, progress, warn
-                )
-            finally:  # a worker that has not told its end is in an unknown state
-                self._put_back(worker) if last else _kill(worker)
-            return _result(last, log)
+                last = _converse(worker, spec, saved, progress, warn)
+            except BaseException:  # of the driver's own: what the worker is at, nobody knows
+                worker.end()
+                raise
+            finally:
+                self._busy.remove(worker)
+            if last:
+                self._keep(worker, last)
+                return _result(last)
+            if self.stopping:
+                raise Interrupted
+            cause = worker.ended()
+            if log.exists():
+                raise JobError(f"the worker ended in the middle of the job: {cause}")
+        raise JobError(f"no worker can be started: {cause} (see {self._logs / 'worker.log'})")
+
+    def stop(self) -> None:
+        """Take no more jobs. Of those that run, who asks for it saves what it has and ends; all others end now."""
+        self.slots.shut_down()
+        with self._mutex:
+            self.stopping = True
+            busy = list(self._busy)
+        for worker in busy:
+            worker.tell({"stop": True})
 
     def close(self) -> None:
         """End all workers. What a busy one was at is taken up again by the next build."""
         with self._mutex:
-            self._closed = True
-            workers, self._all, self._idle = self._all, [], []
+            self.stopping = True
+            workers = [*self._busy, *self._idle]
         for worker in workers:
-            _kill(worker)
+            worker.end()
 
-    def _converse(
-        self, worker: subprocess.Popen[str], spec: Mapping, saved: Saved, progress: Progress, warn: Warn
-    ) -> dict[str, Any]:
-        """Give the worker a job, pass on what it reports, and return its last event."""
-        assert worker.stdout is not None
-        _tell(worker, spec)
-        for line in worker.stdout:
-            event = json.loads(line)
-            match event["event"]:
-                case "progress":
-                    progress(event["done"], event["total"], event["text"])
-                case "warn":
-                    warn(event["text"])
-                case "saved":
-                    saved(event["role"], Output(event["digest"], event["size"]))
-                    _tell(worker, {"noted": event["role"]})
-                case _:
-                    return event
-        if self._closed:
-            raise Interrupted
-        code = worker.wait()
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise JobError(f"the worker ended in the middle of the job: {cause} (log: {spec['log']})")
-
-    def _take(self) -> subprocess.Popen[str]:
+    def _take(self, spec: Mapping[str, Any]) -> Worker:
+        """The idle worker that suits a job best, or a new one."""
+        device, wanted = spec["device"], set(spec["base"].values())
         with self._mutex:
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.poll() is None:
-                    return worker
-            if self._closed:
+            if self.stopping:
                 raise Interrupted
-            worker = self._start()
-            self._all = [one for one in self._all if one.poll() is None] + [worker]
+            self._idle = [worker for worker in self._idle if worker.alive()]
+            fit = [worker for worker in self._idle if not worker.used or worker.device == device]
+            # On a GPU the one that sits there already: two would not both have room.
+            worker = max(fit, key=lambda one: (one.used and bool(device), *_suits(one, wanted)), default=None)
+            if worker is not None:
+                self._idle.remove(worker)
+            if not wanted <= set(worker.held if worker else ()):
+                self._make_room(spec["loads"])
+            worker = worker or self._start()
+            worker.device, worker.used = device, True
+            self._busy.append(worker)
             return worker
 
-    def _put_back(self, worker: subprocess.Popen[str]) -> None:
+    def _make_room(self, need: int) -> None:
+        """End idle workers, the largest first, while what they hold leaves too little memory for a base."""
+        for worker in sorted(self._idle, key=lambda one: -sum(one.held.values())):
+            if not worker.held or not short_of(need):
+                return
+            self._idle.remove(worker)
+            worker.end()
+
+    def _keep(self, worker: Worker, last: Mapping[str, Any]) -> None:
+        """It waits for its next job, unless it met a fault, after which nothing is known of its state."""
+        if last["event"] == "crashed":
+            worker.end()
+            return
+        worker.held = last["held"]
         with self._mutex:
             self._idle.append(worker)
 
-    def _start(self) -> subprocess.Popen[str]:
-        self._logs.mkdir(parents=True, exist_ok=True)
-        with open(self._logs / "worker.log", "a") as stderr:
-            return subprocess.Popen(
-                [sys.executable, "-m", "lorabuild.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # Ctrl-C at the terminal is the driver's; it decides what becomes of workers
-            )
+    def _start(self) -> Worker:
+        return Worker.start(self._logs / "worker.log")
 
 
-def _tell(worker: subprocess.Popen[str], message: Mapping[str, Any]) -> None:
-    assert worker.stdin is not None
-    try:
-        worker.stdin.write(json.dumps(message) + "\n")
-        worker.stdin.flush()
-    except BrokenPipeError:
-        pass  # its output has ended, too, and that is where we notice
+def log_name(job: str) -> str:
+    """The file that a job's output goes to: "chop-ember@mini.log"."""
+    return re.sub(r"[^\w@.=+-]", "-", job) + ".log"
 
 
-def _result(last: Mapping[str, Any], log: Path) -> dict[str, Any]:
+def _suits(worker: Worker, wanted: set[str]) -> tuple[int, int]:
+    """How much of what a job loads the worker has in memory already; then, how little it has that others may want."""
+    return len(wanted & worker.held.keys()), -len(worker.held)
+
+
+def _converse(worker: Worker, spec: Mapping[str, Any], saved: Saved, progress: Progress, warn: Warn) -> dict[str, Any]:
+    """Give the worker a job, pass on what it reports, and return its last event; nothing if it ended before."""
+    worker.tell(spec)
+    for event in worker.events():
+        match event["event"]:
+            case "progress":
+                progress(event["done"], event["total"], event["text"])
+            case "warn":
+                warn(event["text"])
+            case "saved":
+                saved(event["role"], Output(event["digest"], event["size"]))
+                worker.tell({"noted": event["role"]})
+            case _:
+                return event
+    return {}
+
+
+def _result(last: Mapping[str, Any]) -> dict[str, Any]:
     """What a worker's last event means: a result, or an exception."""
     match last["event"]:
         case "changed":
@@ -138,22 +164,7 @@ def _result(last: Mapping[str, Any], log: Path) -> dict[str, Any]:
         case "failed":
             raise JobError(*last["lines"])
         case "crashed":
-            raise JobError(f"{last['message']} (log: {log})")
+            raise JobError(last["message"])
+        case "stopped":
+            raise Interrupted(last["kept"])
     return dict(last)
-
-
-def _kill(worker: subprocess.Popen[str]) -> None:
-    if worker.poll() is not None:
-        return  # its number may be somebody else's by now
-    try:
-        os.killpg(worker.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    except AttributeError:  # no process groups here (Windows)
-        worker.kill()
-    worker.wait()
-
-
-def _cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,8 +18,10 @@ class Face(Protocol):
     def progress(self, job: str, done: int, total: int, text: str) -> None: ...
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None: ...
     def failed(self, job: str, message: str) -> None: ...
+    def stopped(self, job: str, kept: str) -> None: ...
     def ended(self, job: str) -> None: ...
     def warn(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -48,19 +50,28 @@ class PlainFace:
     def failed(self, job: str, message: str) -> None:
         self._print(f"{job} FAILED: {message}")
 
+    def stopped(self, job: str, kept: str) -> None:
+        self._print(f"{job} stopped" + (f", {kept} is kept" if kept else ""))
+
     def ended(self, job: str) -> None:
         """What is no job of the build is over: there is nothing to say of it."""
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}")
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def close(self) -> None:
         pass
 
     def _print(self, line: str) -> None:
         with self._lock:
-            self._out.write(line + "\n")
-            self._out.flush()
+            try:
+                self._out.write(one_line(line) + "\n")
+                self._out.flush()
+            except OSError:
+                pass  # the terminal was closed: nobody reads, and no job is to fail of it
 
 
 class TerminalFace(PlainFace):
@@ -89,6 +100,10 @@ class TerminalFace(PlainFace):
         self._end(job)
         super().failed(job, message)
 
+    def stopped(self, job: str, kept: str) -> None:
+        self._end(job)
+        super().stopped(job, kept)
+
     def ended(self, job: str) -> None:
         self._end(job)
 
@@ -104,13 +119,13 @@ class TerminalFace(PlainFace):
         if self._bars is None:
             return super()._print(line)
         with self._lock:
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _bars() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    job, text = TextColumn("{task.fields[job]}"), TextColumn("{task.fields[text]}")
+    job, text = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("job", "text"))
     bars = Progress(job, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
     bars.start()
     return bars
@@ -121,14 +136,22 @@ def face() -> Face:
     return TerminalFace() if sys.stdout.isatty() else PlainFace()
 
 
+SHOWN = ("built", "restored", "published", "failed", "not run")
+
+
 def summary(counts: Mapping[str, int], seconds: float) -> str:
     """`5 built, 2 restored, 9 fresh in 61.2 s`; only `nothing to do` when all is fresh."""
-    parts = [f"{counts[event]} {event}" for event in ("built", "restored", "published", "failed") if counts.get(event)]
+    parts = [f"{counts[event]} {event}" for event in SHOWN if counts.get(event)]
     if not parts:
         return f"nothing to do: {counts.get('fresh', 0)} jobs are fresh"
     if counts.get("fresh"):
         parts.append(f"{counts['fresh']} fresh")
     return f"{', '.join(parts)} in {seconds:.1f} s"
+
+
+def one_line(text: str) -> str:
+    """`text` as one line of a terminal: a line's end or a control character, in a file's name, say, is shown escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def short(why: Sequence[str]) -> str:

@@ -182,13 +182,13 @@ class Publisher:
         about = publication.about
         assert about is not None
         sha256 = body_sha256(blob, publication.output.digest, self.state)
-        source = self._metadata_of(*publication.source) if publication.source else None
+        source = self.metadata_of(*publication.source) if publication.source else None
         header = metadata(about, sha256, self._json(about["dataset"]), self._json(about["facts"]), source)
         with open(part, "wb") as target, open(blob, "rb") as body:
             target.write(spliced(body, header))
             shutil.copyfileobj(body, target, 1 << 20)
 
-    def _metadata_of(self, source: Path, digest: str) -> dict[str, str]:
+    def metadata_of(self, source: Path, digest: str) -> dict[str, str]:
         """The metadata of a user's LoRA as it was when it was read; raises JobError if it has changed since."""
         if (known := self.state.get(f"metadata:{digest}")) is None:
             known = json.dumps(dict(read_header(source).metadata))

@@ -12,6 +12,7 @@ from lorabuild.engine import Engine
 from lorabuild.errors import UsageError, near_miss
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
+from lorabuild.locked import pull_advice
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
 from lorabuild.manifest.sources import Sources
@@ -20,6 +21,8 @@ from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.runlog import RunLog
 from lorabuild.scan import Scan
+from lorabuild.sharing import Sharing, remote_of
+from lorabuild.slots import Slots, cuda_devices
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
@@ -54,17 +57,23 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         repository = load(root, memo, scan, clean.__contains__)
         for warning in repository.warnings if building else ():
             shown.warn(str(warning))
-        pool.open(repository.slots["cpu"])
+        pool.open(Slots(repository.slots["gpu"], repository.slots["cpu"], cuda_devices))
         store = Store(hidden / "store", reading=not writing)
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)
         needed = needed_by_projects(repository, jobs)
         watches.look(repository, jobs, needed)
+        lock_files = {name: project.folder / "lora.lock" for name, project in repository.projects.items()}
+        sharing = Sharing(
+            remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
+        )
+        stack.callback(sharing.close)
         yield Engine(
             root=root,
             stages=STAGES,
             jobs=jobs,
+            lock_files=lock_files,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
             sources=Sources(repository),
@@ -77,6 +86,8 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             face=shown,
             clean={path.parent.name: names for path, names in clean.items()},
             settle=partial(_settle, watches, repository, needed),
+            sharing=sharing,
+            advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
 
 

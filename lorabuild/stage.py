@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Repository
@@ -91,9 +91,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the build. Raise `version` by hand when equal inputs should give another result."""
+    """A step of the build. Raise `version` by hand when equal inputs should give another result.
+
+    `slot`: "gpu" for what keeps a GPU busy, or all cores of a machine without one; such jobs have slots of their own.
+    """
 
     name: str
     version: int
     jobs: Callable[[Repository], Iterable[Job]]
     run: Callable[[Job, Workspace, Progress], None]
+    slot: Literal["cpu", "gpu"] = "cpu"

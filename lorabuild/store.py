@@ -33,6 +33,9 @@ class Record:
     pieces: tuple[str, ...] = ()
     seconds: float = 0.0
     made_with: Mapping[str, str] = field(default_factory=dict)
+    made_from: Mapping[str, str] = field(
+        default_factory=dict
+    )  # role of an input -> key of the record that it came from
 
 
 @dataclass(frozen=True)

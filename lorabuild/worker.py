@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
-import queue
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from filelock import FileLock
 
 from lorabuild import __version__
 from lorabuild.ahead import use_threads
-from lorabuild.errors import InputChanged, UserError
+from lorabuild.channel import Channel
+from lorabuild.errors import InputChanged, Interrupted, UserError
 from lorabuild.files import empty_folder
 from lorabuild.stage import Job
 from lorabuild.store import Store
 from lorabuild.workspace import ImageFile, Workspace, staged_roles
 
-Inbox = queue.Queue[Any]  # what the driver says: a job, and while it runs an answer to each output that is handed over
-
 
 def main() -> None:
-    """Serve until the input ends. When the driver dies, its end of the pipe closes, and so does this process."""
-    jobs, events = _channels()
+    """Serve until the driver is gone."""
+    channel = Channel()
     importlib.import_module("lorabuild.stages")  # while the driver may still be reading manifests
-    for spec in iter(jobs.get, None):
-        use_threads(spec["threads"])  # a stage imports them in its `run`
+    while True:
+        spec = channel.receive()
+        channel.job_begins()
         with _output_to(Path(spec["log"])):
-            report = _run(spec, jobs, events)
-        _send(events, report)
+            _prepare(spec)
+            report = _run(spec, channel)
+            report["held"] = _held()
+        channel.send(report)
 
 
-def _run(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:
+def _prepare(spec: Mapping[str, Any]) -> None:
+    """Whatever ran here before, and whether anything did, a job begins in the same world."""
+    print(f"{spec['name']}: process {os.getpid()}, threads {spec['threads']}, device {spec['device']}")
+    use_threads(spec["threads"])  # a stage imports the libraries in its `run`
+    if spec["device"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec["device"]
+    if module := sys.modules.get("lorabuild.nn.warm"):
+        module.make_way(spec["base"])
+    if "torch" in sys.modules:
+        from lorabuild.nn.neutral import neutral
+
+        neutral(spec["threads"])
+
+
+def _held() -> dict[str, int]:
+    module = sys.modules.get("lorabuild.nn.warm")
+    return module.held() if module else {}
+
+
+def _run(spec: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Run one job; the last event says how it ended."""
     try:
-        return _run_locked(spec, jobs, events)
+        return _run_locked(spec, channel)
     except InputChanged as change:
         return {"event": "changed", "path": str(change.path)}
+    except Interrupted as stop:
+        return {"event": "stopped", "kept": stop.kept}
     except UserError as error:
         return {"event": "failed", "lines": [str(problem) for problem in error.problems]}
     except OSError as error:  # disk full, unreadable, I/O error: the machine's fault, told in one line
@@ -58,18 +78,18 @@ def _run(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]
         }
 
 
-def _run_locked(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[str, Any]:
+def _run_locked(spec: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     folder = Path(spec["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # an orphan of a killed run may still be at it for a moment
         store = Store(Path(spec["store"]))
-        workspace = _workspace(spec, folder, store, jobs, events)
+        workspace = _workspace(spec, folder, store, channel)
         job = Job(spec["name"], spec["params"], {}, spec["outputs"], spec["snapshots"], spec["options"])
         module, _, function = spec["run"].partition(":")
         run = getattr(importlib.import_module(module), function)
 
         def progress(done: int, total: int, text: str) -> None:
-            _send(events, {"event": "progress", "done": done, "total": total, "text": text})
+            channel.send({"event": "progress", "done": done, "total": total, "text": text})
 
         run(job, workspace, progress)
         for role in staged_roles(workspace.staging):
@@ -82,15 +102,15 @@ def _run_locked(spec: Mapping[str, Any], jobs: Inbox, events: TextIO) -> dict[st
     }
 
 
-def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, jobs: Inbox, events: TextIO) -> Workspace:
+def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, channel: Channel) -> Workspace:
     inputs = spec["inputs"]
 
     def saved(role: str, path: Path) -> None:
         if role not in (*spec["outputs"], *spec["snapshots"]):
             raise RuntimeError(f"{spec['name']} wrote {role}, which it does not declare")
         output = store.put(path)
-        _send(events, {"event": "saved", "role": role, "digest": output.digest, "size": output.size})
-        jobs.get()  # the driver has it on record: a state that is saved from now on may count on it
+        channel.send({"event": "saved", "role": role, "digest": output.digest, "size": output.size})
+        channel.receive()  # the driver has it on record: a state that is saved from now on may count on it
 
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -102,8 +122,9 @@ def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, jobs: Inbox,
         digests={role: one["digest"] for role, one in inputs.items()},
         images={role: [_image(image) for image in one["images"]] for role, one in inputs.items()},
         on_saved=saved,
-        warn=lambda text: _send(events, {"event": "warn", "text": text}),
+        warn=lambda text: channel.send({"event": "warn", "text": text}),
         anew=spec["anew"],
+        stopping=channel.stopping,
     )
 
 
@@ -126,23 +147,6 @@ def _made_with() -> dict[str, str]:
     return found
 
 
-def _channels() -> tuple[Inbox, TextIO]:
-    """Jobs from the driver and events to it, on saved descriptors: libraries print to 1 and 2 as they like."""
-    source, events = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
-    with open(os.devnull) as null:
-        os.dup2(null.fileno(), 0)
-    os.dup2(2, 1)
-    jobs: Inbox = queue.Queue()
-
-    def read() -> None:
-        for line in source:
-            jobs.put(json.loads(line))
-        os._exit(0)  # the driver is gone, perhaps in the middle of a job: its state is on disk
-
-    threading.Thread(target=read, daemon=True).start()
-    return jobs, events
-
-
 class _output_to:  # reads as a phrase: `with _output_to(log)`
     """Send descriptors 1 and 2 to a job's log for a while."""
 
@@ -162,14 +166,6 @@ class _output_to:  # reads as a phrase: `with _output_to(log)`
         os.dup2(self.before, 1)
         os.dup2(self.before, 2)
         os.close(self.before)
-
-
-def _send(events: TextIO, event: Mapping[str, Any]) -> None:
-    try:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-    except BrokenPipeError:
-        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ class Workspace:
     used_pieces: list[str] = field(default_factory=list)
     warn: Callable[[str], None] = lambda text: None
     anew: bool = False  # pieces are made again, as everything else
+    # Whether the build is being stopped. A stage that asks now and then has the time to keep what it has, and raises
+    # Interrupted; one that does not is ended where it is.
+    stopping: Callable[[], bool] = lambda: False
 
     def path(self, role: str) -> Path:
         """The file of an input artifact, or the folder of the base that an input component lies in."""

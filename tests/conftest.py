@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3 import S3, healthy, s3_server
 from world import World
 
 
@@ -28,3 +30,19 @@ def built(built_once: World, tmp_path: Path) -> World:
 def empty(tmp_path: Path) -> World:
     """A repository without projects."""
     return World(tmp_path / "repository")
+
+
+@pytest.fixture(scope="session")
+def one_s3() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The server, well, with its address and keys in the environment."""
+    for name, value in one_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    one_s3.fault, one_s3.requests = healthy, []
+    yield one_s3
+    one_s3.fault = healthy

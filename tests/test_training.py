@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
 from torch.nn import GroupNorm
 
-from lorabuild.errors import JobError
+from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Shape, adapted
-from lorabuild.nn.base import forget_warm
 from lorabuild.nn.batches import Data, held_out_batches, micro_batch
 from lorabuild.nn.trainer import Training, _Loop
+from lorabuild.nn.warm import forget
 from lorabuild.stages.train import STAGE, _saved_state
 
 
@@ -40,7 +40,7 @@ def log_of(out: dict[str, bytes]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The outputs of a training of three updates, with snapshots after the second and the last, from a cold start."""
-    forget_warm()
+    forget()
     folder = tmp_path_factory.mktemp("undisturbed")
     saved: list[str] = []
     run(folder, snapshots=(2, 3), on_saved=lambda role, path: saved.append(role))
@@ -99,6 +99,26 @@ def test_a_warm_process_and_other_options_change_no_byte(undisturbed: dict[str, 
     again = outputs(tmp_path)
     assert again == {role: data for role, data in undisturbed.items() if role != "step/2"}
     assert notes == {}
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3], ids=["at once", "within the first update", "within the second"])
+def test_a_training_that_is_stopped_keeps_its_last_update(tmp_path: Path, answers: int):
+    """It asks before each micro-batch; what was done of the update is done again."""
+    recipe = RECIPE | {"gradient_accumulation_steps": 2, "max_train_steps": 2}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    run(straight, recipe=recipe)
+    job, workspace = training(stopped, recipe=recipe)
+    said = iter([False] * answers)
+    workspace.stopping = lambda: next(said, True)
+    with pytest.raises(Interrupted) as stop:
+        STAGE.run(job, workspace, lambda done, total, text: None)
+    done = answers // 2
+    assert stop.value.kept == ("step 1 of 2" if done else "")
+    assert (workspace.scratch / "state").exists() == bool(done)
+    assert run(stopped, recipe=recipe) == ({"resumed_at": done} if done else {})
+    assert outputs(stopped) == outputs(straight)
 
 
 KILLED = """
@@ -252,7 +272,7 @@ def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
             losses[precision] = loop.update([(0, [(0, 0)])])
             assert {p.dtype for p in loop.parameters.values()} == {torch.float32}
             assert {p.grad is None for p in loop.parameters.values()} == {True}
-    forget_warm()
+    forget()
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
     assert losses["bf16"] != losses["no"]
 

@@ -29,8 +29,8 @@ KEYS = {
     ),
     "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
     "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
-    "SharedFile": "store",
     "BaseTable": "clip_skip digest vae",
+    "StoreTable": "link",
 }
 
 # table.key -> values, compared without regard to case

@@ -50,6 +50,7 @@ class Repository:
     model_dirs: Sequence[str]  # where a file is looked for, as it was written
     slots: Mapping[str, int]
     build_default: Sequence[str]
+    store: Mapping[str, Any]
     files: Sequence[Path]
 
     @property
@@ -116,6 +117,7 @@ def load(
         model_dirs=shared["models"]["dirs"],
         slots=shared["slots"],
         build_default=shared["build"]["default"],
+        store=shared["store"],
         files=sorted(reader.looked_for),
     )
 

@@ -366,12 +366,23 @@ class ModelsTable(Table):
 
 
 class SlotsTable(Table):
-    gpu: Count = Field(1, description="Jobs on GPUs at once. No job uses one yet: everything runs on the CPU.")
-    cpu: Count = Field(2, description="Jobs at once; each gets an equal share of the cores.")
+    gpu: Count = Field(
+        1, description="Heavy jobs at once (train, latents), a GPU each; without a GPU each takes a cpu slot, too."
+    )
+    cpu: Count = Field(2, description="Other jobs at once; each gets an equal share of the cores.")
 
 
 class BuildTable(Table):
     default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
+
+
+class StoreTable(Table):
+    remote: Annotated[str, AfterValidator(values.remote)] | None = Field(
+        None,
+        description="Where builds are shared: s3://bucket/prefix, file:///folder, gs://, ssh://. What is there under a key is "
+        'fetched, not built; what is built is uploaded (docs/remote.md). "" in lorabuild.local.toml: none on this machine.',
+    )
+    read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
 
 
 class SharedFile(Table):
@@ -383,6 +394,7 @@ class SharedFile(Table):
     models: ModelsTable = Field(default_factory=ModelsTable, description="[models]: where bases lie on a machine.")
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
+    store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
 
 
 def table_at(model: type[Table], path: tuple[str | int, ...]) -> type[Table] | None:

@@ -8,6 +8,8 @@ from lorabuild.names import quoted
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
+# What a remote store may be reached by -> the extra of lorabuild that brings the package for it.
+REMOTES = {"file": "", "s3": "s3", "gs": "gs", "ssh": "ssh", "sftp": "ssh"}
 
 
 class Misfit(ValueError):
@@ -67,6 +69,24 @@ def file(path: str) -> str:
     if "\0" in path:
         raise ValueError("a file's name cannot hold a zero character")
     return path
+
+
+def remote(url: str) -> str:
+    """The URL of a remote store without a slash at its end; an empty one stays: no remote."""
+    protocol, sign, path = url.partition("://")
+    if not url:
+        return url
+    if not sign or protocol not in REMOTES:
+        known = ", ".join(f"{name}://" for name in REMOTES)
+        raise ValueError(f"expected a URL that begins with one of {known}, got {shown(url)}")
+    if protocol == "file" and not path.startswith("/"):
+        raise ValueError(f'expected an absolute path, as in "file:///mnt/share/loras", got {shown(url)}')
+    host, _, _ = path.partition("/")
+    if ":" in host.rpartition("@")[0]:
+        raise ValueError("a password does not belong in this file: keys, profiles and environment variables are read")
+    if "\0" in url or not path.strip("/"):
+        raise ValueError('expected a bucket or folder, as in "s3://bucket/prefix"')
+    return url.rstrip("/")
 
 
 def is_single_file(path: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lorabuild.errors import JobError
+from lorabuild.nn.warm import kept
 
 # recipe.mixed_precision -> dtype of the base's weights. The adapter's own weights are float32 with each of them.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,15 +29,12 @@ class Base:
     tokenizer2: Any
 
 
-_warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
-
-
 def load_unet(folder: Path, dtype: torch.dtype, digest: str | None = None) -> Any:
     """The U-Net of the base in `folder`. With the component's `digest` it is kept warm, and found warm.
 
     Raises JobError for weights that are not those of the network that config.json describes.
     """
-    return _kept("unet", digest, dtype, lambda: _load_unet(folder / "unet", dtype))
+    return kept("unet", digest, dtype, folder / "unet", lambda: _load_unet(folder / "unet", dtype))
 
 
 def load_text_encoders(
@@ -45,8 +43,8 @@ def load_text_encoders(
     """Both CLIP text encoders of the base in `folder`, the second with its projection; kept warm as the U-Net is."""
     first, second = folder / "text_encoder", folder / "text_encoder_2"
     return (
-        _kept("te1", digests[0], dtype, lambda: _load_clip(first, "CLIPTextModel", dtype)),
-        _kept("te2", digests[1], dtype, lambda: _load_clip(second, "CLIPTextModelWithProjection", dtype)),
+        kept("te1", digests[0], dtype, first, lambda: _load_clip(first, "CLIPTextModel", dtype)),
+        kept("te2", digests[1], dtype, second, lambda: _load_clip(second, "CLIPTextModelWithProjection", dtype)),
     )
 
 
@@ -69,24 +67,6 @@ def checkpointing(base: Base, wanted: bool) -> Iterator[None]:
         yield
     finally:
         base.unet.disable_gradient_checkpointing()
-
-
-def forget_warm() -> None:
-    """Drop all networks that are kept warm."""
-    _warm.clear()
-
-
-def _kept(component: str, digest: str | None, dtype: torch.dtype, load: Callable[[], Any]) -> Any:
-    key = (digest, dtype)
-    if digest is not None and component in _warm and _warm[component][0] == key:
-        return _warm[component][1]
-    _warm.pop(component, None)  # before the next one needs the memory
-    network = load()
-    network.requires_grad_(False)
-    network.eval()
-    if digest is not None:
-        _warm[component] = (key, network)
-    return network
 
 
 def _load_unet(folder: Path, dtype: torch.dtype) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabuild.errors import JobError
+from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
@@ -41,11 +41,13 @@ class Observer:
     """Who is told while a training runs.
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
+    `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
     """
 
     steps: Collection[int] = ()
     snapshot: Callable[[int], None] = lambda step: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
+    stopping: Callable[[], bool] = lambda: False
 
 
 def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -62,10 +64,10 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
     is the mean over its images. The state is saved whenever that is cheap. A training that is
     taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
-    Raises JobError, with the step, when a loss or a gradient is not finite.
+    Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
-    loop = _Loop(training)
+    loop = _Loop(training, observer.stopping)
     if state is None:
         loop.measure("before")
     else:
@@ -73,7 +75,12 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
     while loop.step < recipe["max_train_steps"]:
-        loss = loop.update(list(islice(dealt, accumulate)))
+        try:
+            loss = loop.update(list(islice(dealt, accumulate)))
+        except Interrupted:  # parameters and moments are those of the last update: gradients alone are lost
+            if loop.step:
+                state_file.save(loop.state())
+            raise Interrupted(f"step {loop.step} of {recipe['max_train_steps']}" if loop.step else "") from None
         if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
             observer.snapshot(loop.step)
         if state_file.due():
@@ -86,8 +93,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
 class _Loop:
     """The state of a training, and how an update changes it."""
 
-    def __init__(self, training: Training):
-        self.training = training
+    def __init__(self, training: Training, stopping: Callable[[], bool] = lambda: False):
+        self.training, self.stopping = training, stopping
         recipe, adapter = training.recipe, training.adapter
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
@@ -105,6 +112,8 @@ class _Loop:
         images = sum(len(samples) for _, samples in dealt)
         loss = 0.0
         for micro, (epoch, samples) in enumerate(dealt):
+            if self.stopping():
+                raise Interrupted
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
             share = self._losses(batch).sum() / images
             loss += _finite(f"step {self.step + 1}: the loss", share.item())

@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lorabuild.errors import JobError
-
-_warm: dict[str, AutoencoderKL] = {}  # the last one, by digest: the next job of this process finds it loaded
+from lorabuild.nn.warm import kept
 
 
 def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
@@ -19,8 +18,10 @@ def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
     With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError for
     files that are missing, and JobError for weights that are not all that config.json describes.
     """
-    if digest is not None and digest in _warm:
-        return _warm[digest]
+    return kept("vae", digest, torch.float32, folder / "vae", lambda: _load(folder))
+
+
+def _load(folder: Path) -> AutoencoderKL:
     vae, info = AutoencoderKL.from_pretrained(
         folder,
         subfolder="vae",
@@ -33,10 +34,6 @@ def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
     )
     if strange := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
         raise JobError(f"{folder / 'vae'}: not the weights of its config.json: {strange}"[:300])
-    vae.eval().requires_grad_(False)
-    if digest is not None:
-        _warm.clear()
-        _warm[digest] = vae
     return vae
 
 

@@ -116,4 +116,4 @@ def _file(row: Row, files: Mapping[str, ImageFile]) -> ImageFile:
     return files[row["file"]]
 
 
-STAGE = Stage("latents", 1, jobs, run)
+STAGE = Stage("latents", 1, jobs, run, slot="gpu")

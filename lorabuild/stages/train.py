@@ -75,7 +75,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             write(f"step/{step}")
             workspace.saved(f"step/{step}")
 
-        observer = Observer(steps, snapshot, progress)
+        observer = Observer(steps, snapshot, progress, workspace.stopping)
         training = Training(base, adapter, _data(dataset, workspace), recipe, device)
         log = train(training, observer, state_file, state)
         write("weights")
@@ -176,4 +176,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 1, jobs, run)
+STAGE = Stage("train", 1, jobs, run, slot="gpu")

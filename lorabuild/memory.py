@@ -1,0 +1,38 @@
+"""How much memory a process may still take: the machine's, or what is left to its container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
+
+
+def available_bytes() -> int | None:
+    """Bytes that can be had without swapping, what the system caches of files included; None where it does not say."""
+    known = [one for one in (_of_machine(), _of_container()) if one is not None]
+    return min(known) if known else None
+
+
+def short_of(need: int) -> bool:
+    """Whether `need` bytes more would not fit. False where nobody knows."""
+    available = available_bytes()
+    return available is not None and available < need
+
+
+def _of_machine() -> int | None:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def _of_container() -> int | None:
+    try:
+        limit = int((CGROUP / "memory.max").read_text())  # "max" for none
+        used = int((CGROUP / "memory.current").read_text())
+        facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + int(facts.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None

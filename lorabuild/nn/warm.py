@@ -1,0 +1,65 @@
+"""Keep the networks that a job has loaded for the next job of this process, and let go of them when memory runs short."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabuild.memory import short_of
+
+_warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
+
+
+def kept(component: str, digest: str | None, dtype: torch.dtype, weights: Path, load: Callable[[], Any]) -> Any:
+    """The network of the component with this digest: found warm, or made by `load` from the files in `weights`.
+
+    With a digest it is kept warm. What is kept of another base goes before this one needs the memory, and all else if
+    the memory would not hold it.
+    """
+    key = (digest, dtype)
+    if digest is not None and component in _warm and _warm[component][0] == key:
+        print(f"{component}: in memory already")  # to the job's log
+        return _warm[component][1]
+    _warm.pop(component, None)
+    if _warm and short_of(need := loading_bytes([weights])):
+        print(f"{component}: memory is short of {need / 1e9:.1f} GB: {', '.join(_warm)} let go")
+        forget()
+    network = load()
+    network.requires_grad_(False)
+    network.eval()
+    if digest is not None:
+        _warm[component] = (key, network)
+    return network
+
+
+def forget() -> None:
+    """Let go of all networks that are kept warm."""
+    _warm.clear()
+    gc.collect()
+
+
+def make_way(wanted: Mapping[str, str]) -> None:
+    """Let go of the networks in whose place a job needs others: component -> digest."""
+    for component, digest in wanted.items():
+        if component in _warm and _warm[component][0][0] != digest:
+            del _warm[component]
+    gc.collect()  # modules and their hooks refer to each other
+
+
+def held() -> dict[str, int]:
+    """Digest of each network that is kept -> the bytes that it takes."""
+    return {key[0]: sum(map(_bytes, network.parameters())) for key, network in _warm.values()}
+
+
+def loading_bytes(places: Iterable[Path]) -> int:
+    """Memory that loading the weights there takes at most: from half to single precision they double."""
+    files = {file for place in places for file in ([place] if place.is_file() else place.glob("*.safetensors"))}
+    return 2 * sum(file.stat().st_size for file in files)
+
+
+def _bytes(parameter: Any) -> int:
+    return parameter.numel() * parameter.element_size()

@@ -1,0 +1,191 @@
+"""Share what was built: records and blobs in a folder that many machines read, each checked before it enters the store."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lorabuild.hashing import digest_file, digest_json, sha256_from
+from lorabuild.store import Output, Record, Store
+from lorabuild.transport import Folder
+
+LAYOUT = "v1"  # the folder in the remote; another layout would be another folder
+FRESH_SECONDS = 60.0  # how long a listing is believed about what is not in it
+DIGEST, SHA256 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
+
+
+class Damaged(Exception):
+    """What the remote holds under a key is not what it should be; one line says what is wrong. Nothing of it was kept."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A record as the remote has it: the local one, sha256 by role, and the metadata of the user's LoRAs it was made from."""
+
+    record: Record
+    sha256: Mapping[str, str]
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # digest of the LoRA -> its metadata
+
+
+class Remote:
+    """`v1/record/ab/<key>.json` and `v1/blob/ab/<digest>` below a URL.
+
+    All methods raise Unreachable. A key is a record's in the store: a job's, or `<key>/step/10` for a snapshot.
+    """
+
+    def __init__(self, folder: Folder, store: Store):
+        self.folder, self.store = folder, store
+        self._mutex = threading.Lock()
+        self._names: set[str] = set()
+        self._listed = float("-inf")
+        self._damaged: set[str] = set()  # what was found so here is written anew
+        self.received = 0  # bytes of blobs
+
+    def has(self, key: str) -> bool:
+        """Is there a record of `key`? One listing answers for all keys; what is not in it is looked for again later."""
+        name = _record_name(key)
+        with self._mutex:
+            if name not in self._names and time.monotonic() - self._listed > FRESH_SECONDS:
+                self._names |= self.folder.sizes(f"{LAYOUT}/record").keys()
+                self._listed = time.monotonic()
+            return name in self._names
+
+    def record(self, key: str) -> Shared | None:
+        """The record of `key`, None if there is none. Raises Damaged for one that is not of this key."""
+        if not self.has(key):
+            return None
+        try:
+            return _parsed(key, self.folder.read(_record_name(key)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._damaged.add(key)
+            raise Damaged(f"record {key}: {error or type(error).__name__}") from error
+
+    def fetch(self, key: str, roles: Iterable[str]) -> Shared | None:
+        """Bring the outputs `roles` of `key` into the store, then their record; None if the remote has no record of it.
+
+        What differs in size, sha256 or xxh3 from what the record says never enters the store: raises Damaged.
+        """
+        shared = self.record(key)
+        if shared is None:
+            return None
+        lacking = [role for role in roles if role not in shared.record.outputs]
+        if lacking:
+            self._damaged.add(key)
+            raise Damaged(f"record {key}: it lacks {', '.join(lacking)}")
+        outputs = {role: shared.record.outputs[role] for role in roles}
+        for role, output in outputs.items():
+            if not _whole(self.store.blob(output.digest), output):
+                self._fetch_blob(key, output, shared.sha256[role])
+        self.store.put_record(key, replace(shared.record, outputs=outputs))
+        return shared
+
+    def put(self, key: str, metadata: Mapping[str, Mapping[str, str]] | None = None, mend: bool = False) -> int | None:
+        """Upload what the store has under `key`: blobs first, then the record. None if the remote has it: the first stays.
+
+        `mend`: blobs that its record names and that are gone are uploaded again, if they are here. The bytes uploaded.
+        """
+        record = self.store.record(key)
+        if record is None:
+            raise Damaged(f"record {key}: gone from the store")
+        known = key not in self._damaged and self.has(key)
+        if known and not mend:
+            return None
+        if known:
+            theirs = self._readable(key)
+            if theirs is not None and theirs.outputs != record.outputs:
+                return None  # another build of the same key: it came first
+            known = theirs is not None
+        anew = key in self._damaged
+        sent = sum(self._put_blob(output, anew) for output in record.outputs.values())
+        if not known:
+            data = _spelled(record, self.store, metadata or {})
+            if self.folder.upload(_record_name(key), data, replace=anew):
+                sent += len(data)
+        with self._mutex:
+            self._names.add(_record_name(key))
+            self._damaged.discard(key)
+        return None if known and not sent else sent
+
+    def _readable(self, key: str) -> Record | None:
+        """The remote's record of `key`, if it is one."""
+        try:
+            shared = self.record(key)
+        except Damaged:
+            return None
+        return shared.record if shared else None
+
+    def _fetch_blob(self, key: str, output: Output, sha256: str) -> None:
+        try:
+            part = self.folder.download(_blob_name(output.digest), self.store.parts, output.size)
+        except FileNotFoundError:
+            self._damaged.add(key)
+            raise Damaged(f"blob {output.digest}: gone") from None
+        try:
+            if not (_whole(part, output) and sha256_from(part) == sha256):
+                self._damaged.add(key)
+                raise Damaged(f"blob {output.digest}: damaged")
+            self.store.put(part)
+            self.received += output.size
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _put_blob(self, output: Output, anew: bool) -> int:
+        """The bytes that had to be uploaded. A blob that another record brought is there."""
+        name = _blob_name(output.digest)
+        if not anew and self.folder.size(name) == output.size:
+            return 0
+        self.folder.upload(name, self.store.blob(output.digest), replace=True)
+        return output.size
+
+
+def _record_name(key: str) -> str:
+    return f"{LAYOUT}/record/{key[:2]}/{key.replace('/', '.')}.json"
+
+
+def _blob_name(digest: str) -> str:
+    return f"{LAYOUT}/blob/{digest[:2]}/{digest}"
+
+
+def _whole(path: Path, output: Output) -> bool:
+    """Does the file have the size and the xxh3 that it should have?"""
+    return path.exists() and path.stat().st_size == output.size and digest_file(path) == output.digest
+
+
+def _spelled(record: Record, store: Store, metadata: Mapping[str, Mapping[str, str]]) -> bytes:
+    """The record as the remote has it. Pieces stay where they are: they are cheap to make, and many."""
+    data = asdict(replace(record, pieces=()))
+    for output in data["outputs"].values():
+        output["sha256"] = sha256_from(store.blob(output["digest"]))
+    return json.dumps(data | {"metadata": metadata}, indent=1, sort_keys=True).encode()
+
+
+def _parsed(key: str, data: bytes) -> Shared:
+    """What `_spelled` wrote. Raises ValueError, KeyError, … for what is not a record of `key`: names in it become paths."""
+    found: dict[str, Any] = json.loads(data)
+    outputs, sha256 = {}, {}
+    for role, one in found["outputs"].items():
+        outputs[role], sha256[role] = Output(str(one["digest"]), int(one["size"])), str(one["sha256"])
+        if not (DIGEST.fullmatch(outputs[role].digest) and SHA256.fullmatch(sha256[role])):
+            raise ValueError(f"{role}: no digest")
+    told = {name: found[name] for name in ("stage", "version", "params", "inputs")}
+    if digest_json(list(told.values())) != key.partition("/")[0]:
+        raise ValueError("it is of another key")
+    record = Record(
+        **told,
+        outputs=outputs,
+        seconds=float(found["seconds"]),
+        made_with={str(name): str(version) for name, version in found["made_with"].items()},
+        made_from={str(role): str(parent) for role, parent in found["made_from"].items()},
+    )
+    metadata = {
+        str(digest): {str(name): str(text) for name, text in one.items()} for digest, one in found["metadata"].items()
+    }
+    return Shared(record, sha256, metadata)

@@ -1,0 +1,110 @@
+"""Which jobs may run at the same time, on which device and with how many threads."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lorabuild.ahead import cores
+from lorabuild.errors import Interrupted
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs. `device` is a value for CUDA_VISIBLE_DEVICES: "0", "" for no GPU, None on a machine without any.
+
+    `threads` do not depend on how many jobs run just now: a job's bytes do not depend on its company.
+    """
+
+    device: str | None
+    threads: int
+    waited: float = 0.0  # seconds, until it was free
+
+
+class Slots:
+    """`gpu` heavy jobs and `cpu` others at once. Without a GPU a heavy job works on the processor, and takes both.
+
+    More `gpu` slots than devices share them in turn. All that a job needs is taken in one step, so that no two wait for
+    each other.
+    """
+
+    def __init__(self, gpu: int, cpu: int, find_devices: Callable[[], Sequence[str]] = lambda: ()):
+        self._free = {"gpu": gpu, "cpu": cpu, "jobs": gpu + cpu}
+        self._find_devices, self._gpu = find_devices, gpu
+        self._devices: list[str] | None = None  # of the free slots, once it is known
+        self._there = False
+        self._threads = max(1, cores() // cpu)
+        self._changed = threading.Condition()
+        self.shut = False
+
+    def limit(self, jobs: int) -> None:
+        """Allow at most `jobs` at once, of whatever kind."""
+        with self._changed:
+            self._free["jobs"] = min(jobs, self._free["jobs"])
+
+    def shut_down(self) -> None:
+        """Give no place any more: who waits for one, or asks for one later, is told that the build was stopped."""
+        with self._changed:
+            self.shut = True
+            self._changed.notify_all()
+
+    @contextmanager
+    def place(self, kind: str) -> Iterator[Place]:
+        """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops."""
+        start = time.monotonic()
+        with self._changed:
+            self._look()
+            on_device = kind == "gpu" and self._there
+            needs = {kind, "jobs"} if on_device else {kind, "cpu", "jobs"}
+            self._changed.wait_for(lambda: self.shut or all(self._free[one] for one in needs))
+            if self.shut:
+                raise Interrupted
+            for one in needs:
+                self._free[one] -= 1
+            device = self._devices.pop(0) if on_device else "" if self._there else None
+        try:
+            yield Place(device, self._threads, time.monotonic() - start)
+        finally:
+            with self._changed:
+                for one in needs:
+                    self._free[one] += 1
+                if on_device:
+                    self._devices.insert(0, device)  # first, as its worker is warm
+                self._changed.notify_all()
+
+    def _look(self) -> None:
+        """Find the devices when there is a first job: a build with nothing to do need not know."""
+        if self._devices is None:
+            found = self._find_devices()
+            self._there = bool(found)
+            self._devices = [found[slot % len(found)] for slot in range(self._gpu)] if found else []
+
+
+def cuda_devices(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The GPUs that a CUDA program started here would see, as values for CUDA_VISIBLE_DEVICES. No library is asked:
+    the variable itself if it is set, else the driver's device files, else (WSL, Windows) `nvidia-smi`."""
+    visible = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        listed = [one.strip() for one in visible.split(",")]
+        ends = [number for number, one in enumerate(listed) if one in ("", "-1")]  # CUDA stops at the first invalid one
+        return listed[: ends[0]] if ends else listed
+    count = len(glob.glob("/dev/nvidia[0-9]*"))  # in a container only some are there, and CUDA counts those from 0
+    return [str(number) for number in range(count or _listed_by_driver())]
+
+
+def _listed_by_driver() -> int:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    try:
+        said = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in said.splitlines())
