@@ -9,13 +9,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, Interrupted, JobError, UserError
+from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.manifest.sources import Sources
@@ -104,11 +104,11 @@ class Engine:
             return False
         try:
             found = self.assess(name)
+            if found.missing or found.unpublished:
+                return False
+            self._remember(found)
         except (UserError, OSError, sqlite3.Error):
             return False
-        if found.missing or found.unpublished:
-            return False
-        self._remember(found)
         self.counts["fresh"] += 1
         return True
 
@@ -120,15 +120,15 @@ class Engine:
         try:
             try:
                 event, why, notes = self._realise(name)
+                seconds = time.monotonic() - start - self._waited[name]
+                self.log.write(name, event, seconds, why, **notes)
             except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
-                raise JobError(_one_line(error)) from error
+                raise JobError(told(error, self.root)) from error
         except UserError as error:
             said = "; ".join(map(str, error.problems)) + self.advice(name, error)
             self._failed(name, said, time.monotonic() - start - self._waited[name])
             raise
-        seconds = time.monotonic() - start - self._waited[name]
         self.counts[event] += 1
-        self.log.write(name, event, seconds, why, **notes)
         self.face.finished(name, event, seconds, why)
 
     # assessment
@@ -424,7 +424,8 @@ class Engine:
         self.failures[name] = message
         if not self.keep_going:
             self.pool.slots.shut_down()  # who waits for a slot is not begun any more
-        self.log.write(name, "failed", seconds, [message])
+        with suppress(OSError):  # a disk that is full is told of already
+            self.log.write(name, "failed", seconds, [message])
         self.face.failed(name, message)
 
     def _lock_of(self, key: str) -> threading.Lock:
@@ -521,10 +522,3 @@ class Engine:
 def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:
     """The records of a job, by key, with the outputs that each names: one for the job, one for each snapshot."""
     return {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
-
-
-def _one_line(error: Exception) -> str:
-    """`No space left on device: build/ember/ember.safetensors`."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"
