@@ -231,5 +231,6 @@ def latest(root: Path) -> Path:
 def events(root: Path, event: str, before: Path) -> set[str]:
     """The jobs of which the last run has reported this; none if it has begun no run log since `before`."""
     log = latest(root)
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() and log != before else []
-    return {line["job"] for line in lines if line["event"] == event}
+    lines = log.read_text().splitlines(keepends=True) if log.exists() and log != before else []
+    told = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last one off
+    return {line["job"] for line in told if line["event"] == event}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import killing
@@ -81,11 +82,27 @@ def test_a_disk_that_fails_is_one_line_and_the_next_build_ends_well(
     assert "Traceback" not in done.said and "fault in lorabuild" not in done.said, done.said
     assert killing.partial(root, golden) == []
 
+    assert_next_build_ends_well(root, golden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", WRITES)
+def test_a_kill_in_the_middle_of_a_write_loses_nothing(golden: killing.Golden, tmp_path: Path, what: str):
+    op, number, pattern = WRITES[what][0].split(" ", 2)
+    root = made(tmp_path / "repository")
+    done = build(root, **faulty(f"{op} SIGKILL {number} {pattern}"))
+    assert done.code == -signal.SIGKILL or (done.code == 1 and "SIGKILL" in done.said), done.said
+    assert "Traceback" not in done.said and killing.partial(root, golden) == []
+    assert_next_build_ends_well(root, golden)
+
+
+def assert_next_build_ends_well(root: Path, golden: killing.Golden) -> None:
+    """It builds what was not finished, leaves nothing over, and its bytes are those of an undisturbed build."""
     finished = {job for job, key in golden.keys.items() if killing.record_path(root, key).exists()}
     done = build(root)
     assert done.code == 0 and killing.built_files(root) == golden.files, done.said
     assert not finished & done.built
-    assert not list((root / ".lorabuild/scratch").iterdir())
+    assert not list((root / ".lorabuild/scratch").iterdir()) and not list((root / ".lorabuild/store/part").iterdir())
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def test_a_training_that_is_killed_three_times_ends_in_the_same_bytes(built_once
         killing.kill(driver, who)
         driver.wait(60)
         standing = killed.built_files()
-        assert all(straight.built_files()[name] == data for name, data in standing.items() if "step" in name)
+        whole = [straight.built_files(), built_once.built_files()]  # new and, where it has not come so far, old
+        assert all(data in [files.get(name) for files in whole] for name, data in standing.items()), f"seed {seed}"
         assert not [name for name in standing if ".part" in name or "/." in name], f"seed {seed}"
     result = killed.doit()
     assert result.code == 0, f"seed {seed}: {result.out}{result.err}"

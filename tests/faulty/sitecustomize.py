@@ -1,7 +1,8 @@
 """Let writes fail as a full or a broken disk lets them fail: Python imports this first where it stands in PYTHONPATH.
 
 FAULT="write ENOSPC 2 */store/part/*": from the second write on to a file of such a name, the disk is full. Beside write there
-are open (to write), fsync, replace (to such a name), and sqlite (statements that write; the name is the database's).
+are open (to write), fsync, replace (to such a name), and sqlite (statements that write; the name is the database's). Beside
+ENOSPC there are EIO, and SIGKILL, which ends the process there.
 """
 
 import builtins
@@ -9,6 +10,7 @@ import errno
 import fnmatch
 import io
 import os
+import signal
 import sqlite3
 
 WRITING = ("replace", "insert", "update", "delete", "create")
@@ -31,10 +33,16 @@ class Fault:
         return self.left <= 0 and self.of(op, path)
 
     def os_error(self, *path: str) -> OSError:
+        self.kill()
         number = getattr(errno, self.error)
         return OSError(number, os.strerror(number), *path)
 
+    def kill(self) -> None:
+        if self.error == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def sqlite_error(self) -> sqlite3.Error:
+        self.kill()
         text, code = SQLITE[self.error]
         error = sqlite3.OperationalError(text)
         error.sqlite_errorcode = code
