@@ -9,13 +9,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
-from lorabuild.errors import InputChanged, Interrupted, JobError, UserError
+from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.lockfile import Locks
@@ -106,11 +106,11 @@ class Engine:
             return False
         try:
             found = self.assess(name)
+            if found.missing or found.unpublished:
+                return False
+            self._remember(found)
         except (UserError, OSError, sqlite3.Error):
             return False
-        if found.missing or found.unpublished:
-            return False
-        self._remember(found)
         self.locks.note(found, now=False)
         self.counts["fresh"] += 1
         return True
@@ -123,15 +123,15 @@ class Engine:
         try:
             try:
                 event, why, notes = self._realise(name)
+                seconds = time.monotonic() - start - self._waited[name]
+                self.log.write(name, event, seconds, why, **notes)
             except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
-                raise JobError(_one_line(error)) from error
+                raise JobError(told(error, self.root)) from error
         except UserError as error:
             said = "; ".join(map(str, error.problems)) + self.advice(name, error)
             self._failed(name, said, time.monotonic() - start - self._waited[name])
             raise
-        seconds = time.monotonic() - start - self._waited[name]
         self.counts[event] += 1
-        self.log.write(name, event, seconds, why, **notes)
         self.face.finished(name, event, seconds, why)
 
     # assessment
@@ -428,7 +428,8 @@ class Engine:
         self.failures[name] = message
         if not self.keep_going:
             self.pool.slots.shut_down()  # who waits for a slot is not begun any more
-        self.log.write(name, "failed", seconds, [message])
+        with suppress(OSError):  # a disk that is full is told of already
+            self.log.write(name, "failed", seconds, [message])
         self.face.failed(name, message)
 
     def _lock_of(self, key: str) -> threading.Lock:
@@ -488,6 +489,7 @@ class Engine:
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
         self.locks.flush()
+        self._clear_scratch()
         removed: list[Path] = []
         for name in self.state.publishers():
             project = Job(name, {}, {}, ()).project
@@ -500,6 +502,16 @@ class Engine:
                 continue
             removed += self.publisher.retract(name, wanted)
         return removed
+
+    def _clear_scratch(self) -> None:
+        """Remove what a run left of a job that was on record already when it was killed: a training's state is large."""
+        done = {found.key for found in self.assessed.values() if not found.missing}
+        scratch = self.root / ".lorabuild" / "scratch"
+        for path in scratch.iterdir() if scratch.is_dir() else ():
+            if path.name in done:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.removesuffix(".lock") in done:
+                path.unlink(missing_ok=True)
 
     def forget(self, name: str) -> bool:
         """Drop the record of the job's present key, so that it is built again. True if there was one."""
@@ -515,10 +527,3 @@ class Engine:
 def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:
     """The records of a job, by key, with the outputs that each names: one for the job, one for each snapshot."""
     return {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}
-
-
-def _one_line(error: Exception) -> str:
-    """`No space left on device: build/ember/ember.safetensors`."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,27 @@ def in_file(path: Path) -> Iterator[None]:
     except JobError as error:
         start = f"{path}: "
         raise JobError(*(f"{start}{str(one).removeprefix(start)}" for one in error.problems)) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that the system raises here without a name is of the file at `path`: a full disk does not say whose write fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def told(error: Exception, root: Path | None = None) -> str:
+    """What the system or the database says, in one line: `build/ember/train.jsonl: No space left on device`."""
+    if isinstance(error, OSError) and error.strerror:
+        name = str(error.filename or "").removeprefix(f"{root}{os.sep}")
+        return f"{name}: {error.strerror}" if name else error.strerror
+    if type(error).__module__ == "sqlite3":  # by name: the face of a file verb has no use for it
+        return f".lorabuild/state.sqlite: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def near_miss(word: str, candidates: Iterable[str]) -> str:

@@ -26,7 +26,11 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
 
     def __enter__(self) -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
-        self._handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=PART, dir=self.parts)
+        try:
+            self._handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=PART, dir=self.parts)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         self.part = Path(name)
         if not _lock(self._handle):
             os.close(self._handle)  # Windows renames no open file
@@ -37,10 +41,20 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
         try:
             if kind is None:
                 self._finish()
+            elif isinstance(error, OSError):
+                self._name(error)
+        except OSError as fault:
+            self._name(fault)
+            raise
         finally:
             self.part.unlink(missing_ok=True)
             if self._handle is not None:
                 os.close(self._handle)
+
+    def _name(self, error: OSError) -> None:
+        """What cannot be written is told by the name that it was to have, where the system names none or the part."""
+        if error.errno is not None and (error.filename is None or str(self.part) in (error.filename, error.filename2)):
+            error.filename, error.filename2 = str(self.path), None
 
     def _finish(self) -> None:
         if self.durable:

@@ -26,7 +26,7 @@ from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
-from lorabuild.errors import Interrupted, UsageError, UserError
+from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.outcome import failure_lines, interrupted_line, not_run
@@ -199,7 +199,7 @@ class _Command:
             _complain([str(error)])
             return UsageError.exit_code
         except (OSError, sqlite3.Error) as error:  # what no job is to blame for: the state cannot be written, say
-            _complain([f"{type(error).__name__}: {error}"])
+            _complain([told(error, Path.cwd())])
             return 1
         except KeyboardInterrupt:
             _complain(["interrupted: what was finished is kept, a training goes on from its last state"])

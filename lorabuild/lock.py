@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lorabuild.errors import naming
+
 
 @contextmanager
 def build_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
@@ -23,7 +25,8 @@ def build_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         say(f"waiting: another build runs here{_who(holder)}")
         lock.acquire()
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "since": f"{datetime.now():%H:%M:%S}"}))
+        with naming(holder):
+            holder.write_text(json.dumps({"pid": os.getpid(), "since": f"{datetime.now():%H:%M:%S}"}))
         yield
     finally:
         holder.unlink(missing_ok=True)

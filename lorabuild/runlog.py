@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lorabuild.errors import naming
+
 KEPT = 50  # non-empty files
 
 
@@ -31,8 +33,8 @@ class RunLog:
         line = {"job": job, "event": event, "seconds": round(seconds, 3), "why": list(why), **notes}
         if self.path is None:
             return
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with self._lock, naming(self.path):
+            _append(self.path, f"{json.dumps(line, ensure_ascii=False)}\n".encode())
 
     @staticmethod
     def _prune(folder: Path) -> None:
@@ -41,6 +43,18 @@ class RunLog:
         full = [path for path in files if path.stat().st_size]
         for path in set(files) - set(full[-(KEPT - 1) :]):
             path.unlink(missing_ok=True)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line, whole or, where the disk is full, not at all: the next one would go on in its middle."""
+    with open(path, "ab", buffering=0) as file:
+        end, rest = file.tell(), memoryview(line)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _point(link: Path, target: Path) -> None:

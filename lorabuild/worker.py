@@ -16,7 +16,7 @@ from filelock import FileLock
 from lorabuild import __version__
 from lorabuild.ahead import use_threads
 from lorabuild.channel import Channel
-from lorabuild.errors import InputChanged, Interrupted, UserError
+from lorabuild.errors import InputChanged, Interrupted, UserError, naming, told
 from lorabuild.files import empty_folder
 from lorabuild.stage import Job
 from lorabuild.store import Store
@@ -30,10 +30,13 @@ def main() -> None:
     while True:
         spec = channel.receive()
         channel.job_begins()
-        with _output_to(Path(spec["log"])):
-            _prepare(spec)
-            report = _run(spec, channel)
-            report["held"] = _held()
+        try:
+            with _output_to(Path(spec["log"])):
+                _prepare(spec)
+                report = _run(spec, channel)
+                report["held"] = _held()
+        except OSError as error:  # there is no room for the log
+            report = {"event": "failed", "lines": [told(error)], "held": _held()}
         channel.send(report)
 
 
@@ -58,8 +61,10 @@ def _held() -> dict[str, int]:
 
 def _run(spec: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Run one job; the last event says how it ended."""
+    folder = Path(spec["folder"])
     try:
-        return _run_locked(spec, channel)
+        with naming(folder):
+            return _run_locked(spec, channel)
     except InputChanged as change:
         return {"event": "changed", "path": str(change.path)}
     except Interrupted as stop:
@@ -68,8 +73,7 @@ def _run(spec: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         return {"event": "failed", "lines": [str(problem) for problem in error.problems]}
     except OSError as error:  # disk full, unreadable, I/O error: the machine's fault, told in one line
         traceback.print_exc()
-        where = f": {error.filename}" if error.filename else ""
-        return {"event": "failed", "lines": [f"{error.strerror or error}{where}"]}
+        return {"event": "failed", "lines": [told(error, folder.parents[2])]}
     except Exception as error:
         traceback.print_exc()
         return {

@@ -275,7 +275,7 @@ def in_training(world: World) -> subprocess.Popen:
     command = [sys.executable, "-m", "doit"]
     driver = subprocess.Popen(command, cwd=world.root, start_new_session=True, stdout=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 240
-    while not any(path.is_file() for path in world.root.glob(".lorabuild/scratch/*/scratch/*")):
+    while not any(path.is_file() for path in world.root.glob(".lorabuild/scratch/*/scratch/state")):
         assert driver.poll() is None and time.monotonic() < deadline, "no training state was written"
         time.sleep(0.05)
     return driver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_save_that_was_cut_short_leaves_the_state_before(tmp_path: Path):
     assert file.load().facts["step"] == 3
     file.save(State({}, {"step": 4}))
     assert file.load().facts["step"] == 4
+
+
+def test_a_save_that_fails_leaves_the_state_before_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = StateFile(tmp_path / "state", "mine")
+    file.save(STATE)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorabuild.nn.resume.os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        file.save(State({}, {"step": 4}))
+    assert caught.value.filename == str(tmp_path / "state")
+    assert file.load().facts["step"] == 3 and [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_saves_take_at_most_a_twentieth_of_the_time(tmp_path: Path):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lorabuild.errors import naming
 from lorabuild.files import sync_folder
 from lorabuild.hashing import digest_bytes
 
@@ -53,12 +54,16 @@ class StateFile:
         facts = {"identity": self.identity, "facts": json.dumps(state.facts)}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, facts)
         part = self.path.with_name(self.path.name + ".part")
-        with open(part, "wb") as file:
-            file.write(digest_bytes(data).encode())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path)
+        try:
+            with naming(self.path), open(part, "wb") as file:
+                file.write(digest_bytes(data).encode())
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        except OSError:  # where the disk is full, others need the room
+            part.unlink(missing_ok=True)
+            raise
         sync_folder(self.path.parent)
         self._saved_at = self.clock()
         self._took = self._saved_at - start
