@@ -1,4 +1,4 @@
-"""Decide whether a job is fresh, and make it so: restore what was built once, build what was not, publish the rest."""
+"""Make a job fresh: restore what was built once, build what was not, publish the rest."""
 
 from __future__ import annotations
 
@@ -8,95 +8,46 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
+from lorabuild.assess import Assessment, Assessor, records_of
+from lorabuild.components import component_files
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder
-from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.lockfile import Locks
-from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
-from lorabuild.progress import Face, one_line
-from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
-from lorabuild.reasons import FEW, Reason, changes
+from lorabuild.progress import one_line
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
 from lorabuild.slots import Place
-from lorabuild.stage import Artifact, Component, File, Job, Stage
-from lorabuild.state import State
-from lorabuild.store import Output, Record, Store
+from lorabuild.stage import Artifact, Component, File, Job
+from lorabuild.store import Output, Record
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
 
 
-@dataclass(frozen=True)
-class Assessment(Made):
-    """What a look at a job found. Nothing in `missing` and nothing in `unpublished`: fresh."""
-
-    key: str
-    missing: Sequence[str] = ()  # why it must be built, if it must
-    unpublished: Sequence[tuple[Publication, str]] = ()  # files to write, with the reason of each
-
-
-@dataclass
-class Engine:
+@dataclass(kw_only=True)
+class Engine(Assessor):
     """One run over one repository. `fresh` and `realise` ask the same question, so they cannot disagree."""
 
-    root: Path
-    stages: Mapping[str, Stage]
-    jobs: Mapping[str, Job]
     lock_files: Mapping[str, Path]  # project -> its lora.lock, there or not
-    projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
-    base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
-    sources: Sources  # judges the LoRAs that projects start from
     default: Sequence[str]  # the stages that a build without targets is for
-    store: Store
-    state: State
-    publisher: Publisher
     pool: Pool
     log: RunLog
     locks: Locks
-    face: Face
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
     sharing: Sharing | None = None  # the remote store, if there is one
-    advice: Callable[[str, UserError], str] = lambda name, error: ""  # what the user can do about a failed job
-    anew: frozenset[str] = frozenset()
-    assessed: dict[str, Assessment] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     failures: dict[str, str] = field(default_factory=dict)
     interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
     keep_going: bool = True  # after a failure: `--continue`
     _built: set[str] = field(default_factory=set)  # keys that this run has built
     _waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
-    _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
-    _mutex: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._resolver = Resolver(self.state, self._artifact, self._component, self.sources)
-
-    def check_sources(self, names: Sequence[str]) -> None:
-        """Look at the LoRAs that the projects of these jobs start from, before anything is built for them.
-
-        Raises JobError with all that is wrong.
-        """
-        projects = {self.jobs[name].project for name in names}
-        jobs = [job for job in self.jobs.values() if job.project in projects]
-        problems = []
-        for project, item in {(job.project, item) for job in jobs for item in job.inputs.values()}:
-            try:
-                if isinstance(item, File):
-                    self._resolver.source(item, project)
-            except JobError as error:
-                advice = self.advice(f"source:{project}", error)
-                problems += [replace(one, message=one.message + advice) for one in error.problems]
-        if problems:
-            raise JobError(*sorted(problems))
 
     # the two questions that doit asks
 
@@ -133,104 +84,6 @@ class Engine:
             raise
         self.counts[event] += 1
         self.face.finished(name, event, seconds, why)
-
-    # assessment
-
-    def assess(self, name: str) -> Assessment:
-        """Look at a job whose inputs are built: its key, what the store holds of it, what stands in build/."""
-        job = self.jobs[name]
-        stage = self.stages[job.stage]
-        inputs = self._resolver.resolve(job)
-        key = key_of(stage.name, stage.version, job.params, inputs)
-        parts = components(stage.version, job.params, inputs)
-        return self._look(Assessment(job=job, inputs=inputs, components=parts, outputs={}, key=key))
-
-    def _look(self, found: Assessment) -> Assessment:
-        """The same key and inputs, and what is there of it now. The user's files are not looked at again."""
-        outputs, missing = self._stored(found.job, found.key)
-        found = self.assessed[found.job.name] = replace(found, outputs=outputs, missing=missing, unpublished=())
-        if not missing:
-            stale = [(publication, self.publisher.stale(publication)) for publication in self._publications(found)]
-            found = replace(found, unpublished=[(publication, why) for publication, why in stale if why])
-            self.assessed[found.job.name] = found
-        return found
-
-    def _stored(self, job: Job, key: str) -> tuple[dict[str, Output], list[str]]:
-        """The outputs that the store holds whole, and why others are missing. A damaged blob is dropped."""
-        outputs, missing = {}, []
-        for record_key, roles in records_of(job, key).items():
-            record = self.store.record(record_key)
-            for role in roles:
-                if record is None or role not in record.outputs:
-                    missing.append("never built" if record_key == key else f"{role}: never built")
-                elif not self.whole(record.outputs[role]):
-                    missing.append(f"{role}: blob damaged or gone")
-                else:
-                    outputs[role] = record.outputs[role]
-        return outputs, list(dict.fromkeys(missing))
-
-    def whole(self, output: Output) -> bool:
-        """Does the store hold it, undamaged? A damaged blob is dropped."""
-        path = self.store.blob(output.digest)
-        try:
-            if self.state.digest(path) == output.digest:
-                return True
-        except OSError:
-            return False
-        self.store.drop(output.digest)
-        return False
-
-    def _publications(self, found: Assessment, outputs: Mapping[str, Output] | None = None) -> list[Publication]:
-        project = self.projects.get(found.job.project, {})
-        lineage = self._lineage(found.job.name)
-        return publications(self.root, found.job, found.outputs if outputs is None else outputs, lineage, project)
-
-    def _lineage(self, name: str) -> dict[str, Assessment]:
-        """The job and its ancestors by name: what an artifact's header tells of. All were assessed before it."""
-        lineage = {name: self.assessed[name]}
-        for item in self.jobs[name].inputs.values():
-            if (parent := getattr(item, "job", None)) is not None:
-                lineage |= self._lineage(parent)
-        return lineage
-
-    def _artifact(self, job: str, role: str) -> tuple[str, Path]:
-        output = self._outputs_of(job).get(role)
-        if output is None:
-            raise JobError(f"{job} has no output {role}")
-        return output.digest, self.store.blob(output.digest)
-
-    def _component(self, base: str, name: str) -> tuple[str, Path]:
-        path = self.base_path(base)
-        if path is not None:
-            return self._component_of(path, name), path
-        listing = self._outputs_of(f"base:{base}")[COMPONENTS_FILE]
-        digests = json.loads(self.store.blob(listing.digest).read_bytes())
-        return digests[name], base_folder(self.root, base)
-
-    def _component_of(self, path: Path, name: str) -> str:
-        """The digest of a part of a user's base: seven gigabytes are read once, not once a job."""
-        with self._lock_of(str(path)):  # who waits finds what the first one has read
-            what = f"component {DIGESTING} {name}"
-            return self.state.digest_of(component_files(path, name), what, lambda: self._digested(path, name))
-
-    def _digested(self, path: Path, name: str) -> str:
-        """Read a component, with a bar: it takes seconds of a fast disk, and minutes of a slow one."""
-        job = f"digest of {path.name}, {name}"
-        self.face.started(job, ["read once; later its stat will do"])
-        try:
-            return component_digests(
-                path, [name], lambda done, total: self.face.progress(job, done >> 20, total >> 20, "MiB")
-            )[name]
-        finally:
-            self.face.ended(job)
-
-    def _outputs_of(self, name: str) -> Mapping[str, Output]:
-        if name not in self.assessed:
-            self.assess(name)
-        found = self.assessed[name]
-        if found.missing:
-            raise JobError(f"{name} is not built")
-        return found.outputs
 
     # realisation
 
@@ -414,10 +267,6 @@ class Engine:
         """The causes: a changed value if there is one, else what is missing or not as it was left."""
         return [reason.text for reason in self.reasons(found)]
 
-    def _same_key(self, found: Assessment) -> bool:
-        last = self.state.last(found.job.name)
-        return last is not None and last[0] == found.key
-
     def _remember(self, found: Assessment) -> None:
         if not self._same_key(found):
             self.state.set_last(found.job.name, found.key, json.dumps(found.components))
@@ -431,10 +280,6 @@ class Engine:
         with suppress(OSError):  # a disk that is full is told of already
             self.log.write(name, "failed", seconds, [message])
         self.face.failed(name, message)
-
-    def _lock_of(self, key: str) -> threading.Lock:
-        with self._mutex:
-            return self._keys[key]
 
     # the end of a run
 
@@ -453,35 +298,6 @@ class Engine:
             **blobs,
             **dict.fromkeys(map(self.store.record_path, records)),
         }
-
-    def event_of(self, found: Assessment) -> str:
-        """What it takes to make the job fresh: "built", "restored", "published" (only headers); "fresh" if nothing."""
-        if found.missing:
-            return "built"
-        if not found.unpublished:
-            return "fresh"
-        only_headers = all(why == "header" for _, why in found.unpublished)
-        return "published" if only_headers and self._same_key(found) else "restored"
-
-    def reasons(self, found: Assessment, few: int = FEW) -> list[Reason]:
-        """Why a job is stale: a changed value if there is one, else what is missing or not as it was left."""
-        last = self.state.last(found.job.name)
-        if found.job.name in self.anew:
-            return [Reason("anew", "", "asked for anew")]
-        if last and last[0] != found.key and (changed := changes(json.loads(last[1]), found.components, few)):
-            return changed
-        if found.missing:
-            return [Reason("store", "", text) for text in (found.missing if last else ("never built",))]
-        told: list[Reason] = []
-        for publication, why in found.unpublished:
-            name = publication.path.relative_to(self.root).as_posix()
-            told += self.publisher.header_changes(publication, why) or [Reason("build", name, f"{name}: {why}")]
-        return list(dict.fromkeys(told))
-
-    def known_inputs(self, name: str, roles: Collection[str]) -> dict[str, Resolved]:
-        """Some inputs of a job, of which others may not be made yet. Raises JobError."""
-        job = self.jobs[name]
-        return self._resolver.resolve(replace(job, inputs={role: job.inputs[role] for role in roles}))
 
     def tidy(self) -> list[Path]:
         """Remove from build/ and the locks what this run found no longer wanted: a snapshot, a chop whose table is gone.
@@ -522,8 +338,3 @@ class Engine:
         lasts = [self.state.last(name) for name in names]
         records = [self.store.record(last[0]) if last else None for last in lasts]
         return [record.seconds if record else None for record in records]
-
-
-def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:
-    """The records of a job, by key, with the outputs that each names: one for the job, one for each snapshot."""
-    return {key: job.outputs, **{f"{key}/{role}": [role] for role in job.snapshots}}

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorabuild.engine import Assessment, Engine
+from lorabuild.assess import Assessment
+from lorabuild.engine import Engine
 from lorabuild.errors import UserError
 from lorabuild.inputs import Resolved, components, key_of
 from lorabuild.publish import is_published

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorabuild.engine import Engine, records_of
+from lorabuild.assess import records_of
+from lorabuild.engine import Engine
 from lorabuild.errors import UserError
 from lorabuild.remote import Damaged, Remote
 from lorabuild.session import dependencies

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 
-from lorabuild.engine import Assessment, Engine
+from lorabuild.assess import Assessment
+from lorabuild.engine import Engine
 from lorabuild.errors import UserError
 from lorabuild.store import Output
 

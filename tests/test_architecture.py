@@ -18,7 +18,7 @@ LAYERS = {
     "manifest": "manifest",
     "model": "stage workspace store state lock lockfile runlog history reasons progress inputs metadata publish transport remote sharing locked nn",
     "stages": "stages",
-    "graph": "slots process pool channel worker outcome interrupts engine watch session recorded roots garbage outlook estimate causes pulling pushing graph",
+    "graph": "slots process pool channel worker outcome interrupts assess engine watch session recorded roots garbage outlook estimate causes pulling pushing graph",
     "faces": "cli __main__ verbs",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_base import tiny_digests, tiny_folder
 from world import World
 
-from lorabuild import components, engine
+from lorabuild import assess, components
 from lorabuild.components import FOLDERS, PREFIXES, component_digests, component_files
 from lorabuild.errors import JobError
 from lorabuild.inputs import Resolved
@@ -116,7 +116,7 @@ class Bench:
         self.models = root / "models"
         self.base("pony.safetensors")
         self.reads: list[str] = []
-        monkeypatch.setattr(engine, "component_digests", self._counted)
+        monkeypatch.setattr(assess, "component_digests", self._counted)
 
     def base(self, file: str) -> None:
         self.files.write(
@@ -190,8 +190,8 @@ def test_a_folder_is_read_file_by_file(bench: Bench):
 
 def test_jobs_that_ask_at_the_same_time_read_it_once(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     checkpoint(bench.models / "pony.safetensors")
-    slow = engine.component_digests
-    monkeypatch.setattr(engine, "component_digests", lambda *args: time.sleep(0.1) or slow(*args))
+    slow = assess.component_digests
+    monkeypatch.setattr(assess, "component_digests", lambda *args: time.sleep(0.1) or slow(*args))
     found = []
     with bench.run() as look_up:
         threads = [threading.Thread(target=lambda: found.append(look_up("unet")["unet"].digest)) for _ in range(4)]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lorabuild.engine import Assessment, Engine
+from lorabuild.assess import Assessment
+from lorabuild.engine import Engine
 from lorabuild.hashing import digest_file
 from lorabuild.lockfile import NAME, Lines, read, same_recipe
 from lorabuild.recorded import recorded
