@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from lorabuild.header import header_bytes
 from lorabuild.lora.keymap import PREFIX, adaptable_modules, to_sgm
+from lorabuild.writing import header_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lorabuild.components import COMPONENTS_FILE
 from lorabuild.hashing import digest_bytes, digest_json
-from lorabuild.header import write_body
 from lorabuild.stages import STAGES
+from lorabuild.writing import write_body
 
 IMAGE = {"caption": "a", "repeats": 1, "bucket": [64, 64], "size": [64, 64], "digest": "0"}
 # What headers and keys tell of outputs that are no LoRAs.

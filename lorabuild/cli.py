@@ -20,6 +20,9 @@ lorabuild: make for LoRAs
   lorabuild list [--all]       the targets
   lorabuild clean [TARGET …]   remove files in build/; the next build restores them
   lorabuild forget TARGET      drop what was built, so that it is built again
+  lorabuild verify [NAME …]    read store and build/ anew: what is damaged, missing or edited
+  lorabuild gc [--yes]         free what no manifest, git ref or pin names
+  lorabuild diff A B           two projects, two commits (HEAD~3:ember ember), or two files
   lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
   lorabuild push [NAME …]      upload what the remote store lacks
 

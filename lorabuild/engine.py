@@ -18,6 +18,7 @@ from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, 
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved, Resolver, components, key_of
+from lorabuild.lockfile import Locks
 from lorabuild.manifest.sources import Sources
 from lorabuild.pool import Pool
 from lorabuild.progress import Face, one_line
@@ -59,6 +60,7 @@ class Engine:
     publisher: Publisher
     pool: Pool
     log: RunLog
+    locks: Locks
     face: Face
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
@@ -107,6 +109,7 @@ class Engine:
             if found.missing or found.unpublished:
                 return False
             self._remember(found)
+            self.locks.note(found, now=False)
         except (UserError, OSError, sqlite3.Error):
             return False
         self.counts["fresh"] += 1
@@ -257,6 +260,7 @@ class Engine:
                 self.publisher.publish(publication)
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
+            self.locks.note(found, now=True)
             return event, why, notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
@@ -480,11 +484,12 @@ class Engine:
         return self._resolver.resolve(replace(job, inputs={role: job.inputs[role] for role in roles}))
 
     def tidy(self) -> list[Path]:
-        """Remove from build/ what this run found no longer wanted: a snapshot, a chop whose table is gone.
+        """Remove from build/ and the locks what this run found no longer wanted: a snapshot, a chop whose table is gone.
 
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
         self._clear_scratch()
+        self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():
             project = Job(name, {}, {}, ()).project

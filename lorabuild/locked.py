@@ -31,13 +31,14 @@ def read_lock(path: Path, shown: str) -> dict[str, Line]:
         said = getattr(error, "strerror", None) or error
         raise ConfigError(Problem(shown, 0, f"cannot be read: {said}; take it from git, or build again")) from None
     try:
-        return {job: _line(job, line) for job, line in table.items() if ":" in job}
+        return {job: checked_line(job, line) for job, line in table.items() if ":" in job}
     except (KeyError, TypeError, AttributeError, ValueError):
         said = "is not as lorabuild writes it; take it from git, or build again"
         raise ConfigError(Problem(shown, 0, said)) from None
 
 
-def _line(job: str, line: Mapping) -> Line:
+def checked_line(job: str, line: Mapping) -> Line:
+    """A line of the file. Raises ValueError, KeyError, TypeError or AttributeError for what lorabuild does not write."""
     outputs = {role: Output(one["digest"], one["size"]) for role, one in line["outputs"].items()}
     for digest in (line["key"], *(output.digest for output in outputs.values())):
         if len(digest) != 32 or not set(digest) <= set("0123456789abcdef"):  # they become names of files

@@ -131,9 +131,9 @@ def _bars() -> Any:
     return bars
 
 
-def face() -> Face:
-    """The face for where the output goes."""
-    return TerminalFace() if sys.stdout.isatty() else PlainFace()
+def face(out: TextIO | None = None) -> Face:
+    """The face for where the output goes: `out`, or standard output with bars if it is a terminal."""
+    return TerminalFace() if out is None and sys.stdout.isatty() else PlainFace(out)
 
 
 SHOWN = ("built", "restored", "published", "failed", "not run")

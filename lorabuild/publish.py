@@ -12,13 +12,14 @@ from typing import Any
 from lorabuild.errors import JobError
 from lorabuild.files import staged
 from lorabuild.hashing import digest_json
-from lorabuild.header import read_header, spliced
+from lorabuild.header import read_header
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.reasons import Reason, changes
 from lorabuild.stage import Artifact, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store
+from lorabuild.writing import spliced
 
 # stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
 NAMES = {

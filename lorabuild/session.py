@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from lorabuild.errors import UsageError, near_miss
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.locked import pull_advice
+from lorabuild.lockfile import NAME as LOCK
+from lorabuild.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
 from lorabuild.manifest.sources import Sources
@@ -38,7 +41,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
     """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
-        shown = face()
+        shown = face(None if building else sys.stderr)  # else standard output is for what was asked
         stack.callback(shown.close)
         if writing:
             stack.enter_context(build_lock(hidden, shown.warn))
@@ -58,10 +61,11 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         for warning in repository.warnings if building else ():
             shown.warn(str(warning))
         pool.open(Slots(repository.slots["gpu"], repository.slots["cpu"], cuda_devices))
-        store = Store(hidden / "store", reading=not writing)
+        store = Store(hidden / "store", reading=not writing, max_gb=repository.store["max_gb"])
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
         jobs = jobs_of(repository)
+        folders = {name: project.folder for name, project in repository.projects.items()}
         needed = needed_by_projects(repository, jobs)
         watches.look(repository, jobs, needed)
         lock_files = {name: project.folder / "lora.lock" for name, project in repository.projects.items()}
@@ -83,6 +87,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             publisher=Publisher(store, state),
             pool=pool,
             log=RunLog(hidden / "runs", building),
+            locks=Locks(folders, jobs, store.parts, shown.warn, kept=building),
             face=shown,
             clean={path.parent.name: names for path, names in clean.items()},
             settle=partial(_settle, watches, repository, needed),
@@ -101,7 +106,8 @@ def _settle(
     for name, project in repository.projects.items():
         made = [made_by(job) for job in needed[name]]
         if None not in made and not project.idle:
-            watches.settle(project, needed[name], {path: digest for one in made for path, digest in one.items()})
+            files = {path: digest for one in made for path, digest in one.items()}
+            watches.settle(project, needed[name], files | {project.folder / LOCK: None})
 
 
 def needed_by_projects(repository: Repository, jobs: Mapping[str, Job]) -> dict[str, list[str]]:

@@ -44,6 +44,7 @@ class Store:
 
     root: Path
     reading: bool = False  # by a command that only reads: what is damaged stays where it is
+    max_gb: float | None = None  # what gc keeps of what cheap stages made and nothing names
 
     @property
     def pieces(self) -> Path:

@@ -106,9 +106,10 @@ class Watches:
                 return signature(path)
             for wait_ns in (0, GRAIN_NS):  # what was written a moment ago is old enough a moment later
                 time.sleep(wait_ns / 1e9)
+                seen = signature(path)
                 if self._state.digest(path) != digest:
                     return None
-                if seen := self._state.remembered(path):
+                if self._state.remembered(path) == seen:
                     return seen
         except OSError:
             pass

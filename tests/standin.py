@@ -21,9 +21,9 @@ from world import World
 
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.hashing import digest_json
-from lorabuild.header import write_body
 from lorabuild.stages import STAGES
 from lorabuild.stages.base import COMPONENTS_FILE
+from lorabuild.writing import write_body
 
 DODO = """\
 import standin

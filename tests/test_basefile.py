@@ -16,11 +16,12 @@ from lora_lab import base_modules, write_bases
 from safetensors.torch import load_file, save_file
 
 from lorabuild.errors import JobError
-from lorabuild.header import FormatError, TensorInfo, header_bytes, read_header
+from lorabuild.header import FormatError, TensorInfo, read_header
 from lorabuild.lora.basefile import BaseWeight, base_weights
 from lorabuild.nn import norms
 from lorabuild.nn.norms import CHUNK_BYTES, frobenius_norm, largest_singular_value, spectral_norm
 from lorabuild.tensors import read_tensor
+from lorabuild.writing import header_bytes
 
 LAYER = "lora_te2_text_model_encoder_layers_7_self_attn_{}_proj"
 PROJECTION = "lora_te2_text_projection"

@@ -15,10 +15,11 @@ from lora_lab import GOLDENS, deltas, distance, layer, read, run, write_lora
 from safetensors.torch import save_file
 
 from lorabuild.errors import JobError
-from lorabuild.header import header_bytes, read_header
+from lorabuild.header import read_header
 from lorabuild.names import BLOCKS, block_of, resolve_chop
 from lorabuild.stage import Artifact, File
 from lorabuild.stages.chop import STAGE
+from lorabuild.writing import header_bytes
 
 CHOPS = json.loads((GOLDENS / "chops.json").read_text())
 LOCON = GOLDENS / "locon.safetensors"

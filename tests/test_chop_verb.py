@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorabuild.errors import UserError
-from lorabuild.header import header_bytes, read_header
+from lorabuild.header import read_header
 from lorabuild.lora.canonical import block_of_module
 from lorabuild.lora.chopping import PIECE
 from lorabuild.lora.layers import module_of
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, UNET_BLOCKS
 from lorabuild.vectors import ATTENTION_BLOCKS, VECTOR_BLOCKS
 from lorabuild.verbs.chop import main
+from lorabuild.writing import header_bytes
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 NAMES = {

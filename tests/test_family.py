@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lorabuild import cli
-from lorabuild.header import TensorInfo, byte_size, write_body
+from lorabuild.header import TensorInfo, byte_size
 from lorabuild.lora.family import EXPECTED, misfit
 from lorabuild.lora.sdxl_names import NAMINGS, known_modules
+from lorabuild.writing import write_body
 
 BLOCK = "lora_unet_output_blocks_1_1_proj_in"
 TEXT = "lora_te1_text_model_encoder_layers_0_mlp_fc1"

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from lorabuild import header
-from lorabuild.header import FileRange, FormatError, copy_ranges, header_bytes, read_header, spliced, write_body
+from lorabuild import header, writing
+from lorabuild.header import FormatError, read_header
+from lorabuild.writing import FileRange, copy_ranges, header_bytes, spliced, write_body
 
 
 def file_of(path: Path, head: dict | bytes, body: bytes = b"") -> Path:
@@ -260,7 +261,7 @@ def test_ranges_are_copied_by_any_means(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(os, name, refuses, raising=False)
     for name in missing[1:]:
         monkeypatch.delattr(os, name, raising=False)
-    content = np.random.default_rng(0).bytes(3 * header.COPY_BYTES + 17)
+    content = np.random.default_rng(0).bytes(3 * writing.COPY_BYTES + 17)
     source = tmp_path / "source"
     source.write_bytes(content)
     with open(tmp_path / "copy", "wb", buffering=0) as target:
@@ -276,8 +277,8 @@ def test_neighbouring_ranges_are_copied_at_once_and_others_in_their_place(
     (tmp_path / "source").write_bytes(b"aaaabbbbccccdddd")
     (tmp_path / "other").write_bytes(b"....eeee")
     seen: list[tuple[int, int]] = []
-    plain = header.copy_ranges
-    monkeypatch.setattr(header, "copy_ranges", lambda path, ranges, to: (seen.extend(ranges), plain(path, ranges, to)))
+    plain = writing.copy_ranges
+    monkeypatch.setattr(writing, "copy_ranges", lambda path, ranges, to: (seen.extend(ranges), plain(path, ranges, to)))
     source, other = tmp_path / "source", tmp_path / "other"
     write_body(tmp_path / "out", [
         ("1", "F32", [1], FileRange(source, 0, 4)), ("2", "F32", [1], FileRange(source, 4, 8)),

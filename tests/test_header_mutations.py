@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorabuild import cli
-from lorabuild.header import write_body
+from lorabuild.writing import write_body
 
 LAYER = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
 CONVOLUTION = "lora_unet_input_blocks_4_0_in_layers_2"

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from lorabuild.header import TensorInfo, read_header, write_body
+from lorabuild.header import TensorInfo, read_header
 from lorabuild.lora.loaders import LOADERS, Verdict, verdicts
 from lorabuild.lora.modules import KINDS, read_alphas
 from lorabuild.lora.sdxl_names import NAMINGS, known_modules, text_layers, unet_layers
+from lorabuild.writing import write_body
 
 GOLDEN = Path(__file__).parent / "goldens/unet_keymap.tsv"  # from a run of kohya's trainer on the SGM U-Net
 

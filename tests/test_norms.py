@@ -14,9 +14,9 @@ import torch
 from lora_lab import base_modules, run, write_bases
 
 from lorabuild.errors import JobError
-from lorabuild.header import header_bytes
 from lorabuild.stage import Component
 from lorabuild.stages.norms import STAGE
+from lorabuild.writing import header_bytes
 
 KEYMAP = Path(__file__).parent / "goldens/unet_keymap.tsv"
 ADAPTABLE = 788 + 72 + 192

@@ -180,8 +180,9 @@ def test_a_project_with_a_source_comes_without_it(built: World, url: str, tmp_pa
 def test_doit_says_that_the_images_are_missing_and_names_pull(clone: World):
     result = clone.doit()
     assert result.code == 1
-    (said,) = [line for line in result.out.splitlines() if "pull" in line]
+    said, summed_up = [line for line in result.out.splitlines() if "pull" in line]
     assert said.startswith("dataset:ember FAILED: projects/ember/images: no such folder")
+    assert summed_up.startswith("failed: dataset:ember: projects/ember/images: no such folder")
     assert said.endswith("; its images are missing here: `lorabuild pull ember` restores its artifacts all the same")
     (clone.root / "projects/ember/images").mkdir()
     assert "`lorabuild pull ember`" in clone.doit().out

@@ -33,11 +33,12 @@ from lora_lab import (
 )
 
 from lorabuild.errors import JobError
-from lorabuild.header import header_bytes, read_header
+from lorabuild.header import read_header
 from lorabuild.lora.lowrank import common_alpha
 from lorabuild.stage import Artifact
 from lorabuild.stages.resize import STAGE
 from lorabuild.stages.spectrum import STAGE as SPECTRUM
+from lorabuild.writing import header_bytes
 
 DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # resize_lora scores each of these against the other's base weights: it takes OpenCLIP's q, k, v for k, q, v.

@@ -17,9 +17,10 @@ import pytest
 from world import World
 
 from lorabuild.errors import UserError
-from lorabuild.header import BODY_SHA256, Tensor, read_header, write_file
+from lorabuild.header import read_header
 from lorabuild.lora.amend import hashes
 from lorabuild.verbs.show import main, printable
+from lorabuild.writing import BODY_SHA256, Tensor, write_file
 
 CROSS = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn2_to_k"
 DEEP = "lora_unet_output_blocks_1_1_transformer_blocks_2_attn1_to_q"

@@ -14,7 +14,8 @@ from sgm_base import write_sgm
 from world import World
 
 from lorabuild.hashing import sha256_from
-from lorabuild.header import read_header, write_body
+from lorabuild.header import read_header
+from lorabuild.writing import write_body
 
 MANIFEST = """\
 [project]
@@ -274,7 +275,7 @@ def test_a_file_that_is_no_lora_for_sdxl_is_refused_at_its_line_before_any_work(
 
 def rewritten(path: Path, **changes: str) -> None:
     """The same tensors under other metadata."""
-    from lorabuild.header import header_bytes
+    from lorabuild.writing import header_bytes
 
     header, data = read_header(path), path.read_bytes()
     entries = [(name, info.dtype, info.shape) for name, info in header.tensors.items()]

@@ -27,9 +27,10 @@ from lora_lab import (
 )
 
 from lorabuild.errors import JobError
-from lorabuild.header import FormatError, header_bytes, read_header
+from lorabuild.header import FormatError, read_header
 from lorabuild.stage import Artifact, Component, File
 from lorabuild.stages.spectrum import STAGE
+from lorabuild.writing import header_bytes
 
 NAMES = (LINEAR, CONV, POINT)
 SHAPES = {LINEAR: (24, 16), CONV: (12, 8, 3, 3), POINT: (5, 20, 1, 1)}

@@ -10,8 +10,9 @@ import torch
 from lora_lab import write_lora
 
 from lorabuild.errors import JobError
-from lorabuild.header import TensorInfo, read_header, write_body
+from lorabuild.header import TensorInfo, read_header
 from lorabuild.tensors import nearest, read_tensor, rounded
+from lorabuild.writing import write_body
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

@@ -13,7 +13,7 @@ from tiny_base import tiny_base, tiny_digests, tiny_folder
 
 from lorabuild.components import FOLDERS, folder_digests, tensors_digest, tokenizer_digest
 from lorabuild.errors import JobError
-from lorabuild.header import read_header, write_body
+from lorabuild.header import read_header
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules
 from lorabuild.nn.base import load_text_encoders, load_unet
 from lorabuild.nn.objective import LATENT_SCALE
@@ -23,6 +23,7 @@ from lorabuild.nn.tokenizer import END, START, WORDS, vocabulary
 from lorabuild.nn.vae import encode as encode_pixels
 from lorabuild.nn.vae import load_vae
 from lorabuild.stages.base import FILES
+from lorabuild.writing import write_body
 
 # The promise of equal bytes on every machine. If the base is changed on purpose, raise the version of stage base too.
 DIGESTS = {

@@ -15,11 +15,11 @@ import torch
 
 from lorabuild.components import folder_digests
 from lorabuild.hashing import digest_file
-from lorabuild.header import write_body
 from lorabuild.nn.base import Base, load_text_encoders, load_tokenizers, load_unet
 from lorabuild.nn.tiny import write_tiny
 from lorabuild.stage import Job
 from lorabuild.workspace import Workspace
+from lorabuild.writing import write_body
 
 # Equal bytes are promised at an equal number of threads, and the trainings that are killed run in other processes.
 torch.set_num_threads(1)

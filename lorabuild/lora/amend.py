@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorabuild.header import BODY_SHA256
 from lorabuild.lora.adapter_metadata import KEY
+from lorabuild.writing import BODY_SHA256
 
 MODULE = "ss_network_module"
 VECTOR, OURS = "block_vector_string", "lorabuild."

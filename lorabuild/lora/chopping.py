@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
-from lorabuild.header import FileRange, Tensor, TensorInfo, byte_size
+from lorabuild.header import TensorInfo, byte_size
 from lorabuild.lora.canonical import block_of_module
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.names import BLOCKS
 from lorabuild.tensors import FLOATS, scaled_tensor
+from lorabuild.writing import FileRange, Tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,10 +9,10 @@ from functools import lru_cache
 from math import inf, prod
 from typing import TYPE_CHECKING
 
-from lorabuild.header import Tensor
 from lorabuild.lora.layers import Layer
 from lorabuild.lora.ranks import References
 from lorabuild.tensors import nearest, rounded
+from lorabuild.writing import Tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,10 +9,11 @@ from math import prod
 from pathlib import Path
 
 from lorabuild.errors import JobError, in_file
-from lorabuild.header import COPY_BYTES, TensorInfo
+from lorabuild.header import TensorInfo
 from lorabuild.lora.canonical import block_of_module, canonical
 from lorabuild.lora.layers import LINEAR, Layer, module_of, read_layers, split_key, weight_shape
 from lorabuild.lora.lowrank import LowRank
+from lorabuild.writing import COPY_BYTES
 
 DIFF = ".diff"
 

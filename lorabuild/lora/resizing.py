@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import ahead, cores
 from lorabuild.errors import JobError
-from lorabuild.header import Tensor, TensorInfo, byte_size, verbatim
+from lorabuild.header import TensorInfo, byte_size
 from lorabuild.lora.layers import LINEAR, module_of, split_key
 from lorabuild.lora.lowrank import LowRank, halves, lowrank_tensors
 from lorabuild.lora.ranks import MIB, References, best_ranks, choose, nothing_left
+from lorabuild.writing import Tensor, verbatim
 
 if TYPE_CHECKING:
     import numpy as np

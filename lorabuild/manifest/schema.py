@@ -377,6 +377,11 @@ class BuildTable(Table):
 
 
 class StoreTable(Table):
+    max_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="How much `lorabuild gc` keeps of what resize and chop made and nothing names any more, however young, in GB; "
+        "without it, only age counts.",
+    )
     remote: Annotated[str, AfterValidator(values.remote)] | None = Field(
         None,
         description="Where builds are shared: s3://bucket/prefix, file:///folder, gs://, ssh://. What is there under a key is "

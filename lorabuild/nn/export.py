@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorabuild.errors import JobError
-from lorabuild.header import write_body
 from lorabuild.nn.adapter import Adapter
+from lorabuild.writing import write_body
 
 # recipe.save_precision -> (dtype, the file format's name for it)
 PRECISIONS = {"fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16"), "fp32": (torch.float32, "F32")}

@@ -7,11 +7,11 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from lorabuild.header import Tensor
 from lorabuild.lora.lowrank import common_alpha, scalar
 from lorabuild.lora.merge import DIFF, LinearSum, MergedLayer
 from lorabuild.nn.factors import Dense, Factors, Kronecker, Product, alpha_of, read_factors
 from lorabuild.tensors import read_tensor, rounded
+from lorabuild.writing import Tensor
 
 # dtype -> below which root mean square numbers lose digits (its least normal number), and near which they overflow.
 RANGE = {"F16": (2.0**-14, 2.0**15), "BF16": (2.0**-126, 2.0**127), "F32": (2.0**-126, 2.0**127)}

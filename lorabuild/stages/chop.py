@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from lorabuild.errors import JobError
-from lorabuild.header import read_header, write_body
+from lorabuild.header import read_header
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
 from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.stage import Artifact, Job, Stage
 from lorabuild.stages.spectrum import targets, weights_of
+from lorabuild.writing import write_body
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Repository

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.buckets import PIXELS_PER_LATENT, Geometry
 from lorabuild.errors import JobError
-from lorabuild.header import write_body
 from lorabuild.images import decode, latent_name, resize_and_crop, to_chw
 from lorabuild.stage import Artifact, Component, Images, Job, Stage
 from lorabuild.stages.dataset import DECODING, image_folders
 from lorabuild.workspace import ImageFile, Progress, Workspace
+from lorabuild.writing import write_body
 
 if TYPE_CHECKING:
     import numpy as np

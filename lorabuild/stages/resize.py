@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lorabuild.captions import tag_counts
 from lorabuild.hashing import canonical_json
-from lorabuild.header import MAX_HEADER_BYTES, TensorInfo, header_bytes, read_header, write_body
+from lorabuild.header import MAX_HEADER_BYTES, TensorInfo, read_header
 from lorabuild.lora.layers import read_layers
 from lorabuild.lora.lowrank import LowRank, common_alpha
 from lorabuild.lora.ranks import resolve_recipe
@@ -28,6 +28,7 @@ from lorabuild.stages.spectrum import (
     weights_of,
 )
 from lorabuild.tensors import SAVE_DTYPES, read_tensor
+from lorabuild.writing import header_bytes, write_body
 
 if TYPE_CHECKING:
     import numpy as np

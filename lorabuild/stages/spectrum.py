@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.header import Tensor, read_header, verbatim, write_body
+from lorabuild.header import read_header
 from lorabuild.lora.basefile import base_weights
 from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import LowRank, common_alpha, scalar
@@ -17,6 +17,7 @@ from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.manifest.sources import source_path
 from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.stages.norms import ADAPTABLE
+from lorabuild.writing import Tensor, verbatim, write_body
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository

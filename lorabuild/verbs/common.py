@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 
 from lorabuild.errors import JobError, UsageError
 from lorabuild.files import remove_leftovers, staged
-from lorabuild.header import Header, Tensor, read_header, write_file
+from lorabuild.header import Header, read_header
 from lorabuild.lora.family import misfit
 from lorabuild.names import quoted
+from lorabuild.writing import Tensor, write_file
 
 SUFFIX = ".safetensors"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorabuild.errors import JobError, UsageError
 from lorabuild.hashing import sha256_from
-from lorabuild.header import FileRange, Header, Tensor
+from lorabuild.header import Header
 from lorabuild.lora.amend import amended, making, of_several
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
@@ -28,6 +28,7 @@ from lorabuild.verbs.common import (
     warn,
     write_loras,
 )
+from lorabuild.writing import FileRange, Tensor
 
 TAGS = "ss_tag_frequency"
 SHOWN = 3  # names in a warning

@@ -23,14 +23,19 @@ def reading() -> Iterator[Engine]:
 
     Raises UsageError where there is no repository.
     """
-    root = find_root(Path.cwd())
-    if root is None:
-        raise UsageError("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml")
     try:
-        with opened(root, writing=False, building=False) as engine:
+        with opened(root_here(), writing=False, building=False) as engine:
             yield engine
     except sqlite3.Error as error:
         raise JobError(f".lorabuild/state.sqlite: {error}") from error
+
+
+def root_here() -> Path:
+    """The repository of the working folder. Raises UsageError if there is none."""
+    root = find_root(Path.cwd())
+    if root is None:
+        raise UsageError("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml")
+    return root
 
 
 def table(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.ahead import cores, use_threads
 from lorabuild.errors import UsageError, in_file
-from lorabuild.header import Header, TensorInfo, header_bytes
+from lorabuild.header import Header, TensorInfo
 from lorabuild.lora.amend import amended, remade
 from lorabuild.lora.basefile import BaseWeight, base_weights
 from lorabuild.lora.layers import Layer
@@ -26,6 +26,7 @@ from lorabuild.lora.resizing import Ranks, Resize
 from lorabuild.signals import held
 from lorabuild.tensors import SAVE_DTYPES
 from lorabuild.verbs.common import SUFFIX, NewFile, Parser, check_out, header_of, lora_header, megabytes, write_loras
+from lorabuild.writing import header_bytes
 
 if TYPE_CHECKING:
     import numpy as np
