@@ -59,6 +59,7 @@ class Golden:
     files: dict[str, bytes]
     keys: dict[str, str]
     seconds: float
+    locks: dict[str, str]
 
 
 @dataclass
@@ -115,7 +116,7 @@ def undisturbed(root: Path) -> Golden:
     out, err = process.communicate()
     if process.returncode or err:
         raise RuntimeError(out + err)
-    return Golden(built_files(root), keys(root), time.monotonic() - began)
+    return Golden(built_files(root), keys(root), time.monotonic() - began, locks(root))
 
 
 def kill_builds(root: Path, golden: Golden, chance: random.Random, kills: int) -> Tally:
@@ -152,6 +153,8 @@ def kill_builds(root: Path, golden: Golden, chance: random.Random, kills: int) -
     tally.problems += partial(root, golden) + rewritten(records)
     if built_files(root).keys() != golden.files.keys():
         tally.problems.append(f"files differ: {sorted(built_files(root).keys() ^ golden.files.keys())}")
+    if locks(root) != golden.locks:
+        tally.problems.append("lock files differ")
     if left := sorted(path.name for path in (root / ".lorabuild/scratch").iterdir()):
         tally.problems.append(f"scratch is left: {left}")
     return tally
@@ -188,6 +191,11 @@ def partial(root: Path, golden: Golden) -> list[str]:
             continue
         blobs = [store / "blob" / one["digest"][:2] / one["digest"] for one in outputs]
         problems += [f"record {path.name} names a blob that is not there" for blob in blobs if not blob.exists()]
+    for name, text in locks(root).items():
+        try:
+            tomllib.loads(text)
+        except ValueError as error:
+            problems.append(f"{name} is no lock file: {error}")
     stand = built_files(root)
     return problems + [f"{name} is not whole" for name, data in stand.items() if golden.files.get(name) != data]
 
@@ -203,6 +211,11 @@ def built_files(root: Path) -> dict[str, bytes]:
     """What stands in build/ and of the base, by relative name."""
     paths = [*files_in(root / "build"), *files_in(root / ".lorabuild/base")]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def locks(root: Path) -> dict[str, str]:
+    """The lock files, by relative name."""
+    return {path.relative_to(root).as_posix(): path.read_text() for path in (root / "projects").rglob("*.lock")}
 
 
 def files_in(folder: Path) -> list[Path]:

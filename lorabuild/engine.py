@@ -60,9 +60,9 @@ class Engine(Assessor):
             if found.missing or found.unpublished:
                 return False
             self._remember(found)
+            self.locks.note(found, now=False)
         except (UserError, OSError, sqlite3.Error):
             return False
-        self.locks.note(found, now=False)
         self.counts["fresh"] += 1
         return True
 
@@ -304,8 +304,8 @@ class Engine(Assessor):
 
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
-        self.locks.flush()
         self._clear_scratch()
+        self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():
             project = Job(name, {}, {}, ()).project

@@ -32,7 +32,7 @@ def made(root: Path) -> Path:
 def golden(root: Path) -> killing.Golden:
     """An undisturbed build of it."""
     assert build(made(root)).code == 0
-    return killing.Golden(killing.built_files(root), killing.keys(root), 0)
+    return killing.Golden(killing.built_files(root), killing.keys(root), 0, killing.locks(root))
 
 
 def build(root: Path, *args: str, **env: str) -> Done:

@@ -181,3 +181,19 @@ def test_a_run_with_nothing_to_do_leaves_an_empty_file_and_old_ones_go(tmp_path:
         "why": ["chop.keep: OUT01 1 -> 0"],
     }
     assert len(list(tmp_path.glob("*Z.jsonl"))) == KEPT
+
+
+def test_a_line_of_the_run_log_is_whole_or_not_there(tmp_path: Path):
+    """A file that may not grow any more takes a part of a write, as a disk that fills up does."""
+    resource = pytest.importorskip("resource")
+    log = RunLog(tmp_path)
+    log.write("resize:ember", "built", 0.1, [])
+    before = log.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            log.write("chop:ember", "built", 0.1, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(log.path) and log.path.read_bytes() == before

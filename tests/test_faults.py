@@ -38,6 +38,8 @@ WRITES = {
     "weights, published": ("write 2 */part/.ember-chopped.*", "build/ember/ember-chopped.safetensors"),
     "weights, to the disk": ("fsync 1 */part/.moss.safetensors*", "build/moss/moss.safetensors"),
     "weights, to their place": ("replace 1 */build/ember/ember-resized.*", "build/ember/ember-resized.safetensors"),
+    "lock file of a project": ("write 3 */part/.lora.lock.*", "/lora.lock"),
+    "lock file, to its place": ("replace 2 */lora.lock", "/lora.lock"),
     "state, made": ("sqlite 1 */state.sqlite", ".lorabuild/state.sqlite"),
     "state": ("sqlite 9 */state.sqlite", ".lorabuild/state.sqlite"),
     "state, later": ("sqlite 60 */state.sqlite", ".lorabuild/state.sqlite"),
@@ -101,7 +103,7 @@ def assert_next_build_ends_well(root: Path, golden: killing.Golden) -> None:
     finished = {job for job, key in golden.keys.items() if killing.record_path(root, key).exists()}
     done = build(root)
     assert done.code == 0 and killing.built_files(root) == golden.files, done.said
-    assert not finished & done.built
+    assert not finished & done.built and killing.locks(root) == golden.locks
     assert not list((root / ".lorabuild/scratch").iterdir()) and not list((root / ".lorabuild/store/part").iterdir())
 
 
