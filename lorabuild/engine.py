@@ -144,6 +144,7 @@ class Engine(Assessor):
         made_from = {role: self._record_key(item) for role, item in job.inputs.items() if isinstance(item, Artifact)}
 
         def saved(role: str, output: Output) -> None:
+            self._unchanged(found)  # before it is on record under this key; a worker that has read other bytes ends
             blob = self.store.blob(output.digest)
             self.state.remember(blob, output.digest, ours=True)
             if role not in job.snapshots:
@@ -161,6 +162,7 @@ class Engine(Assessor):
 
         self.face.started(job.name, self._why(found))
         try:
+            self._unchanged(found)  # it may have waited for its slot for hours
             result = self.pool.run(
                 self._spec(found, folder),
                 place,
@@ -168,6 +170,9 @@ class Engine(Assessor):
                 progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
                 warn=lambda text: self.face.warn(f"{job.name}: {text}"),
             )
+        except InputChanged:
+            shutil.rmtree(folder, ignore_errors=True)  # what is there may come from other bytes than the key says
+            raise
         except Interrupted as stop:
             self.interrupted[job.name] = stop.kept
             self.face.stopped(job.name, stop.kept)

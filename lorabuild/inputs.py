@@ -96,9 +96,9 @@ class Resolver:
         return Resolved(digest_json(sorted(rows, key=repr)), images=found)
 
     def _files(self, subset: Subset) -> list[ImageFile]:
-        if subset not in self._folders:
-            self._folders[subset] = [self._image(path, subset) for path in _listed(subset)]
-        return self._folders[subset]
+        if (found := self._folders.get(subset)) is None:  # another thread may forget it at any moment
+            found = self._folders[subset] = [self._image(path, subset) for path in _listed(subset)]
+        return found
 
     def _image(self, path: Path, subset: Subset) -> ImageFile:
         shown = f"{subset.shown}/{path.name}"

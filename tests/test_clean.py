@@ -14,8 +14,10 @@ from test_bases import checkpoint
 from world import World
 
 from lorabuild import signature, watch
+from lorabuild.errors import InputChanged
 from lorabuild.scan import GONE, Scan
 from lorabuild.session import opened
+from lorabuild.store import Output
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 STAND_INS = ("norms", "dataset", "latents", "train", "spectrum", "resize")
@@ -189,6 +191,32 @@ def test_a_file_that_changes_while_it_builds_is_looked_at_by_the_next_run(world:
         edit(world.root / "pictures/2.txt")
         engine.settle(engine.made_by)
     assert world.clean == {"moss"}
+
+
+@pytest.mark.parametrize("when", ["while it waits for its slot", "while it runs"])
+def test_a_base_that_changes_leaves_nothing_under_the_key_of_the_old_one(world: Quick, when: str):
+    """Neither an output on record nor a state to go on from."""
+    world.settle()
+    base = world.root / "models/own.safetensors"
+    with opened(world.root, writing=True, building=False) as engine:
+        engine.anew = frozenset({"norms:own"})
+        found = engine.assess("norms:own")
+        scratch = world.root / ".lorabuild/scratch" / found.key / "scratch"
+        scratch.mkdir(parents=True)
+
+        def run(spec, place, saved, **told):
+            checkpoint(base, unet=2)
+            saved("norms.json", Output("0" * 32, 1))
+            pytest.fail("it was taken")
+
+        engine.pool.run = run
+        if when == "while it waits for its slot":
+            engine.pool.run = lambda *args, **told: pytest.fail("it was begun")
+            checkpoint(base, unet=2)
+        with pytest.raises(InputChanged):
+            engine._build(found)
+    assert not scratch.exists()
+    checkpoint(base)
 
 
 def test_a_copy_of_the_repository_looks_at_its_own_files(world: Quick, tmp_path: Path):
