@@ -94,7 +94,10 @@ def _verb(verb: str, args: list[str]) -> int:
 def _told(run: Callable[[], int]) -> int:
     """What `run` returns: a mistake is one line and a signal a word, never a traceback."""
     from lorabuild.errors import UserError
+    from lorabuild.progress import open_streams
     from lorabuild.signals import Stopped, stopping
+
+    open_streams()
 
     try:
         with stopping():

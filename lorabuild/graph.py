@@ -30,7 +30,7 @@ from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.outcome import failure_lines, interrupted_line, not_run
-from lorabuild.progress import summary
+from lorabuild.progress import open_streams, summary
 from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.signals import stopping
 from lorabuild.stage import Job
@@ -189,6 +189,7 @@ class _Command:
     def parse_execute(self, args: list[str]) -> int:
         global _running, _engine, _wanted
         _running = type(self)
+        open_streams()
         try:
             with stopping():
                 return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
@@ -196,7 +197,7 @@ class _Command:
             _complain(map(str, error.problems))
             return error.exit_code
         except (CmdParseError, InvalidCommand) as error:
-            _complain([str(error)])
+            _complain([" ".join(str(error).partition(" (parsing options")[0].split())])  # the rest is doit's own code
             return UsageError.exit_code
         except (OSError, sqlite3.Error) as error:  # what no job is to blame for: the state cannot be written, say
             _complain([told(error, Path.cwd())])
@@ -225,6 +226,8 @@ class Run(_Command, DoitRun):
 
     def execute(self, params: Any, args: list[str]) -> int:
         """With all projects clean, there is no graph to be made."""
+        if params["num_process"] < 0:
+            raise UsageError(f"-n {params['num_process']}: the number of jobs at once is 1 or more")
         global _wanted
         _wanted = None if params["always"] else _projects_of(args)
         start = time.monotonic()

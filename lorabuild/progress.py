@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -129,6 +130,11 @@ def _bars() -> Any:
     bars = Progress(job, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
     bars.start()
     return bars
+
+
+def open_streams() -> None:
+    """Where a stream was closed by who has started us, as by `>&-`, nobody wants to hear."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
 
 
 def face(out: TextIO | None = None) -> Face:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lorabuild.engine import Engine
 from lorabuild.errors import UsageError, near_miss
@@ -45,7 +48,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         stack.callback(shown.close)
         if writing:
             stack.enter_context(build_lock(hidden, shown.warn))
-        state = State(hidden / "state.sqlite", root)
+        state = _state(hidden / "state.sqlite", root, writing, stack)
         stack.callback(state.close)
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
@@ -94,6 +97,20 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             sharing=sharing,
             advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
+
+
+def _state(path: Path, root: Path, writing: bool, stack: ExitStack) -> State:
+    """Who only reads, and may not write here, gets a copy."""
+    try:
+        return State(path, root)
+    except (OSError, sqlite3.OperationalError):
+        if writing:
+            raise
+        copy = Path(stack.enter_context(TemporaryDirectory()), path.name)
+        for suffix in ("", "-wal"):
+            if (part := path.with_name(path.name + suffix)).is_file():
+                shutil.copyfile(part, copy.with_name(part.name))
+        return State(copy, root)
 
 
 def _settle(

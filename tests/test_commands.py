@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pytest
 from world import World
+
+from lorabuild import state
+from lorabuild.session import opened
 
 
 def test_an_unknown_target_is_one_line_with_a_near_miss(built: World):
@@ -89,3 +95,29 @@ def test_a_second_build_waits_and_says_for_whom(built: World):
         assert waiting.poll() is None
         assert built.doit("list").code == 0  # what only reads never waits
     assert waiting.wait(60) == 0
+
+
+def test_a_closed_standard_output_is_nobody_to_tell(built: World):
+    for words in ("-m doit", "-m lorabuild status", "-m lorabuild plan"):
+        result = built.run("sh", "-c", f'"{sys.executable}" {words} >&-')
+        assert (result.code, result.err) == (0, ""), words
+
+
+def test_a_wrong_option_is_one_line(built: World):
+    for words in (["--frob"], ["-n", "x"], ["-n", "-3"], ["list", "--json"]):
+        result = built.doit(*words)
+        assert result.code == 2 and len(result.err.splitlines()) == 1 and len(result.err) < 120, words
+
+
+def test_verbs_that_read_work_where_nothing_can_be_written(built: World, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path):
+        if path.parent == built.root / ".lorabuild":
+            path = built.root / "nowhere" / path.name  # SQLite says what it would say of a folder that is read-only
+        return really(path)
+
+    really = state._open
+    monkeypatch.setattr(state, "_open", refused)
+    with opened(built.root, writing=False, building=False) as engine:
+        assert all(engine.fresh(name) for name in engine.jobs)
+    with pytest.raises(sqlite3.OperationalError), opened(built.root, writing=True, building=False):
+        pass

@@ -87,7 +87,9 @@ class SubsetTable(Table):
     image_dir: Annotated[Text, AfterValidator(values.folder)] = Field(
         description="The folder of images and captions, seen from the manifest's folder."
     )
-    num_repeats: Count = Field(1, description="How often an epoch shows each of its images.")
+    num_repeats: Annotated[Count, Field(le=10_000)] = Field(
+        1, description="How often an epoch shows each of its images: at most 10,000 times."
+    )
     caption_extension: Extension | None = Field(None, description="As in [dataset], for this folder alone.")
 
 
