@@ -190,7 +190,7 @@ class _Command:
         global _running, _engine, _wanted
         _running = type(self)
         try:
-            with stopping():
+            with stopping(), _open:  # also while it is closed: that waits for uploads
                 return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
         except UserError as error:
             _complain(map(str, error.problems))
@@ -206,7 +206,6 @@ class _Command:
             return EXIT_CODE
         finally:
             _engine = _wanted = None
-            _open.close()
 
     def execute(self, params: Any, args: list[str]) -> int:
         self.dep_manager = Dependency(Memory, "", checker_cls=MD5Checker, codec_cls=JSONCodec)
@@ -314,6 +313,8 @@ class _Stopped:
     current: Engine
 
     def stop(self) -> None:
+        if self.current.sharing:
+            self.current.sharing.leave()
         self.current.pool.stop()
 
     def kill(self) -> None:

@@ -47,6 +47,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             stack.enter_context(build_lock(hidden, shown.warn))
         state = State(hidden / "state.sqlite", root)
         stack.callback(state.close)
+        uploads = stack.enter_context(ExitStack())  # waited for when no worker holds memory or a GPU any more
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
         scan = Scan()
@@ -72,7 +73,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         sharing = Sharing(
             remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
         )
-        stack.callback(sharing.close)
+        uploads.enter_context(sharing)
         yield Engine(
             root=root,
             stages=STAGES,
