@@ -120,9 +120,11 @@ class Sharing:
                 continue
             try:
                 self.remote.put(*item)
-            except (Unreachable, Damaged, OSError) as error:
+            except Unreachable as error:
                 self._full = True
                 self._warn_once("unreachable", f"{error}; not everything was uploaded: `lorabuild push` does it later")
+            except (Damaged, OSError) as error:  # of one record alone, and here
+                self._warn_once("local", f"{error}; that is not uploaded, the rest is")
 
     def _warn_once(self, kind: str, text: str) -> None:
         with self._mutex:
