@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 import time
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
@@ -198,7 +197,7 @@ class _Command:
         except (CmdParseError, InvalidCommand) as error:
             _complain([str(error)])
             return UsageError.exit_code
-        except (OSError, sqlite3.Error) as error:  # what no job is to blame for: the state cannot be written, say
+        except OSError as error:  # what no job is to blame for: a record cannot be written, say
             _complain([told(error, Path.cwd())])
             return 1
         except KeyboardInterrupt:

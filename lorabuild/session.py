@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from lorabuild.engine import Engine
-from lorabuild.errors import UsageError, near_miss
+from lorabuild.errors import JobError, UsageError, near_miss, told
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.locked import pull_advice
@@ -35,12 +36,14 @@ from lorabuild.watch import Watches
 
 @contextmanager
 def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | None = None) -> Iterator[Engine]:
-    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML.
+    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML,
+    and JobError where the state can be neither opened nor used, here or in the block.
 
     With `wanted`, names of projects, others are left alone where nothing of them has changed: they stand in `clean`.
     """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
+        stack.enter_context(_state_in_one_line())
         shown = face(None if building else sys.stderr)  # else standard output is for what was asked
         stack.callback(shown.close)
         if writing:
@@ -95,6 +98,15 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             sharing=sharing,
             advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
+
+
+@contextmanager
+def _state_in_one_line() -> Iterator[None]:
+    """A disk that is full, a file that may not be opened: the machine's fault, and no traceback. Raises JobError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JobError(told(error)) from error
 
 
 def _settle(
