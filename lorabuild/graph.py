@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 import time
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
@@ -191,7 +190,7 @@ class _Command:
         _running = type(self)
         open_streams()
         try:
-            with stopping():
+            with stopping(), _open:  # also while it is closed: that waits for uploads
                 return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
         except UserError as error:
             _complain(map(str, error.problems))
@@ -199,7 +198,7 @@ class _Command:
         except (CmdParseError, InvalidCommand) as error:
             _complain([" ".join(str(error).partition(" (parsing options")[0].split())])  # the rest is doit's own code
             return UsageError.exit_code
-        except (OSError, sqlite3.Error) as error:  # what no job is to blame for: the state cannot be written, say
+        except OSError as error:  # what no job is to blame for: a record cannot be written, say
             _complain([told(error, Path.cwd())])
             return 1
         except KeyboardInterrupt:
@@ -207,7 +206,6 @@ class _Command:
             return EXIT_CODE
         finally:
             _engine = _wanted = None
-            _open.close()
 
     def execute(self, params: Any, args: list[str]) -> int:
         self.dep_manager = Dependency(Memory, "", checker_cls=MD5Checker, codec_cls=JSONCodec)
@@ -317,6 +315,8 @@ class _Stopped:
     current: Engine
 
     def stop(self) -> None:
+        if self.current.sharing:
+            self.current.sharing.leave()
         self.current.pool.stop()
 
     def kill(self) -> None:

@@ -21,7 +21,7 @@ DIGEST, SHA256 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 
 
 class Damaged(Exception):
-    """What the remote holds under a key is not what it should be; one line says what is wrong. Nothing of it was kept."""
+    """What is held under a key, there or here, is not what it should be; one line says what is wrong. None of it is spread."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Remote:
         """Upload what the store has under `key`: blobs first, then the record. None if the remote has it: the first stays.
 
         `mend`: blobs that its record names and that are gone are uploaded again, if they are here. The bytes uploaded.
+        Raises Damaged for a record that is gone from the store, and before a blob that is damaged or gone there.
         """
         record = self.store.record(key)
         if record is None:
@@ -142,7 +143,7 @@ class Remote:
         name = _blob_name(output.digest)
         if not anew and self.folder.size(name) == output.size:
             return 0
-        self.folder.upload(name, self.store.blob(output.digest), replace=True)
+        self.folder.upload(name, _sound(self.store, output), replace=True)
         return output.size
 
 
@@ -159,11 +160,19 @@ def _whole(path: Path, output: Output) -> bool:
     return path.exists() and path.stat().st_size == output.size and digest_file(path) == output.digest
 
 
+def _sound(store: Store, output: Output) -> Path:
+    """The store's blob of `output`, read: sha256 of rotten bytes would make them look right to everybody. Raises Damaged."""
+    blob = store.blob(output.digest)
+    if not _whole(blob, output):
+        raise Damaged(f"blob {output.digest}: damaged or gone in the store here")
+    return blob
+
+
 def _spelled(record: Record, store: Store, metadata: Mapping[str, Mapping[str, str]]) -> bytes:
     """The record as the remote has it. Pieces stay where they are: they are cheap to make, and many."""
     data = asdict(replace(record, pieces=()))
     for output in data["outputs"].values():
-        output["sha256"] = sha256_from(store.blob(output["digest"]))
+        output["sha256"] = sha256_from(_sound(store, Output(output["digest"], output["size"])))
     return json.dumps(data | {"metadata": metadata}, indent=1, sort_keys=True).encode()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lorabuild.engine import Engine
-from lorabuild.errors import UsageError, near_miss
+from lorabuild.errors import JobError, UsageError, near_miss, told
 from lorabuild.files import empty_folder
 from lorabuild.lock import build_lock
 from lorabuild.locked import pull_advice
@@ -38,18 +38,21 @@ from lorabuild.watch import Watches
 
 @contextmanager
 def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | None = None) -> Iterator[Engine]:
-    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML.
+    """The engine of one command. `writing`: hold the lock; `building`: keep a run log. Raises ConfigError for wrong TOML,
+    and JobError where the state can be neither opened nor used, here or in the block.
 
     With `wanted`, names of projects, others are left alone where nothing of them has changed: they stand in `clean`.
     """
     hidden = root / ".lorabuild"
     with ExitStack() as stack:
+        stack.enter_context(_state_in_one_line())
         shown = face(None if building else sys.stderr)  # else standard output is for what was asked
         stack.callback(shown.close)
         if writing:
             stack.enter_context(build_lock(hidden, shown.warn))
         state = _state(hidden / "state.sqlite", root, writing, stack)
         stack.callback(state.close)
+        uploads = stack.enter_context(ExitStack())  # waited for when no worker holds memory or a GPU any more
         pool = Pool(hidden / "logs")
         stack.callback(pool.close)
         scan = Scan()
@@ -75,7 +78,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         sharing = Sharing(
             remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
         )
-        stack.callback(sharing.close)
+        uploads.enter_context(sharing)
         yield Engine(
             root=root,
             stages=STAGES,
@@ -111,6 +114,15 @@ def _state(path: Path, root: Path, writing: bool, stack: ExitStack) -> State:
             if (part := path.with_name(path.name + suffix)).is_file():
                 shutil.copyfile(part, copy.with_name(part.name))
         return State(copy, root)
+
+
+@contextmanager
+def _state_in_one_line() -> Iterator[None]:
+    """A disk that is full, a file that may not be opened: the machine's fault, and no traceback. Raises JobError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JobError(told(error)) from error
 
 
 def _settle(

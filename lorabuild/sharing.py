@@ -52,6 +52,15 @@ class Sharing:
     _said: set[str] = field(default_factory=set)
     _deaf: bool = False  # no answer, or no permission to read
     _full: bool = False  # uploads fail
+    _left: bool = False  # nobody waits for uploads any more
+
+    def __enter__(self) -> Sharing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.leave()
+        self.close()
 
     def fetch(self, wanted: Mapping[str, Sequence[str]]) -> bool:
         """Bring records, key -> roles, from the remote into the store. True if any came."""
@@ -72,11 +81,15 @@ class Sharing:
     @property
     def uploads(self) -> bool:
         """Is there a remote that takes what is built?"""
-        return self.remote is not None and not (self.read_only or self._deaf or self._full)
+        return self.remote is not None and not (self.read_only or self._deaf or self._full or self._left)
+
+    def leave(self) -> None:
+        """Begin no upload any more and wait for none, as the build was interrupted: `lorabuild push` makes up for it."""
+        self._left = True
 
     def close(self) -> None:
         """Wait for what is being uploaded."""
-        if self._thread is None or self.remote is None:
+        if self._thread is None or self.remote is None or self._left:
             return
         self._queue.put(None)
         self._thread.join(1)
@@ -103,13 +116,15 @@ class Sharing:
     def _upload(self) -> None:
         assert self.remote is not None
         while (item := self._queue.get()) is not None:
-            if self._deaf or self._full:
+            if self._deaf or self._full or self._left:
                 continue
             try:
                 self.remote.put(*item)
-            except (Unreachable, Damaged, OSError) as error:
+            except Unreachable as error:
                 self._full = True
                 self._warn_once("unreachable", f"{error}; not everything was uploaded: `lorabuild push` does it later")
+            except (Damaged, OSError) as error:  # of one record alone, and here
+                self._warn_once("local", f"{error}; that is not uploaded, the rest is")
 
     def _warn_once(self, kind: str, text: str) -> None:
         with self._mutex:

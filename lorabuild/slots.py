@@ -42,6 +42,7 @@ class Slots:
         self._there = False
         self._threads = max(1, cores() // cpu)
         self._changed = threading.Condition()
+        self._looking = threading.Lock()
         self.shut = False
 
     def limit(self, jobs: int) -> None:
@@ -51,16 +52,16 @@ class Slots:
 
     def shut_down(self) -> None:
         """Give no place any more: who waits for one, or asks for one later, is told that the build was stopped."""
+        self.shut = True
         with self._changed:
-            self.shut = True
             self._changed.notify_all()
 
     @contextmanager
     def place(self, kind: str) -> Iterator[Place]:
         """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops."""
         start = time.monotonic()
+        self._look()
         with self._changed:
-            self._look()
             on_device = kind == "gpu" and self._there
             needs = {kind, "jobs"} if on_device else {kind, "cpu", "jobs"}
             self._changed.wait_for(lambda: self.shut or all(self._free[one] for one in needs))
@@ -80,11 +81,15 @@ class Slots:
                 self._changed.notify_all()
 
     def _look(self) -> None:
-        """Find the devices when there is a first job: a build with nothing to do need not know."""
-        if self._devices is None:
-            found = self._find_devices()
-            self._there = bool(found)
-            self._devices = [found[slot % len(found)] for slot in range(self._gpu)] if found else []
+        """Find the devices when there is a first job: a build with nothing to do need not know.
+
+        Nobody who stops the build waits for it: a driver that is not well takes its time.
+        """
+        with self._looking:
+            if self._devices is None and not self.shut:
+                found = self._find_devices()
+                self._there = bool(found)
+                self._devices = [found[slot % len(found)] for slot in range(self._gpu)] if found else []
 
 
 def cuda_devices(environment: Mapping[str, str] | None = None) -> list[str]:

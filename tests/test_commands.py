@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 from world import World
 
 from lorabuild import state
+from lorabuild.errors import JobError
 from lorabuild.session import opened
 
 
@@ -119,5 +119,5 @@ def test_verbs_that_read_work_where_nothing_can_be_written(built: World, monkeyp
     monkeypatch.setattr(state, "_open", refused)
     with opened(built.root, writing=False, building=False) as engine:
         assert all(engine.fresh(name) for name in engine.jobs)
-    with pytest.raises(sqlite3.OperationalError), opened(built.root, writing=True, building=False):
+    with pytest.raises(JobError), opened(built.root, writing=True, building=False):
         pass

@@ -98,6 +98,26 @@ def test_a_kill_in_the_middle_of_a_write_loses_nothing(golden: killing.Golden, t
     assert_next_build_ends_well(root, golden)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [("pull",), ("push",), ("gc", "--yes"), ("status",), ("verify",), ("diff", "ember", "moss"), ("list",), ("build",)],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("fault", ["opened", "written"])
+def test_a_state_that_cannot_be_used_is_one_line_of_every_verb(tmp_path: Path, args: tuple[str, ...], fault: str):
+    world = World(made(tmp_path / "repository"))
+    world.write("lorabuild.local.toml", f'[store]\nremote = "file://{tmp_path}/remote"\n')
+    environment = {}
+    if fault == "opened":
+        (world.root / ".lorabuild/state.sqlite").mkdir(parents=True)
+    else:
+        environment = faulty("sqlite ENOSPC 1 */state.sqlite")
+    done = world.lorabuild(*args, **environment)
+    (line,) = done.err.splitlines()
+    code = 2 if args[0] == "diff" else 1  # whose 1 says that two differ
+    assert (done.code, done.out) == (code, "") and line.startswith(".lorabuild/state.sqlite: "), done.out + done.err
+
+
 def assert_next_build_ends_well(root: Path, golden: killing.Golden) -> None:
     """It builds what was not finished, leaves nothing over, and its bytes are those of an undisturbed build."""
     finished = {job for job, key in golden.keys.items() if killing.record_path(root, key).exists()}

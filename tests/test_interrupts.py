@@ -110,6 +110,40 @@ def test_a_build_that_is_interrupted_says_what_failed_before(tmp_path: Path):
     assert any(line.startswith("failed: train:p0: step 3") for line in ended(driver, 15).splitlines())
 
 
+def uploads_slowly(stage: Stage, tmp_path: Path) -> None:
+    stage.world.write("lorabuild.local.toml", f'[store]\nremote = "file://{tmp_path}/remote"\n')
+    slow = """
+import time, lorabuild.interrupts, lorabuild.remote
+lorabuild.interrupts.GRACE_SECONDS = 3.0
+lorabuild.remote.Remote.put = lambda *_: time.sleep(600)
+"""
+    stage.world.write("dodo.py", DODO + slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_while_it_waits_for_uploads_a_build_is_interrupted(tmp_path: Path, number: int):
+    stage = Stage(tmp_path, 1)
+    uploads_slowly(stage, tmp_path)
+    driver = stage.start()
+    while "uploading to file://" not in (line := driver.stdout.readline()):
+        assert line, "the build has ended"
+    assert not stage.survivors()  # the workers have let go of memory and GPU by now
+    driver.send_signal(number)
+    assert "interrupted" in ended(driver, 5)
+
+
+def test_a_build_that_is_interrupted_waits_for_no_upload(tmp_path: Path):
+    stage = Stage(tmp_path, 1, train_p0="train 400")
+    uploads_slowly(stage, tmp_path)
+    driver = stage.start()
+    while not any(line["job"] == "train:p0" for line in stage.lines("begin")):
+        time.sleep(0.02)
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGINT)
+    assert "uploading" not in ended(driver, 8)
+    assert gone(stage)
+
+
 def test_while_it_waits_for_the_lock_a_build_is_interrupted(tmp_path: Path):
     from filelock import FileLock
 

@@ -12,6 +12,7 @@ from s3 import S3
 from lorabuild import transport
 from lorabuild.hashing import digest_json
 from lorabuild.remote import Damaged, Remote
+from lorabuild.sharing import Sharing
 from lorabuild.store import Record, Store
 from lorabuild.transport import Folder, Unreachable
 
@@ -78,6 +79,35 @@ def test_what_one_machine_uploads_another_fetches_whole(here: Machine, there: Ma
     assert fetched.made_from == {"dataset": "e" * 32} and fetched.seconds == 1.5 and fetched.inputs == built.inputs
     assert fetched.pieces == () and built.pieces == ("piece",)  # pieces stay where they were made
     assert not there.store.blob(fetched.outputs["weights"].digest).stat().st_mode & 0o222
+
+
+def rots(machine: Machine, key: str) -> None:
+    """A bit of a blob turns, as on an old disk: its size stays."""
+    blob = machine.store.blob(machine.store.record(key).outputs["weights"].digest)
+    blob.chmod(0o644)
+    blob.write_bytes(b"W" + blob.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("blob_is_there", [False, True])
+def test_a_blob_that_is_damaged_here_is_not_spread(here: Machine, there: Machine, blob_is_there: bool):
+    if blob_is_there:  # another key's: what is wrong then is the sha256 in the record
+        here.remote.put(here.build(b"weights", seed=2))
+    key = here.build(b"weights")
+    rots(here, key)
+    with pytest.raises(Damaged, match="damaged or gone in the store here"):
+        here.remote.put(key)
+    assert not here.remote.has(key) and there.remote.fetch(key, ["weights"]) is None
+
+
+def test_what_is_wrong_with_one_blob_keeps_no_other_from_being_uploaded(here: Machine, there: Machine):
+    rotten, gone, good = (here.build(bytes([seed]) * 99, seed) for seed in (1, 2, 3))
+    rots(here, rotten)
+    here.store.blob(here.store.record(gone).outputs["weights"].digest).unlink()
+    said: list[str] = []
+    with Sharing(here.remote, None, here.store, False, said.append, said.append) as sharing:
+        sharing.offer([rotten, gone, good], {})
+    assert len(said) == 1 and "the rest is" in said[0]
+    assert there.remote.fetch(good, ["weights"]) and not there.remote.has(rotten) and not there.remote.has(gone)
 
 
 def test_what_the_remote_lacks_is_none(here: Machine):

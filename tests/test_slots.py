@@ -100,6 +100,36 @@ def test_who_waits_for_a_slot_is_told_that_the_build_stops():
         pass
 
 
+def test_who_stops_the_build_does_not_wait_for_a_slow_driver():
+    asked, answer, told = threading.Event(), threading.Event(), []
+
+    def find() -> list[str]:
+        asked.set()
+        answer.wait(10)
+        return ["0"]
+
+    slots = Slots(1, 1, find)
+
+    def wait() -> None:
+        try:
+            with slots.place("gpu"):
+                told.append("place")
+        except Interrupted:
+            told.append("stopped")
+
+    waiting = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    assert asked.wait(5)
+    start = time.monotonic()
+    slots.shut_down()
+    assert slots.shut and time.monotonic() - start < 1
+    answer.set()
+    for thread in waiting:
+        thread.join(5)
+    assert told == ["stopped", "stopped"]
+
+
 @pytest.mark.parametrize(
     ("visible", "devices"),
     [("0", ["0"]), ("2,3", ["2", "3"]), ("", []), ("-1", []), ("1,-1,2", ["1"]), ("GPU-8932f937", ["GPU-8932f937"])],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from lorabuild.cli import find_root
 from lorabuild.engine import Engine
-from lorabuild.errors import JobError, UsageError
+from lorabuild.errors import UsageError
 from lorabuild.session import opened
 
 COLOURS = {"green": "32", "yellow": "33", "red": "31", "dim": "2"}
@@ -23,11 +22,8 @@ def reading() -> Iterator[Engine]:
 
     Raises UsageError where there is no repository.
     """
-    try:
-        with opened(root_here(), writing=False, building=False) as engine:
-            yield engine
-    except sqlite3.Error as error:
-        raise JobError(f".lorabuild/state.sqlite: {error}") from error
+    with opened(root_here(), writing=False, building=False) as engine:
+        yield engine
 
 
 def root_here() -> Path:
