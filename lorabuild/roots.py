@@ -71,10 +71,10 @@ def lock_texts(root: Path) -> Iterator[str]:
 
 
 def lock_texts_of_refs(root: Path) -> list[str]:
-    """The lock files of every branch, tag, remote, stash and work tree, each once. Raises JobError."""
+    """The lock files of every branch, tag, remote, stash and work tree, each once. Raises JobError also if git lacks one."""
     with git.objects(root) as objects:
         names = {name for tip in git.tips(root) for _, name in objects.files(tip, "projects", NAME)}
-        return [(objects.blob(name) or b"").decode(errors="replace") for name in sorted(names)]
+        return [objects.blob(name).decode(errors="replace") for name in sorted(names)]
 
 
 # pins

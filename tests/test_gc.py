@@ -210,6 +210,34 @@ def test_a_git_that_cannot_be_asked_frees_nothing(world: World):
     assert kept(world) == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize("what", ["projects/ember/lora.lock", "projects/ember", "projects", ""])
+def test_a_branch_of_which_git_lacks_an_object_frees_nothing(world: World, what: str):
+    """As in a partial clone, which has only the files of its own branch."""
+    git(world, "checkout", "-q", "-b", "other")
+    build(world, CHOPS["a"])
+    commit(world)
+    lacking = git(world, "rev-parse", f"other:{what}").strip()
+    git(world, "checkout", "-q", "main")
+    build(world, CHOPS["c"])
+    age(world.root / ".lorabuild/store")
+    path = world.root / ".git/objects" / lacking[:2] / lacking[2:]
+    path.rename(world.root.parent / "object")
+    result = world.lorabuild("gc", "--yes", "--days", "0")
+    assert (result.code, len(result.err.splitlines())) == (1, 1) and f"git lacks the object {lacking}" in result.err
+    assert kept(world) == {"a", "b", "c"}
+    (world.root.parent / "object").rename(path)
+    assert gc(world, "--yes", "--days", "0") and kept(world) == {"a", "c"}
+
+
+def test_a_branch_without_projects_and_a_tag_of_a_file_lack_nothing(world: World):
+    git(world, "tag", "-a", "-m", "x", "file", "main:lorabuild.toml")
+    git(world, "checkout", "-q", "--orphan", "empty")
+    git(world, "rm", "-r", "-f", "-q", "--cached", ".")
+    git(world, "commit", "-q", "-m", "x", "--allow-empty")
+    git(world, "checkout", "-q", "-f", "main")
+    assert gc(world, "--yes", "--days", "0") and kept(world) == {"c"}
+
+
 def test_a_manifest_that_cannot_be_read_frees_nothing(world: World):
     world.write("projects/ember/lora.toml", "[chop")
     assert world.lorabuild("gc", "--yes", "--days", "0").code == 3
