@@ -182,6 +182,14 @@ def test_a_pin_keeps_what_a_target_has_now(world: World):
     assert gc(world, "--yes", "--days", "0") and kept(world) == {"c"}
 
 
+def test_a_pin_leaves_every_other_line_as_it_is(world: World):
+    mine = f"# shown at the fair\n{world.keys['b']}\n\n# a last line without an end"
+    world.write(".lorabuild/pins", mine)
+    for _ in range(2):
+        assert world.lorabuild("gc", "--pin", "chop:ember").code == 0
+        assert (world.root / ".lorabuild/pins").read_text() == f"{mine}\n{world.keys['c']} chop:ember\n"
+
+
 def test_a_pin_of_what_is_not_built_is_one_line(world: World):
     manifest(world, "ember", keep='["TE2"]')
     result = world.lorabuild("gc", "--pin", "ember")
