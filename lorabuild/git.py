@@ -46,52 +46,77 @@ class Objects:
 
     process: subprocess.Popen[bytes]
     prefix: str  # where our root lies in the work tree: "" or "sub/folder/"
-    _trees: dict[bytes, list[tuple[bytes, str, str]]] = field(default_factory=dict)
+    _trees: dict[str, list[tuple[bytes, str, str]]] = field(default_factory=dict)
 
-    def blob(self, name: str) -> bytes | None:
-        """The content of a file by its object name."""
-        found = self._ask(name)
-        return found[2] if found and found[1] == b"blob" else None
+    def blob(self, name: str) -> bytes:
+        """The content of a file by its object name. Raises JobError if git lacks it."""
+        return self._get(name)[1]
 
     def files(self, tip: str, folder: str, called: str = "") -> Iterator[tuple[str, str]]:
         """(path, object name) of the files below `folder` of a commit; paths are seen from our root.
 
-        `called`: only files of that name.
+        `called`: only files of that name. Raises JobError if git lacks a part of the commit.
         """
-        found = self._ask(f"{tip}:{self.prefix}{folder}")
-        if found and found[1] == b"tree":
-            yield from self._below(found[0].decode(), found[2], folder, called)
+        found = self._entry(tip, folder)
+        if found and found[0] == FOLDER:
+            yield from self._below(found[1], folder, called)
 
     def file(self, tip: str, path: str) -> bytes | None:
-        """The content of a file of a commit; None if it has none."""
-        return self.blob(f"{tip}:{self.prefix}{path}")
+        """The content of a file of a commit; None if it has none. Raises JobError if git lacks a part of the commit."""
+        found = self._entry(tip, path)
+        return self.blob(found[1]) if found and found[0] in FILES else None
 
-    def _below(self, name: str, data: bytes | None, folder: str, called: str) -> Iterator[tuple[str, str]]:
-        if (entries := self._trees.get(name.encode())) is None:  # most commits share most of their trees
-            if data is None:
-                found = self._ask(name)
-                data = found[2] if found else b""
-            entries = self._trees[name.encode()] = list(_entries(data, len(name) // 2))
-        for mode, entry, inner in entries:
+    def _entry(self, tip: str, path: str) -> tuple[bytes, str] | None:
+        """(mode, object name) of what a commit has at `path`; None if it has nothing there.
+
+        We walk there: of `tip:path` git says "missing" both where there is no such path and where it lacks an object.
+        """
+        kind, data = self._get(tip)
+        while kind in (b"tag", b"commit"):  # each begins with what it is about: "object …", "tree …"
+            tip = data.split(None, 2)[1].decode()
+            kind, data = self._get(tip)
+        if kind != b"tree":
+            return None  # a tag of a file
+        found = FOLDER, tip
+        for part in f"{self.prefix}{path}".split("/"):
+            inner = {entry: (mode, name) for mode, entry, name in self._tree(found[1])} if found[0] == FOLDER else {}
+            if part not in inner:
+                return None
+            found = inner[part]
+        return found
+
+    def _below(self, tree: str, folder: str, called: str) -> Iterator[tuple[str, str]]:
+        for mode, entry, name in self._tree(tree):
             if entry in (".", "..") or "/" in entry:
                 continue  # no git writes such a name; whoever writes the file would write elsewhere
             path = f"{folder}/{entry}"
             if mode == FOLDER:
-                yield from self._below(inner, None, path, called)
+                yield from self._below(name, path, called)
             elif mode in FILES and called in ("", entry):
-                yield path, inner
+                yield path, name
 
-    def _ask(self, name: str) -> tuple[bytes, bytes, bytes] | None:
-        """(object name, kind, content) of what git calls `name`; None if there is no such thing."""
+    def _tree(self, name: str) -> list[tuple[bytes, str, str]]:
+        """What stands in a tree object; most commits share most of theirs."""
+        if name not in self._trees:
+            self._trees[name] = list(_entries(self._get(name)[1], len(name) // 2))
+        return self._trees[name]
+
+    def _get(self, name: str) -> tuple[bytes, bytes]:
+        """(kind, content) of an object that must be there. Raises JobError."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(name.encode() + b"\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(name.encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended over a damaged object: there is no answer
         head = self.process.stdout.readline().rsplit(b" ", 2)
-        if len(head) < 3 or not head[2].strip().isdigit():  # "… missing", "… ambiguous"
-            return None
+        if len(head) < 3 or not head[2].strip().isdigit():  # "… missing"
+            raise JobError(
+                f"git lacks the object {name} of a branch, tag, stash or work tree; in a partial clone"
+                " `git fetch --refetch --no-filter` brings it, else `git fsck` tells more"
+            )
         size = int(head[2])
-        data = self.process.stdout.read(size + 1)[:size]
-        return head[0], head[1], data
+        return head[1], self.process.stdout.read(size + 1)[:size]
 
 
 @contextmanager

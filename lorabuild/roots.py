@@ -71,10 +71,10 @@ def lock_texts(root: Path) -> Iterator[str]:
 
 
 def lock_texts_of_refs(root: Path) -> list[str]:
-    """The lock files of every branch, tag, remote, stash and work tree, each once. Raises JobError."""
+    """The lock files of every branch, tag, remote, stash and work tree, each once. Raises JobError also if git lacks one."""
     with git.objects(root) as objects:
         names = {name for tip in git.tips(root) for _, name in objects.files(tip, "projects", NAME)}
-        return [(objects.blob(name) or b"").decode(errors="replace") for name in sorted(names)]
+        return [objects.blob(name).decode(errors="replace") for name in sorted(names)]
 
 
 # pins
@@ -95,10 +95,14 @@ def pin(engine: Engine, jobs: Sequence[str]) -> Mapping[str, str]:
     built = {one.key: name for name, one in found.items() if not one.missing}
     if not built:
         raise JobError(f"{_shown(jobs)}: not built as it stands now: there is nothing to pin (`doit` builds)")
-    before = pins(engine.root)
-    new = {key: name for key, name in built.items() if key not in before}
-    with staged(engine.root / PINS, engine.store.parts) as part:
-        part.write_text("".join(f"{key} {name}\n" for key, name in {**before, **new}.items()), encoding="utf-8")
+    path = engine.root / PINS
+    before = path.read_bytes() if path.exists() else b""  # the user's own lines and comments stay as they are
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    known = pins(engine.root)
+    new = {key: name for key, name in built.items() if key not in known}
+    with staged(path, engine.store.parts) as part:
+        part.write_bytes(before + "".join(f"{key} {name}\n" for key, name in new.items()).encode())
     return new
 
 

@@ -95,6 +95,12 @@ class State:
                 "select size, mtime_ns, ctime_ns, ino from file where path = ?", (self._name(path),)
             ).fetchone()
 
+    def forget(self, path: Path) -> None:
+        """What is remembered of a file no longer holds: the next build reads it, and looks at the projects that have it."""
+        with self._lock:
+            self._db.execute("delete from file where path = ?", (self._name(path),))
+            self._db.execute("delete from watch where instr(value, ?)", (json.dumps(str(path)),))
+
     def _known(self, path: Path, seen: Signature) -> str | None:
         with self._lock:
             row = self._db.execute(

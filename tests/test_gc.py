@@ -182,6 +182,14 @@ def test_a_pin_keeps_what_a_target_has_now(world: World):
     assert gc(world, "--yes", "--days", "0") and kept(world) == {"c"}
 
 
+def test_a_pin_leaves_every_other_line_as_it_is(world: World):
+    mine = f"# shown at the fair\n{world.keys['b']}\n\n# a last line without an end"
+    world.write(".lorabuild/pins", mine)
+    for _ in range(2):
+        assert world.lorabuild("gc", "--pin", "chop:ember").code == 0
+        assert (world.root / ".lorabuild/pins").read_text() == f"{mine}\n{world.keys['c']} chop:ember\n"
+
+
 def test_a_pin_of_what_is_not_built_is_one_line(world: World):
     manifest(world, "ember", keep='["TE2"]')
     result = world.lorabuild("gc", "--pin", "ember")
@@ -208,6 +216,34 @@ def test_a_git_that_cannot_be_asked_frees_nothing(world: World):
     result = world.lorabuild("gc", "--yes", "--days", "0")
     assert (result.code, len(result.err.splitlines())) == (1, 1) and "git cannot be asked" in result.err
     assert kept(world) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("what", ["projects/ember/lora.lock", "projects/ember", "projects", ""])
+def test_a_branch_of_which_git_lacks_an_object_frees_nothing(world: World, what: str):
+    """As in a partial clone, which has only the files of its own branch."""
+    git(world, "checkout", "-q", "-b", "other")
+    build(world, CHOPS["a"])
+    commit(world)
+    lacking = git(world, "rev-parse", f"other:{what}").strip()
+    git(world, "checkout", "-q", "main")
+    build(world, CHOPS["c"])
+    age(world.root / ".lorabuild/store")
+    path = world.root / ".git/objects" / lacking[:2] / lacking[2:]
+    path.rename(world.root.parent / "object")
+    result = world.lorabuild("gc", "--yes", "--days", "0")
+    assert (result.code, len(result.err.splitlines())) == (1, 1) and f"git lacks the object {lacking}" in result.err
+    assert kept(world) == {"a", "b", "c"}
+    (world.root.parent / "object").rename(path)
+    assert gc(world, "--yes", "--days", "0") and kept(world) == {"a", "c"}
+
+
+def test_a_branch_without_projects_and_a_tag_of_a_file_lack_nothing(world: World):
+    git(world, "tag", "-a", "-m", "x", "file", "main:lorabuild.toml")
+    git(world, "checkout", "-q", "--orphan", "empty")
+    git(world, "rm", "-r", "-f", "-q", "--cached", ".")
+    git(world, "commit", "-q", "-m", "x", "--allow-empty")
+    git(world, "checkout", "-q", "-f", "main")
+    assert gc(world, "--yes", "--days", "0") and kept(world) == {"c"}
 
 
 def test_a_manifest_that_cannot_be_read_frees_nothing(world: World):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -66,22 +67,47 @@ def test_a_damaged_blob_is_found_and_doit_mends_it(world: World):
     assert verify(world) == []
 
 
-def test_it_reads_anew_and_does_not_believe_a_files_times(world: World):
-    """The bytes have changed on the disk, and the stat cache says that it knows them."""
-    import sqlite3
-
-    path = weights(world)
-    verify(world)
-    spoil(path)
+def hide(world: World, path: Path) -> None:
+    """Make the state believe that it has seen the file as it is: so bits rot on a disk."""
     stat = path.stat()
+    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     db = sqlite3.connect(world.root / ".lorabuild/state.sqlite")
-    values = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, path.name, shown(world, path))
     with db:
-        db.execute("update file set size=?, mtime_ns=?, ctime_ns=?, ino=?, digest=? where path=?", values)
-        assert db.total_changes == 1
+        db.execute("update file set size=?, mtime_ns=?, ctime_ns=?, ino=? where path=?", (*seen, shown(world, path)))
+        for manifest_, text in db.execute("select manifest, value from watch").fetchall():
+            watch = json.loads(text)
+            if str(path) in watch["made"]:
+                watch["made"][str(path)] = seen
+                db.execute("update watch set value=? where manifest=?", (json.dumps(watch), manifest_))
     db.close()
-    assert world.doit().events == []
-    assert verify(world, code=1) == [f"damaged blob: {shown(world, path)}"]
+
+
+ROTTEN = {"damaged blob": "built", "changed file": "restored", "damaged record": "built"}
+
+
+@pytest.mark.parametrize("what", ROTTEN)
+def test_what_no_stat_shows_is_found_and_then_doit_mends_it(world: World, what: str):
+    path = {
+        "damaged blob": weights(world),
+        "changed file": world.root / "build/ember/ember-chopped.safetensors",
+        "damaged record": record(world, lines(world, "ember")["chop:ember"]["key"]),
+    }[what]
+    assert world.doit().events == []  # a copy looks at its own files, once, and notes them
+    spoil(path)
+    hide(world, path)
+    assert world.doit().events == [], "a stat shows it"
+    assert f"{what}: {shown(world, path)}" in verify(world, code=1)
+    assert watched(world) == {"projects/frost/lora.toml"}
+    assert world.doit().ran == {"chop:ember": ROTTEN[what]}
+    assert verify(world) == []
+
+
+def watched(world: World) -> set[str]:
+    """The manifests of projects that a build need not look at."""
+    db = sqlite3.connect(world.root / ".lorabuild/state.sqlite")
+    found = {manifest_ for (manifest_,) in db.execute("select manifest from watch")}
+    db.close()
+    return found
 
 
 def test_a_missing_blob_is_found(world: World):

@@ -71,6 +71,9 @@ def main(args: Sequence[str]) -> int:
         unbuilt = set() if options.names else {*names} - default_jobs(engine)  # nobody asked for these
         reader = _Reader(say=_say if sys.stderr.isatty() else lambda text: None)
         found = verify(engine, names, reader)
+        for one in found:
+            if one.damage:  # its stat may not show it: without this the build that is to mend it would not look
+                engine.state.forget(engine.root / one.where)
         unbuilt &= {one.job for one in found if one.what == "not built"}
         found = [one for one in found if one.what != "not built" or one.job not in unbuilt]
         names = [name for name in names if name not in unbuilt]
