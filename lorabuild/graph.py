@@ -269,6 +269,8 @@ class Run(_Command, DoitRun):
         if code:
             current.counts["not run"] = reporter.not_run(current.failures)
         if heard.signalled:
+            if current.sharing:
+                current.sharing.leave()  # a signal of the last moment may not have come to _Stopped yet
             current.face.close()
             said = summary(current.counts, time.monotonic() - start)
             _complain([*_failures(current), interrupted_line(current.interrupted, said)])
