@@ -15,7 +15,7 @@ from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_places
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
-from lorabuild.scan import Scan
+from lorabuild.scan import GONE, Scan
 from lorabuild.signature import GRAIN_NS, Signature, signature
 from lorabuild.stage import Component, File, Images, Job
 from lorabuild.stages import STAGES
@@ -65,6 +65,7 @@ class Watches:
         self._root, self._state, self._scan = root, state, scan
         self._tool = tool_digest(root, scan)
         self._looked: dict[str, tuple[Sources, str]] = {}  # by project
+        self._gone: list[str] = []  # manifests that were noted once and are there no more
         for name in SHARED_FILES:  # before they are read
             scan.file(str(root / name))
         scan.folder(str(root / "recipes"))
@@ -75,9 +76,16 @@ class Watches:
         found = {}
         for manifest, text in self._state.watched().items():
             watch = _read(text)
-            if watch is not None and watch.holds(self._scan, self._tool, made):
+            if self._scan.file(str(self._root / manifest)) == GONE:
+                self._gone.append(manifest)
+            elif watch is not None and watch.holds(self._scan, self._tool, made):
                 found[self._root / manifest] = list(watch.jobs)
         return found
+
+    def forget_gone(self) -> None:
+        """Drop what is noted of projects whose manifest is gone."""
+        for manifest in self._gone:
+            self._state.drop_watched(manifest)
 
     def look(self, repository: Repository, jobs: Mapping[str, Job], needed: Mapping[str, Sequence[str]]) -> None:
         """See what the loaded projects are made from as it is now, before any of it is read; their manifests were read
