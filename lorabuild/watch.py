@@ -65,6 +65,7 @@ class Watches:
         self._root, self._state, self._scan = root, state, scan
         self._tool = tool_digest(root, scan)
         self._looked: dict[str, tuple[Sources, str]] = {}  # by project
+        self._waited = False
         self._gone: list[str] = []  # manifests that were noted once and are there no more
         for name in SHARED_FILES:  # before they are read
             scan.file(str(root / name))
@@ -100,10 +101,14 @@ class Watches:
         Not where something is so young that it may have changed unnoticed since: the next run looks again.
         """
         sources, looked = self._looked[project.name]
-        seen = {str(path): self._seen(path, digest) for path, digest in made.items()}
-        if sources.are_young(self._scan) or None in seen.values():
+        if sources.are_young(self._scan):
             return
-        watch = Watch(self._tool, sources, looked, seen, jobs)  # type: ignore[arg-type]  # None was ruled out
+        seen: dict[str, Signature] = {}
+        for path, digest in made.items():
+            if (found := self._seen(path, digest)) is None:
+                return
+            seen[str(path)] = found
+        watch = Watch(self._tool, sources, looked, seen, jobs)
         manifest = project.manifest.relative_to(self._root).as_posix()
         self._state.set_watched(manifest, json.dumps(asdict(watch)))
 
@@ -112,16 +117,20 @@ class Watches:
         try:
             if digest is None:
                 return signature(path)
-            for wait_ns in (0, GRAIN_NS):  # what was written a moment ago is old enough a moment later
-                time.sleep(wait_ns / 1e9)
+            while True:
                 seen = signature(path)
                 if self._state.digest(path) != digest:
                     return None
                 if self._state.remembered(path) == seen:
                     return seen
+                if self._waited:
+                    return None
+                # What was written a moment ago is old enough a moment later, and so is all else that this run wrote;
+                # where stamps are whole seconds waiting does not help, the next run looks again.
+                self._waited = True
+                time.sleep(GRAIN_NS / 1e9)
         except OSError:
-            pass
-        return None
+            return None
 
 
 def tool_digest(root: Path, scan: Scan) -> str:

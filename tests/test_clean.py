@@ -202,6 +202,23 @@ def test_a_file_that_changes_while_it_builds_is_looked_at_by_the_next_run(world:
     assert world.clean == {"moss"}
 
 
+def test_where_stamps_are_coarse_a_run_waits_once_and_the_next_looks_again(
+    world: Quick, monkeypatch: pytest.MonkeyPatch
+):
+    world.settle()
+    waits: list[float] = []
+    with opened(world.root, writing=True, building=False) as engine, monkeypatch.context() as patch:
+        patch.setattr("lorabuild.state.racy", lambda seen: True)  # whatever is written stays young for seconds
+        patch.setattr("lorabuild.watch.time.sleep", waits.append)
+        for project in ("ember", "moss"):
+            for path in (world.root / "build" / project).iterdir():
+                engine.state.forget(path)
+        for name in engine.jobs:
+            assert engine.fresh(name)
+        engine.settle(engine.made_by)
+    assert len(waits) == 1 and world.clean == set()
+
+
 def test_a_copy_of_the_repository_looks_at_its_own_files(world: Quick, tmp_path: Path):
     world.settle()
     copy = Quick(shutil.copytree(world.root, tmp_path / "copy", symlinks=True))
