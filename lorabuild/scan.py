@@ -36,7 +36,8 @@ class Scan:
             self.folder(folder)
             waiting += [f"{folder}{os.sep}{name}" for name in sorted(self._below[folder], reverse=True)]
             path = f"{folder}{os.sep}lora.toml"
-            if path in self._files:
+            seen = self._files.get(path)
+            if seen is not None and (seen != GONE or os.path.islink(path)):  # a link that leads nowhere is to be told
                 found.append(Path(path))
         return found, self._unreadable
 

@@ -132,6 +132,7 @@ def _settle(
     made_by: Callable[[str], Mapping[Path, str | None] | None],
 ) -> None:
     """Note each loaded project of which all is fresh. One that there is a warning for is looked at, and told, each time."""
+    watches.forget_gone()
     for name, project in repository.projects.items():
         made = [made_by(job) for job in needed[name]]
         if None not in made and not project.idle:

@@ -157,6 +157,10 @@ class State:
         with self._lock:
             self._db.execute("replace into watch values (?,?)", (manifest, value))
 
+    def drop_watched(self, manifest: str) -> None:
+        with self._lock:
+            self._db.execute("delete from watch where manifest = ?", (manifest,))
+
     # parsed manifests, digests of parts of files: text by a key that says all that it was made of
 
     def get(self, key: str) -> str | None:

@@ -15,7 +15,7 @@ from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_places
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
-from lorabuild.scan import Scan
+from lorabuild.scan import GONE, Scan
 from lorabuild.signature import GRAIN_NS, Signature, signature
 from lorabuild.stage import Component, File, Images, Job
 from lorabuild.stages import STAGES
@@ -65,6 +65,8 @@ class Watches:
         self._root, self._state, self._scan = root, state, scan
         self._tool = tool_digest(root, scan)
         self._looked: dict[str, tuple[Sources, str]] = {}  # by project
+        self._waited = False
+        self._gone: list[str] = []  # manifests that were noted once and are there no more
         for name in SHARED_FILES:  # before they are read
             scan.file(str(root / name))
         scan.folder(str(root / "recipes"))
@@ -75,9 +77,16 @@ class Watches:
         found = {}
         for manifest, text in self._state.watched().items():
             watch = _read(text)
-            if watch is not None and watch.holds(self._scan, self._tool, made):
+            if self._scan.file(str(self._root / manifest)) == GONE:
+                self._gone.append(manifest)
+            elif watch is not None and watch.holds(self._scan, self._tool, made):
                 found[self._root / manifest] = list(watch.jobs)
         return found
+
+    def forget_gone(self) -> None:
+        """Drop what is noted of projects whose manifest is gone."""
+        for manifest in self._gone:
+            self._state.drop_watched(manifest)
 
     def look(self, repository: Repository, jobs: Mapping[str, Job], needed: Mapping[str, Sequence[str]]) -> None:
         """See what the loaded projects are made from as it is now, before any of it is read; their manifests were read
@@ -92,10 +101,14 @@ class Watches:
         Not where something is so young that it may have changed unnoticed since: the next run looks again.
         """
         sources, looked = self._looked[project.name]
-        seen = {str(path): self._seen(path, digest) for path, digest in made.items()}
-        if sources.are_young(self._scan) or None in seen.values():
+        if sources.are_young(self._scan):
             return
-        watch = Watch(self._tool, sources, looked, seen, jobs)  # type: ignore[arg-type]  # None was ruled out
+        seen: dict[str, Signature] = {}
+        for path, digest in made.items():
+            if (found := self._seen(path, digest)) is None:
+                return
+            seen[str(path)] = found
+        watch = Watch(self._tool, sources, looked, seen, jobs)
         manifest = project.manifest.relative_to(self._root).as_posix()
         self._state.set_watched(manifest, json.dumps(asdict(watch)))
 
@@ -104,16 +117,20 @@ class Watches:
         try:
             if digest is None:
                 return signature(path)
-            for wait_ns in (0, GRAIN_NS):  # what was written a moment ago is old enough a moment later
-                time.sleep(wait_ns / 1e9)
+            while True:
                 seen = signature(path)
                 if self._state.digest(path) != digest:
                     return None
                 if self._state.remembered(path) == seen:
                     return seen
+                if self._waited:
+                    return None
+                # What was written a moment ago is old enough a moment later, and so is all else that this run wrote;
+                # where stamps are whole seconds waiting does not help, the next run looks again.
+                self._waited = True
+                time.sleep(GRAIN_NS / 1e9)
         except OSError:
-            pass
-        return None
+            return None
 
 
 def tool_digest(root: Path, scan: Scan) -> str:

@@ -101,6 +101,12 @@ def record_of(world: Quick, job: str) -> Path:
         return engine.store.record_path(engine.assess(job).key)
 
 
+def watched(world: Quick) -> set[str]:
+    """The manifests of which something is noted."""
+    with opened(world.root, writing=False, building=False) as engine:
+        return set(engine.state.watched())
+
+
 def overwrite(path: Path) -> None:
     path.chmod(0o644)
     edit(path)
@@ -149,8 +155,13 @@ def test_a_new_project_is_seen_and_a_removed_one_is_gone(world: Quick):
     world.write("projects/fern/lora.toml", SOURCED)
     shutil.copy(world.root / "projects/moss/old.safetensors", world.root / "projects/fern")
     assert world.doit().ran.keys() >= {"chop:fern"}
+    assert watched(world) == {f"projects/{name}/lora.toml" for name in ("ember", "fern", "moss")}
+    (world.root / "projects/fern/lora.toml").unlink()  # as of a branch that lacks it: what git ignores stays there
+    result = world.doit()
+    assert result.code == 0, result.out + result.err
+    assert watched(world) == {f"projects/{name}/lora.toml" for name in ("ember", "moss")}
+    assert world.clean == {"ember", "moss"}
     shutil.rmtree(world.root / "projects/fern")
-    world.settle()
 
 
 def test_another_version_of_a_stage_or_of_the_tool_is_looked_at(world: Quick, monkeypatch: pytest.MonkeyPatch):
@@ -217,6 +228,23 @@ def test_a_base_that_changes_leaves_nothing_under_the_key_of_the_old_one(world: 
             engine._build(found)
     assert not scratch.exists()
     checkpoint(base)
+
+
+def test_where_stamps_are_coarse_a_run_waits_once_and_the_next_looks_again(
+    world: Quick, monkeypatch: pytest.MonkeyPatch
+):
+    world.settle()
+    waits: list[float] = []
+    with opened(world.root, writing=True, building=False) as engine, monkeypatch.context() as patch:
+        patch.setattr("lorabuild.state.racy", lambda seen: True)  # whatever is written stays young for seconds
+        patch.setattr("lorabuild.watch.time.sleep", waits.append)
+        for project in ("ember", "moss"):
+            for path in (world.root / "build" / project).iterdir():
+                engine.state.forget(path)
+        for name in engine.jobs:
+            assert engine.fresh(name)
+        engine.settle(engine.made_by)
+    assert len(waits) == 1 and world.clean == set()
 
 
 def test_a_copy_of_the_repository_looks_at_its_own_files(world: Quick, tmp_path: Path):
