@@ -112,6 +112,8 @@ def _train(steps: float, workspace: Any, progress: Any) -> None:
             raise Interrupted(f"step {step} of {int(steps)}")
         time.sleep(0.05)
         progress(step + 1, int(steps), "")
+        if step == first:
+            _note("trains", "")
 
 
 def _deaf(seconds: float, workspace: Any, progress: Any) -> None:

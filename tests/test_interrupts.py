@@ -58,10 +58,9 @@ def test_once_a_training_keeps_its_state_and_the_next_build_goes_on(tmp_path: Pa
     stage = Stage(tmp_path, 2, "gpu = 2", train_p0="train 400", train_p1="train 400")
     driver = stage.start(*jobs)
     trainings = 2 if jobs else 1
-    while len([line for line in stage.lines("begin") if line["job"].startswith("train:")]) < trainings:
+    while len(stage.lines("trains")) < trainings:
         time.sleep(0.02)
         assert driver.poll() is None
-    time.sleep(0.4)
     driver.send_signal(number)
     out = ended(driver, 15)
     kept = re.findall(r"(train:p\d) at step (\d+) of 400", out.splitlines()[-1])
