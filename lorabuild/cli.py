@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,7 +42,6 @@ Any LoRA file, without a repository (each has --help):
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
 VERBS = (*FILE_VERBS, *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
-BROKEN_PIPE = 128 + 13  # what a shell shows of a program that ended as its reader did, as in `… | head -1`
 
 
 def main() -> None:
@@ -94,7 +92,7 @@ def _verb(verb: str, args: list[str]) -> int:
 def _told(run: Callable[[], int]) -> int:
     """What `run` returns: a mistake is one line and a signal a word, never a traceback."""
     from lorabuild.errors import UserError
-    from lorabuild.progress import open_streams
+    from lorabuild.progress import nobody_reads, open_streams
     from lorabuild.signals import Stopped, stopping
 
     open_streams()
@@ -109,8 +107,7 @@ def _told(run: Callable[[], int]) -> int:
         sys.stderr.writelines(f"{problem}\n" for problem in error.problems)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        return BROKEN_PIPE
+        return nobody_reads()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"{where}{error.strerror or error}\n")

@@ -29,7 +29,7 @@ from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.outcome import failure_lines, interrupted_line, not_run
-from lorabuild.progress import open_streams, summary
+from lorabuild.progress import nobody_reads, open_streams, summary
 from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.signals import stopping
 from lorabuild.stage import Job
@@ -198,6 +198,8 @@ class _Command:
         except (CmdParseError, InvalidCommand) as error:
             _complain([" ".join(str(error).partition(" (parsing options")[0].split())])  # the rest is doit's own code
             return UsageError.exit_code
+        except BrokenPipeError:
+            return nobody_reads()
         except OSError as error:  # what no job is to blame for: a record cannot be written, say
             _complain([told(error, Path.cwd())])
             return 1

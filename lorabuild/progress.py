@@ -137,6 +137,12 @@ def open_streams() -> None:
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
 
 
+def nobody_reads() -> int:
+    """The exit code of a program whose reader has gone, as in `… | head -1`: what a shell shows of SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    return 128 + 13
+
+
 def face(out: TextIO | None = None) -> Face:
     """The face for where the output goes: `out`, or standard output with bars if it is a terminal."""
     return TerminalFace() if out is None and sys.stdout.isatty() else PlainFace(out)

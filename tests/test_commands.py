@@ -121,3 +121,9 @@ def test_verbs_that_read_work_where_nothing_can_be_written(built: World, monkeyp
         assert all(engine.fresh(name) for name in engine.jobs)
     with pytest.raises(JobError), opened(built.root, writing=True, building=False):
         pass
+
+
+def test_a_reader_that_goes_is_no_fault(built: World):
+    for words in ("-m doit list --all", "-m lorabuild list --all"):
+        result = built.run("bash", "-c", f'"{sys.executable}" {words} | head -1; echo "${{PIPESTATUS[0]}}"')
+        assert result.out.splitlines()[-1] == "141" and result.err == "", words
