@@ -385,8 +385,30 @@ def _verb(name: str) -> type[Command]:
     return type(name.capitalize(), (Command,), {"name": name, "parse_execute": parse_execute})
 
 
+# Commands of doit's that speak of its own books, which are not kept here, and what to say instead.
+REFUSED = {
+    "dumpdb": "`lorabuild status` shows what is known",
+    "ignore": "`[build] default` in lorabuild.toml, or named targets, say what is built",
+    "info": "`lorabuild why TARGET` tells what makes it stale",
+    "reset-dep": "what is fresh is told by content; `lorabuild why TARGET` says why it is not",
+    "strace": "what a job reads is in its manifest; `lorabuild why TARGET` tells of it",
+}
+
+
+def _refused(name: str) -> type[Command]:
+    def parse_execute(self: Command, args: list[str]) -> int:
+        _complain([f"{name}: not a command of lorabuild: {REFUSED[name]}"])
+        return UsageError.exit_code
+
+    return type(name.title().replace("-", ""), (Command,), {"name": name, "parse_execute": parse_execute})
+
+
 # By class name, what a repository's pyproject.toml registers with doit: `plan = "lorabuild.graph:Plan"`.
-COMMANDS = {"run": Run, "clean": Clean, "forget": Forget, "list": List} | {n: _verb(n) for n in REPOSITORY_VERBS}
+COMMANDS = {
+    **{"run": Run, "clean": Clean, "forget": Forget, "list": List},
+    **{name: _verb(name) for name in REPOSITORY_VERBS},
+    **{name: _refused(name) for name in REFUSED},
+}
 globals().update({command.__name__: command for command in COMMANDS.values()})
 
 

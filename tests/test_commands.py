@@ -12,6 +12,7 @@ from world import World
 
 from lorabuild import state
 from lorabuild.errors import JobError
+from lorabuild.graph import REFUSED
 from lorabuild.session import opened
 
 
@@ -127,3 +128,9 @@ def test_a_reader_that_goes_is_no_fault(built: World):
     for words in ("-m doit list --all", "-m lorabuild list --all"):
         result = built.run("bash", "-c", f'"{sys.executable}" {words} | head -1; echo "${{PIPESTATUS[0]}}"')
         assert result.out.splitlines()[-1] == "141" and result.err == "", words
+
+
+def test_doits_own_books_are_not_kept_and_nobody_is_told_otherwise(built: World):
+    for name in REFUSED:
+        result = built.doit(name, "chop:ember")
+        assert result.code == 2 and result.out == "" and len(result.err.splitlines()) == 1, result
