@@ -53,7 +53,8 @@ def _told(name: str, done: Pulled) -> str:
         parts.append(f"{len(done.fetched)} of {done.lines} jobs fetched, {megabytes(done.bytes)}")
     if done.restored:
         parts.append(f"{len(done.restored)} files restored in build/")
-    lines = [f"{name}: {'; '.join(parts) or 'nothing to do'}"]
+    nothing = f"nothing restored, {len(done.problems)} problems" if done.problems else "nothing to do"
+    lines = [f"{name}: {'; '.join(parts) or nothing}"]
     if done.unknown:
         lines.append(f"{name}: in the lock, but no longer in the manifest: {', '.join(done.unknown)}")
     if done.others:
