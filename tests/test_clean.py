@@ -17,6 +17,7 @@ from lorabuild import signature, watch
 from lorabuild.errors import InputChanged
 from lorabuild.scan import GONE, Scan
 from lorabuild.session import opened
+from lorabuild.state import State
 from lorabuild.store import Output
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -148,6 +149,38 @@ def test_whatever_changes_its_projects_are_looked_at(world: Quick, change: str):
     make(world)
     assert world.clean == {"ember", "moss"} - looked_at
     assert world.doit().code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_at"),
+    [
+        ("recipes/short.toml", {"ember"}),
+        ("projects/moss/lora.toml", {"moss"}),
+        ("projects/moss/old.safetensors", {"moss"}),
+        ("lorabuild.toml", {"ember", "moss"}),
+        ("models/own.safetensors", {"moss"}),
+        ("pictures", {"ember"}),
+        ("projects/ember/lora.lock", {"ember"}),
+    ],
+)
+def test_what_is_deleted_and_what_is_put_back_are_looked_at(world: Quick, name: str, looked_at: set[str]):
+    world.settle()
+    path, aside = world.root / name, world.root / "aside"
+    path.rename(aside)
+    assert unchanged(world) == {"ember", "moss"} - looked_at
+    aside.rename(path)
+    if path.is_file():  # a folder with the same files in it is the same
+        os.utime(path)
+        assert unchanged(world) == {"ember", "moss"} - looked_at
+
+
+def unchanged(world: Quick) -> set[str]:
+    """The projects whose files are as they were, whether or not the others can be loaded."""
+    state = State(world.root / ".lorabuild/state.sqlite", world.root)
+    try:
+        return {path.parent.name for path in watch.Watches(world.root, state, Scan()).clean()}
+    finally:
+        state.close()
 
 
 def test_a_new_project_is_seen_and_a_removed_one_is_gone(world: Quick):
