@@ -98,12 +98,23 @@ def test_a_kill_in_the_middle_of_a_write_loses_nothing(golden: killing.Golden, t
     assert_next_build_ends_well(root, golden)
 
 
+READERS = [("push",), ("status",), ("verify",), ("diff", "ember", "moss"), ("list",)]
+WRITERS = [("pull",), ("gc", "--yes"), ("build",)]
+
+
+@pytest.mark.parametrize("args", READERS, ids=" ".join)
+def test_who_only_reads_does_without_a_state_that_cannot_be_opened(tmp_path: Path, args: tuple[str, ...]):
+    world = World(made(tmp_path / "repository"))
+    (world.root / ".lorabuild/state.sqlite").mkdir(parents=True)
+    done = world.lorabuild(*args)
+    assert "Traceback" not in done.err and "state.sqlite" not in done.out + done.err
+
+
 @pytest.mark.parametrize(
-    "args",
-    [("pull",), ("push",), ("gc", "--yes"), ("status",), ("verify",), ("diff", "ember", "moss"), ("list",), ("build",)],
-    ids=" ".join,
+    ("args", "fault"),
+    [*((args, "written") for args in (*WRITERS, *READERS)), *((args, "opened") for args in WRITERS)],
+    ids=lambda one: one if isinstance(one, str) else " ".join(one),
 )
-@pytest.mark.parametrize("fault", ["opened", "written"])
 def test_a_state_that_cannot_be_used_is_one_line_of_every_verb(tmp_path: Path, args: tuple[str, ...], fault: str):
     world = World(made(tmp_path / "repository"))
     world.write("lorabuild.local.toml", f'[store]\nremote = "file://{tmp_path}/remote"\n')
