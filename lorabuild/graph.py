@@ -191,7 +191,10 @@ class _Command:
         open_streams()
         try:
             with stopping(), _open:  # also while it is closed: that waits for uploads
-                return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us in the bases
+                try:
+                    return super().parse_execute(args) or 0  # type: ignore[misc]  # the doit command beside us
+                finally:
+                    print(end="", flush=True)  # who reads it may have gone: better noticed here than when Python ends
         except UserError as error:
             _complain(map(str, error.problems))
             return error.exit_code
