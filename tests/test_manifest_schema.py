@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from typing import Literal, get_args, get_origin
 
@@ -11,9 +10,16 @@ import pytest
 from lorabuild.manifest import later, merge, schema
 from lorabuild.manifest.keys import CLASS_OF, KEYS
 from lorabuild.manifest.schema import Manifest, SharedFile, Table, table_at, walk
+from lorabuild.manifest.tables import recipe, shared
 from lorabuild.names import STAGES
 
-TABLES = [one for _, one in inspect.getmembers(schema, inspect.isclass) if issubclass(one, Table) and one is not Table]
+
+def descendants(table: type[Table]) -> set[type[Table]]:
+    children = set(table.__subclasses__())
+    return children.union(*map(descendants, children))
+
+
+TABLES = sorted(descendants(Table), key=lambda table: table.__name__)
 # What can be set: keys that hold no table of their own. Those of a variant are the keys of its tables.
 SETTABLE = {path for path, field in walk(Manifest) if not schema.inner_table(field) and "*" not in path}
 
@@ -57,7 +63,7 @@ def literals(annotation: object) -> list[object]:
 
 
 def test_defaults_are_valid_by_their_own_rules():
-    for model in (schema.RecipeTable, schema.SlotsTable, schema.BuildTable, schema.OptimizerArgs, schema.SchedulerArgs):
+    for model in (recipe.RecipeTable, shared.SlotsTable, shared.BuildTable, recipe.OptimizerArgs, recipe.SchedulerArgs):
         written = {key: value for key, value in model().model_dump().items() if value is not None}
         written.pop("lr_scheduler_args", None)  # "constant", the default, refuses any
         assert model.model_validate(written) == model()
@@ -77,4 +83,4 @@ def test_the_rules_of_merging_name_real_keys_and_their_defaults():
 
 
 def test_stages_that_can_be_built_by_default_are_the_stages():
-    assert schema.BuildTable().default == list(STAGES)
+    assert shared.BuildTable().default == list(STAGES)

@@ -1,0 +1,1 @@
+"""The tables of lora.toml and lorabuild.toml, one file each."""

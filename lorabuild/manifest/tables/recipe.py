@@ -1,0 +1,94 @@
+"""[recipe]: how it is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+
+from lorabuild.manifest import values
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole
+from lorabuild.manifest.values import Misfit
+
+
+class NetworkArgs(Table):
+    algo: Annotated[Literal["locon"], BeforeValidator(values.algo)] = Field("locon", description="LyCORIS's algorithm.")
+    preset: Literal["full"] = Field("full", description="LyCORIS's preset: which layers get an adapter.")
+    conv_dim: Count | None = Field(None, description="Rank of 3x3 convolutions; default network_dim.")
+    conv_alpha: Rate | None = Field(None, description="Alpha of 3x3 convolutions; default network_alpha.")
+
+
+class OptimizerArgs(Table):
+    betas: Annotated[list[Part], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="How slowly the running means of gradient and squared gradient forget."
+    )
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Keeps the division by the root mean square finite.")
+    weight_decay: Rate = Field(0.01, description="Part of a weight, times the learning rate, that each update removes.")
+
+
+class SchedulerArgs(Table):
+    num_cycles: Annotated[float, Field(gt=0)] = Field(
+        0.5, description="Cosine: waves in the whole training; 0.5 falls to zero, 0.375 to 0.146."
+    )
+
+
+class RecipeTable(Table):
+    network_module: Literal["lycoris.kohya"] = Field("lycoris.kohya", description="What makes the adapter.")
+    network_dim: Count = Field(8, description="Rank of the adapter.")
+    network_alpha: Rate = Field(
+        1.0, description="The adapter's effect is scaled by alpha / rank; 0 stands for the rank."
+    )
+    network_args: NetworkArgs = Field(default_factory=NetworkArgs, description="LyCORIS's arguments.")
+    optimizer_type: Annotated[Literal["AdamW"], BeforeValidator(values.optimizer)] = Field(
+        "AdamW", description="The optimizer; upper and lower case do not count."
+    )
+    optimizer_args: OptimizerArgs = Field(default_factory=OptimizerArgs, description="The optimizer's arguments.")
+    learning_rate: Rate = Field(1e-4, description="What unet_lr and text_encoder_lr are if they are not set.")
+    unet_lr: Rate | None = Field(None, description="Learning rate of the U-Net; default learning_rate, 0 freezes it.")
+    text_encoder_lr: Rate | None = Field(
+        None, description="Learning rate of both text encoders; default learning_rate, 0 freezes them."
+    )
+    lr_scheduler: Literal["constant", "cosine"] = Field("constant", description="How the learning rate goes on.")
+    lr_scheduler_args: SchedulerArgs = Field(default_factory=SchedulerArgs, description="The scheduler's arguments.")
+    lr_warmup_steps: Annotated[int | float, PlainValidator(values.warmup)] = Field(
+        0, description="Steps in which the rate rises from 0; below 1 a part of max_train_steps."
+    )
+    max_train_steps: Count = Field(1600, description="Updates of the weights.")
+    train_batch_size: Count = Field(1, description="Images a forward pass.")
+    gradient_accumulation_steps: Count = Field(1, description="Forward passes an update.")
+    multires_noise_iterations: Whole = Field(0, description="Levels of pyramid noise; 0 is plain noise.")
+    multires_noise_discount: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="How much each level of pyramid noise weighs of the one before."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Precision of the forward pass.")
+    save_precision: Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(values.save_precision)] = Field(
+        "fp16", description='Precision of the LoRA files; "float" is fp32.'
+    )
+    save_every_n_steps: Count | None = Field(None, description="Save a snapshot every so many steps.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
+    )
+    max_grad_norm: Rate = Field(1.0, description="Longer gradients are scaled down to this norm; 0 leaves them.")
+    gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> RecipeTable:
+        if self.lr_scheduler == "constant" and self.lr_scheduler_args.model_fields_set:
+            raise Misfit("lr_scheduler_args", 'lr_scheduler "constant" takes no arguments')
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
+        if self.lr_warmup_steps < 1:
+            self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
+        if self.multires_noise_iterations == 0:
+            self.multires_noise_discount = 0.3  # it weighs nothing: another value is no other training
+        self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
+        self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        if self.unet_lr == self.text_encoder_lr == 0:
+            raise Misfit("learning_rate", "unet_lr and text_encoder_lr are both 0: nothing would be trained")
+        convolutions = self.network_args
+        convolutions.conv_dim = convolutions.conv_dim or self.network_dim
+        if convolutions.conv_alpha is None:
+            convolutions.conv_alpha = self.network_alpha
+        convolutions.conv_alpha = convolutions.conv_alpha or float(convolutions.conv_dim)
+        self.network_alpha = self.network_alpha or float(self.network_dim)
+        return self

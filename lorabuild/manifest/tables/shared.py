@@ -1,0 +1,75 @@
+"""lorabuild.toml and lorabuild.local.toml: what all projects share, and what a machine has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lorabuild.manifest import values
+from lorabuild.manifest.tables.table import Count, Name, Table, Text
+from lorabuild.names import STAGES
+
+
+class BaseTable(Table):
+    builtin: Literal["tiny-sdxl"] | None = Field(
+        None, exclude_if=values.unset, description="A base that lorabuild makes itself."
+    )
+    file: Annotated[Text, AfterValidator(values.file)] | None = Field(
+        None,
+        exclude_if=values.unset,
+        description="A .safetensors file in SGM's layout (what UIs load), or a diffusers folder: a path seen from the "
+        "repository, or else from a folder of [models] dirs.",
+    )
+    prediction_type: Literal["epsilon"] = Field(
+        "epsilon", exclude=True, description="What the base predicts. With one answer only, no setting depends on it."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseTable:
+        if (self.builtin is None) == (self.file is None):
+            raise ValueError('a base has either builtin or file: builtin = "tiny-sdxl", file = "pony.safetensors"')
+        return self
+
+
+class ModelsTable(Table):
+    dirs: list[Annotated[Text, AfterValidator(values.folder)]] = Field(
+        [], description="Folders, seen from the repository, where bases are looked for; ~ is the home folder."
+    )
+
+
+class SlotsTable(Table):
+    gpu: Count = Field(
+        1, description="Heavy jobs at once (train, latents), a GPU each; without a GPU each takes a cpu slot, too."
+    )
+    cpu: Count = Field(2, description="Other jobs at once; each gets an equal share of the cores.")
+
+
+class BuildTable(Table):
+    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
+
+
+class StoreTable(Table):
+    max_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="How much `lorabuild gc` keeps of what resize and chop made and nothing names any more, however young, in GB; "
+        "without it, only age counts.",
+    )
+    remote: Annotated[str, AfterValidator(values.remote)] | None = Field(
+        None,
+        description="Where builds are shared: s3://bucket/prefix, file:///folder, gs://, ssh://. What is there under a key is "
+        'fetched, not built; what is built is uploaded (docs/remote.md). "" in lorabuild.local.toml: none on this machine.',
+    )
+    read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
+
+
+class SharedFile(Table):
+    """lorabuild.toml, and over it lorabuild.local.toml."""
+
+    bases: dict[Name, BaseTable] = Field(
+        default_factory=dict, description="[bases.<name>]: models to train on; each has either builtin or file."
+    )
+    models: ModelsTable = Field(default_factory=ModelsTable, description="[models]: where bases lie on a machine.")
+    slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
+    build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
+    store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
