@@ -189,7 +189,7 @@ class Engine(Assessor):
     def _record_key(self, item: Artifact) -> str:
         """The key of the record that names an artifact."""
         key = self.assessed[item.job].key
-        return f"{key}/{item.role}" if item.role in self.jobs[item.job].snapshots else key
+        return f"{key}/{item.role}" if item.role in self.assessed[item.job].job.snapshots else key
 
     def _fetch(self, found: Assessment) -> bool:
         """Ask the remote for what is missing here. True if it had any of it."""
@@ -205,7 +205,9 @@ class Engine(Assessor):
     def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
         """By digest, the metadata of each LoRA of the user's that the job reads."""
         digests = {
-            item.path: found.inputs[role].digest for role, item in found.job.inputs.items() if isinstance(item, File)
+            item.path: found.inputs[role].digest
+            for role, item in found.job.inputs.items()
+            if isinstance(item, File) and item.key == "project.source"
         }
         return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
 
@@ -228,12 +230,13 @@ class Engine(Assessor):
         job = found.job
         run = self.stages[job.stage].run
         have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
+        rest = all(role in found.outputs for role in job.outputs)
         networks, files = self._networks(job, found)
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
             "params": job.params,
-            "options": {**job.options, "have_steps": have},
+            "options": {**job.options, "have_steps": have, "have_rest": job.name not in self.anew and rest},
             "outputs": list(job.outputs),
             "snapshots": list(job.snapshots),
             "inputs": {

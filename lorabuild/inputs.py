@@ -57,10 +57,10 @@ class Resolver:
         return {role: self._one(item, job) for role, item in job.inputs.items()}
 
     def source(self, item: File, project: str) -> str:
-        """The digest of the LoRA that a project starts from. Raises JobError, at its line, for what is no LoRA for SDXL."""
+        """The digest of a LoRA that a project starts from or continues. Raises JobError, at its line, for what is none."""
         assert self.sources is not None
         try:
-            if said := self.sources.fault(item.path):
+            if said := self.sources.fault(item.path, item.key):
                 raise JobError(said)
             digest = self._digest(item.path, item.shown)
             if self.state.get(f"lora:{digest}") is None:
@@ -69,8 +69,9 @@ class Resolver:
             return digest
         except JobError as error:
             said = str(error).removeprefix(f"{item.shown}: ")
-            problem = self.sources.problem(project, said)
-            raise (JobError(problem) if item.path.exists() else InputMissing(problem, "its source is")) from None
+            problem = self.sources.problem(project, item.key, said)
+            what = f"its {item.key.rpartition('.')[2]} is"
+            raise (JobError(problem) if item.path.exists() else InputMissing(problem, what)) from None
 
     def _one(self, item: Input, job: Job) -> Resolved:
         match item:
@@ -151,6 +152,7 @@ def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Res
         "told": {
             "from": {role: list(one.told) for role, one in inputs.items() if one.told},
             "repeats": {image.shown.rpartition("/")[0]: image.repeats for image in images},
+            "digests": {role: one.digest for role, one in inputs.items() if one.images},
         },
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -144,9 +144,12 @@ def tool_digest(root: Path, scan: Scan) -> str:
     )
 
 
-def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> Sources:
+def _sources(repository: Repository, project: Project, jobs: Sequence[Job]) -> Sources:
     root = repository.root
     files = {root / name for name in SHARED_FILES} | set(project.files)
+    files |= {
+        file for job in jobs if job.project for file in repository.projects[job.project].files
+    }  # what it continues
     folders: set[Path] = set()
     for job in jobs:
         for item in job.inputs.values():

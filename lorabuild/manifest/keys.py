@@ -24,10 +24,10 @@ KEYS: dict[str, dict[Class, str]] = {
     "recipe": {
         "result": (
             "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
-            "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
+            "lr_warmup_steps max_train_steps max_train_epochs init network_weights dim_from_weights train_batch_size gradient_accumulation_steps multires_noise_iterations "
             "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
         ),
-        "saved": "save_every_n_steps",
+        "saved": "save_every_n_steps save_every_n_epochs save_last_n_steps save_last_n_epochs keep",
         "execution": "gradient_checkpointing",
         "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
     },

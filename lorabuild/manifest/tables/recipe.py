@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Text, Whole, off
 from lorabuild.manifest.values import Misfit
 
 
@@ -53,7 +53,17 @@ class RecipeTable(Table):
     lr_warmup_steps: Annotated[int | float, PlainValidator(values.warmup)] = Field(
         0, description="Steps in which the rate rises from 0; below 1 a part of max_train_steps."
     )
-    max_train_steps: Count = Field(1600, description="Updates of the weights.")
+    max_train_steps: Count | None = Field(1600, description="Updates of the weights.")
+    max_train_epochs: Count | None = off(
+        None, "In place of max_train_steps: passes over the data, each sample exactly once in each."
+    )
+    init: Text | None = off(
+        None,
+        "The LoRA that the training continues: a project, or a .safetensors file seen from the manifest. Its ranks and "
+        "alphas count, not network_dim and its like.",
+    )
+    network_weights: Text | None = off(None, "sd-scripts' name for init.")
+    dim_from_weights: bool = off(False, "sd-scripts' word for what init always does.")
     train_batch_size: Count = Field(1, description="Images a forward pass.")
     gradient_accumulation_steps: Count = Field(1, description="Forward passes an update.")
     multires_noise_iterations: Whole = Field(0, description="Levels of pyramid noise; 0 is plain noise.")
@@ -65,6 +75,16 @@ class RecipeTable(Table):
         "fp16", description='Precision of the LoRA files; "float" is fp32.'
     )
     save_every_n_steps: Count | None = Field(None, description="Save a snapshot every so many steps.")
+    save_every_n_epochs: Count | None = off(
+        None, "Save a snapshot at the end of every so many epochs, but for the last one."
+    )
+    save_last_n_steps: Count | None = off(
+        None, "Of save_every_n_steps those that are at most so many steps before the last one."
+    )
+    save_last_n_epochs: Count | None = off(None, "Of save_every_n_epochs the last so many.")
+    keep: Annotated[str, AfterValidator(values.keep_policy)] | None = off(
+        None, 'Which of these snapshots stay: "last 3" (saves), "every 20" (steps), or "last 3, every 20" for both.'
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
@@ -77,7 +97,9 @@ class RecipeTable(Table):
             raise Misfit("lr_scheduler_args", 'lr_scheduler "constant" takes no arguments')
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
-        if self.lr_warmup_steps < 1:
+        self._count_by_epochs()
+        self._name_init()
+        if self.lr_warmup_steps < 1 and self.max_train_steps:
             self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
         if self.multires_noise_iterations == 0:
             self.multires_noise_discount = 0.3  # it weighs nothing: another value is no other training
@@ -92,3 +114,29 @@ class RecipeTable(Table):
         convolutions.conv_alpha = convolutions.conv_alpha or float(convolutions.conv_dim)
         self.network_alpha = self.network_alpha or float(self.network_dim)
         return self
+
+    def _count_by_epochs(self) -> None:
+        """How long it is trained, and what is saved on the way, each in one way."""
+        given = self.model_fields_set
+        if self.max_train_epochs:
+            if "max_train_steps" in given:
+                raise Misfit("max_train_epochs", "takes the place of max_train_steps: leave one of them out")
+            self.max_train_steps = None
+        for unit in ("steps", "epochs"):
+            every, last = f"save_every_n_{unit}", f"save_last_n_{unit}"
+            if getattr(self, last) and not getattr(self, every):
+                raise Misfit(last, f"has no effect without {every}")
+            if getattr(self, last) and self.keep:
+                raise Misfit("keep", f"takes the place of {last}: leave one of them out")
+        if self.keep and not (self.save_every_n_steps or self.save_every_n_epochs):
+            raise Misfit("keep", "has no effect without save_every_n_steps or save_every_n_epochs")
+
+    def _name_init(self) -> None:
+        if self.init and self.network_weights:
+            raise Misfit("network_weights", "is sd-scripts' name for init: leave one of them out")
+        if self.network_weights and not values.is_file_name(self.network_weights):
+            raise Misfit("network_weights", "expected a file; `init` takes projects, too")
+        self.init, self.network_weights = self.init or self.network_weights, None
+        if self.dim_from_weights and not self.init:
+            raise Misfit("dim_from_weights", "has no effect without init, which names the file")
+        self.dim_from_weights = False
