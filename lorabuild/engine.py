@@ -24,7 +24,7 @@ from lorabuild.progress import one_line
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
 from lorabuild.slots import Place
-from lorabuild.stage import Artifact, Component, File, Job
+from lorabuild.stage import SOURCE, Artifact, Component, File, Job
 from lorabuild.store import Output, Record
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
@@ -207,14 +207,14 @@ class Engine(Assessor):
         digests = {
             item.path: found.inputs[role].digest
             for role, item in found.job.inputs.items()
-            if isinstance(item, File) and item.key == "project.source"
+            if isinstance(item, File) and item.key == SOURCE
         }
         return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
 
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
-            if isinstance(item, File) and self.state.digest(item.path) != found.inputs[role].digest:
+            if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
                 raise InputChanged(item.path)
             path = self.base_path(item.base) if isinstance(item, Component) else None
             if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:

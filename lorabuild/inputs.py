@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorabuild.components import tensors_digest
 from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images
 from lorabuild.manifest.sources import Sources
-from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset
+from lorabuild.stage import INIT, Artifact, Component, File, Images, Input, Job, Subset
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -62,16 +63,25 @@ class Resolver:
         try:
             if said := self.sources.fault(item.path, item.key):
                 raise JobError(said)
-            digest = self._digest(item.path, item.shown)
+            digest = self.content(item)
             if self.state.get(f"lora:{digest}") is None:
                 _check_lora(item)
                 self.state.put(f"lora:{digest}", "SDXL")
             return digest
         except JobError as error:
             said = str(error).removeprefix(f"{item.shown}: ")
-            problem = self.sources.problem(project, item.key, said)
-            what = f"its {item.key.rpartition('.')[2]} is"
+            problem = self.sources.problem(project, said, item.key)
+            what = f"its {item.key[1]} is"
             raise (JobError(problem) if item.path.exists() else InputMissing(problem, what)) from None
+
+    def content(self, item: File) -> str:
+        """The digest of what counts of a LoRA. Raises JobError."""
+        try:
+            if item.key != INIT:  # its metadata is passed on
+                return self.state.digest(item.path)
+            return self.state.digest_of([item.path], "tensors", lambda: tensors_digest(item.path))
+        except OSError as error:
+            raise JobError(f"{item.shown}: {error.strerror}") from None
 
     def _one(self, item: Input, job: Job) -> Resolved:
         match item:

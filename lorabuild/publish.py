@@ -16,7 +16,7 @@ from lorabuild.header import read_header
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.reasons import Reason, changes
-from lorabuild.stage import File, Job
+from lorabuild.stage import SOURCE, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store
 from lorabuild.writing import spliced
@@ -132,7 +132,7 @@ def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
 def _source(lineage: Mapping[str, Made]) -> tuple[Path, str] | None:
     """The file of the user's that an artifact comes from, and the digest that it was read with."""
     used = [(item, found.inputs[role].digest) for found in lineage.values() for role, item in found.job.inputs.items()]
-    files = ((item, digest) for item, digest in used if isinstance(item, File) and item.key == "project.source")
+    files = ((item, digest) for item, digest in used if isinstance(item, File) and item.key == SOURCE)
     return next(((item.path, digest) for item, digest in files), None)
 
 

@@ -46,13 +46,17 @@ class Images:
     captions: bool
 
 
+SOURCE, INIT = ("project", "source"), ("recipe", "init")  # the keys that name a LoRA
+
+
 @dataclass(frozen=True)
 class File:
-    """A LoRA file of the user's. Its content is what counts. `shown` is what messages call it, `key` names it in the manifest."""
+    """A LoRA of the user's, which `key` of the manifest names. Its content is what counts; of one that a training continues
+    (`recipe.init`) the tensors alone. `shown` is what messages call it."""
 
     path: Path
     shown: str
-    key: str = "project.source"
+    key: tuple[str, str] = SOURCE
 
 
 Input = Artifact | Component | Images | File

@@ -28,28 +28,28 @@ class Sources:
 
     repository: Repository
 
-    def fault(self, path: Path, key: str) -> str | None:
+    def fault(self, path: Path, key: tuple[str, str]) -> str | None:
         """Why the file at `path`, which `key` names, cannot be used; None if it can. Its content is not looked at."""
         return _fault(self.repository.root / "build", path, key)
 
-    def problem(self, name: str, key: str, said: str) -> Problem:
-        """`said` of the file of the project `name`, at the line where the manifest, or a recipe below it, names it."""
+    def problem(self, name: str, said: str, key: tuple[str, str] = ("project", "source")) -> Problem:
+        """`said` of a file of the project `name`, at the line where the `key` of the manifest, or a recipe below it, names it."""
         project, reader = self.repository.projects[name], Reader(self.repository.root)
-        table, _, setting = key.partition(".")
+        table, setting = key
         value = quoted(project.settings[table][setting])
         if (manifest := reader.read(project.manifest)) is None:  # gone since it was read
-            return Problem(shown(project.manifest, self.repository.root), 0, f"{key}: {value}: {said}")
+            return Problem(shown(project.manifest, self.repository.root), 0, f"{table}.{setting}: {value}: {said}")
         merged = merge(reader.stack(manifest)[0])
         written = next((one for one in INIT_KEYS if setting in INIT_KEYS and (table, one) in merged.origin), setting)
         place = merged.place((table, written))
         return Problem(place.layer.file, place.line, f"{table}.{written}: {value}: {said}")
 
 
-def _fault(build: Path, path: Path, key: str) -> str | None:
+def _fault(build: Path, path: Path, key: tuple[str, str]) -> str | None:
     suffix = path.suffix.casefold()
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(build)):
         other = "give the project that makes it a [variants.<name>]"
-        if key == "recipe.init":
+        if key == ("recipe", "init"):
             other = "name the project that makes it"
         return f"lies in build/, which is made from the manifests: copy the file beside this one, or {other}"
     if suffix in PICKLES:

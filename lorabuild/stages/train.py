@@ -14,7 +14,7 @@ from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
-from lorabuild.stage import Artifact, Component, File, Job, Stage
+from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
 from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _roles(steps: Iterable[int]) -> list[str]:
 def _init(project: Project) -> dict[str, Artifact | File]:
     """What the training continues: another project's weights, a file, or nothing."""
     if path := init_path(project):
-        return {"init": File(path, project.settings["recipe"]["init"], "recipe.init")}
+        return {"init": File(path, project.settings["recipe"]["init"], INIT)}
     if other := init_project(project.settings):
         return {"init": Artifact(f"train:{other}", "weights")}
     return {}
