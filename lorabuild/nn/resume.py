@@ -83,11 +83,9 @@ class StateFile:
 
     def load(self) -> State | None:
         """The state that was saved last, None if there is none. Raises Unusable for a damaged or a foreign one."""
-        try:
-            file = open(self.path, "rb")
-        except FileNotFoundError:
+        if not self.path.exists():
             return None
-        with file:
+        with open(self.path, "rb") as file:
             if file.read(_DIGEST_BYTES).decode(errors="replace") != _digest_of_rest(file):
                 raise Unusable("the saved state is damaged")
             file.seek(_DIGEST_BYTES)
