@@ -241,8 +241,8 @@ def test_the_images_of_a_short_batch_weigh_as_much_as_others():
         loop = loop_on(adapter, recipe)
         data = loop.training.data
         with torch.no_grad():
-            full = loop._losses(micro_batch(data, recipe, 7, 0, [(0, 0), (2, 0)], 0, 0))
-            short = loop._losses(micro_batch(data, recipe, 7, 0, [(3, 0)], 0, 1))
+            full = loop._losses(micro_batch(data, recipe, 7, 0, [(0, 0), (2, 0)], 0, 0), loop.objective)
+            short = loop._losses(micro_batch(data, recipe, 7, 0, [(3, 0)], 0, 1), loop.objective)
         loss = loop.update([(0, [(0, 0), (2, 0)]), (0, [(3, 0)])])
         assert loss == pytest.approx((full.sum() + short.sum()).item() / 3, rel=1e-5)
 
