@@ -99,6 +99,8 @@ def test_an_offset_shifts_each_channel_of_each_sample_by_a_normal():
     assert len({round(value, 6) for value in one.flatten().tolist()}) == one.numel()
     torch.testing.assert_close(shift({"noise_offset": 0.1}), one * 0.1, rtol=0, atol=1e-6)
     torch.testing.assert_close(shift({"noise_offset": 1.0}, LATENTS[:1]), one[:1], rtol=0, atol=1e-6)
+    of_white = torch.randn(4, 1, 1, generator=generator(7, "noise", *SAMPLES[0])).flatten()
+    assert not torch.isclose(one[0], of_white, atol=1e-3).any(), "a stream of its own, not the white noise's"
     many = [shift({"noise_offset": 1.0}, seed=seed) for seed in range(200)]
     assert torch.stack(many).std().item() == pytest.approx(1, abs=0.05)
     assert torch.stack(many).mean().item() == pytest.approx(0, abs=0.1)
