@@ -13,6 +13,7 @@ from lorabuild.captions import tag_counts
 from lorabuild.hashing import sha256_from
 from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
 from lorabuild.order import batches_per_epoch
+from lorabuild.updates import counted
 from lorabuild.vectors import block_vector
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def metadata(
         **_modelspec(about, tables),
         **_training(tables.get("recipe", {}) if "train" in about["made_by"] else {}, about, dataset),
         **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
-        **_network(tables),
+        **_network(tables, "init" in about["made_by"].get("train", {}).get("inputs", {})),
         **_ours(about, tables, facts),
     }
     said = {key: value for key, value in found.items() if value is not None}
@@ -127,8 +128,9 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
     if not recipe:
         return {}
     step = about["trained"].partition("/")[2]
-    steps = int(step) if step else recipe.get("max_train_steps")
     batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"]) if dataset else 0
+    recipe = counted(recipe, batches) if recipe.get("max_train_epochs") and batches else recipe
+    steps = int(step) if step else recipe.get("max_train_steps")
     micro_batches = (steps or 0) * recipe.get("gradient_accumulation_steps", 1)
     optimizer_args = ", ".join(f"{key}={value}" for key, value in sorted((recipe.get("optimizer_args") or {}).items()))
     shown = {
@@ -143,7 +145,21 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
         "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
     )
-    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}
+    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()} | _objective(recipe)
+
+
+def _objective(recipe: Mapping) -> dict[str, Any]:
+    """Noise and loss as sd-scripts names them; what is at its default is left out. The rest is in lorabuild.recipe."""
+    same_name = (
+        "noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma ip_noise_gamma_random_strength "
+        "zero_terminal_snr min_snr_gamma loss_type prior_loss_weight"
+    )
+    shown = {key: recipe.get(key) for key in same_name.split()}
+    shown["debiased_estimation"] = recipe.get("debiased_estimation_loss")
+    if recipe.get("loss_type") in ("huber", "smooth_l1"):
+        defaults = {"huber_schedule": "snr", "huber_c": 0.1, "huber_scale": 1.0}
+        shown |= {key: recipe.get(key, default) for key, default in defaults.items()}
+    return {f"ss_{key}": value for key, value in shown.items()}
 
 
 def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str, Any]:
@@ -183,13 +199,16 @@ def _mean_aspect_error(images: list[Mapping]) -> float:
     return round(sum(errors) / len(errors), 6) if errors else 0.0
 
 
-def _network(tables: Mapping) -> dict[str, Any]:
-    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes, and no conv_dim; the one alpha stays."""
+def _network(tables: Mapping, continues: bool) -> dict[str, Any]:
+    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes, and no conv_dim; the one alpha stays.
+
+    They may, too, where a LoRA is continued (`init`), whose ranks count.
+    """
     recipe = tables.get("recipe", {})
     resized = "resize" in tables
     return {
         "ss_network_module": recipe.get("network_module"),
-        "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
+        "ss_network_dim": "Dynamic" if resized or continues else recipe.get("network_dim"),
         "ss_network_alpha": recipe.get("network_alpha"),
         "ss_network_args": None if resized else recipe.get("network_args"),  # lorabuild.recipe has them
         "block_vector_string": block_vector(tables["chop"]["keep"]) if "chop" in tables else None,

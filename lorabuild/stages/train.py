@@ -107,7 +107,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             workspace.saved(f"step/{step}")
 
         observer = Observer(steps, snapshot, progress, workspace.stopping, last)
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device)
+        predicts = job.params["base"]["prediction_type"]
+        training = Training(base, adapter, _data(dataset, workspace), recipe, device, predicts)
         log = train(training, observer, state_file, state)
         if options.get("have_rest"):
             return
@@ -246,4 +247,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 1, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 2, jobs, run, slot="gpu", snapshots=snapshots)
