@@ -117,8 +117,10 @@ def test_a_truncated_image_is_one_line(form: str):
 
 
 def test_other_formats_are_refused_whatever_the_file_is_called():
-    assert "not a PNG, JPEG, WebP or BMP image" in message(stored(picture(8, 8), "GIF"))
-    assert "not a PNG, JPEG, WebP or BMP image" in message(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert "not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image" in message(stored(picture(8, 8), "GIF"))
+    assert "not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image" in message(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    )
     assert "empty file" in message(b"")
 
 
