@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_base import RECIPE, dataset, latents
 
-from lorabuild.nn.batches import Data, held_out_batches, micro_batch
+from lorabuild.nn.batches import Data, micro_batch
 from lorabuild.order import batches_per_epoch, micro_batches
 
 PLAIN = {"flip_aug": False, "shuffle_caption": False}
@@ -100,10 +100,3 @@ def test_the_peers_crop_is_told_where_it_is_asked_for():
     true, peer = (data({0: row}, **PLAIN, crop_conditioning=name) for name in ("true", "peer"))
     assert batch(true, 0).sizes.tolist() == [[4000, 255, 470, 0, 64, 64]]
     assert batch(peer, 0).sizes.tolist() == [[4000, 255, 0, 29, 64, 64]]
-
-
-def test_held_out_batches_keep_weights_and_masks():
-    made = data({0: {"mask": "m" * 32}, 1: {"is_reg": True}})
-    batches = held_out_batches(made, RECIPE | {"prior_loss_weight": 0.5}, 7)
-    assert any(one.masks is not None for one in batches)
-    assert any(0.5 in one.weights.tolist() for one in batches)

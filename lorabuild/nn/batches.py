@@ -15,8 +15,8 @@ from torch import Tensor
 from lorabuild.buckets import peer_crop
 from lorabuild.captions import draw_caption
 from lorabuild.images import MASKED, latent_name, mask_name
-from lorabuild.nn.noise import batch_noise, generator
-from lorabuild.nn.objective import LATENT_SCALE, STEPS
+from lorabuild.nn.noise import batch_noise, draw_timesteps, perturbation
+from lorabuild.nn.objective import LATENT_SCALE, STEPS, plain
 from lorabuild.nn.text import size_ids
 from lorabuild.order import Sample, micro_batches
 from lorabuild.streams import python_random, stream_seed
@@ -58,8 +58,9 @@ class MicroBatch:
     timesteps: Tensor  # [B]
     captions: list[str]
     sizes: Tensor  # [B, 6]
-    weights: Tensor  # [B], of their losses: prior_loss_weight of regularisation images, else 1
-    masks: Tensor | None  # [B, 1, h, w], how much each place of the loss counts; None if all of them do
+    masks: Tensor | None = None  # [B, 1, h, w], 0 to 1: how much of each pixel's error counts
+    weights: Tensor | None = None  # [B] of the samples' losses
+    perturbation: Tensor | None = None  # [B, 4, h, w], added to the noise of the input alone
 
 
 def micro_batch(
@@ -83,11 +84,12 @@ def micro_batch(
     ]
     crop = _peer_crop if data.dataset["settings"].get("crop_conditioning") == "peer" else _crop
     updates, prior = recipe.get("max_train_steps", 0), recipe.get("prior_loss_weight", 1.0)
-    latents = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    encoded = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    latents = encoded * LATENT_SCALE
     return MicroBatch(
-        latents=latents * LATENT_SCALE,
-        noise=batch_noise(latents.shape, names, recipe, seed, update, micro),
-        timesteps=torch.cat([torch.randint(0, STEPS, (1,), generator=generator(seed, "timestep", *n)) for n in names]),
+        latents=latents,
+        noise=batch_noise(latents, names, recipe, seed, update, micro),
+        timesteps=draw_timesteps(names, recipe, seed),
         captions=[
             draw_caption(image["caption"], said, python_random(seed, "caption", *name), epoch, update, updates)
             for image, said, name in zip(images, settings, names, strict=True)
@@ -99,22 +101,27 @@ def micro_batch(
         ),
         weights=torch.tensor([prior if image.get("is_reg") else 1.0 for image in images]),
         masks=_masks(data, images, flips, latents),
+        perturbation=perturbation(latents.shape, names, recipe, seed, update, micro),
     )
 
 
 def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[MicroBatch]:
     """A few micro-batches from streams of their own, always the same, on which a training is measured, never trained.
 
-    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss.
+    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss. Their noise is white,
+    and nothing is masked or weighted, whatever the recipe: so that recipes can be compared by their losses.
     """
-    seed = stream_seed(seed, "held_out")
+    seed, recipe = stream_seed(seed, "held_out"), plain(recipe)
     dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), HELD_OUT_BATCHES)
     batches = [micro_batch(data, recipe, seed, epoch, samples, 0, n) for n, (epoch, samples) in enumerate(dealt)]
     count = sum(len(batch.captions) for batch in batches)
     offset = python_random(seed, "timesteps").random()
     spread = torch.tensor([int((number + offset) / count * STEPS) for number in range(count)])
     parts = spread.split([len(batch.captions) for batch in batches])
-    return [replace(batch, timesteps=timesteps) for batch, timesteps in zip(batches, parts, strict=True)]
+    return [
+        replace(batch, timesteps=timesteps, masks=None, weights=None)
+        for batch, timesteps in zip(batches, parts, strict=True)
+    ]
 
 
 def _masks(data: Data, images: Sequence[Mapping[str, Any]], flips: Sequence[bool], latents: Tensor) -> Tensor | None:
