@@ -34,14 +34,19 @@ def planned(stage: Stage, *targets: str) -> dict[str, Any]:
     return {job["job"]: job for job in json.loads(result.out)["jobs"]}
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """Two projects, of which p1 continues p0. Built."""
-    found = Stage(tmp_path, projects=2)
+    found = Stage(tmp_path_factory.mktemp("init"), projects=2)
     init(found, "p0")
     said = found.doit()
     assert said.code == 0, said.out + said.err
     return found
+
+
+@pytest.fixture
+def stage(template: Stage, tmp_path: Path) -> Stage:
+    return template.copy(tmp_path / "copy")
 
 
 def test_a_project_that_is_continued_is_built_first_and_another_of_its_bytes_is_another_training(stage: Stage):

@@ -13,15 +13,20 @@ MANIFEST = "projects/p0/lora.toml"
 JOB = "train:p0"
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """A project of three pictures, two a batch: two batches an epoch, four updates. Built."""
-    found = Stage(tmp_path)
+    found = Stage(tmp_path_factory.mktemp("saved"))
     for number in (2, 3):
         found.world.picture(f"projects/p0/images/{number}.png", number)
     said = found.doit()
     assert said.code == 0, said.out + said.err
     return found
+
+
+@pytest.fixture
+def stage(template: Stage, tmp_path: Path) -> Stage:
+    return template.copy(tmp_path / "copy")
 
 
 def edit(stage: Stage, old: str, new: str) -> None:
