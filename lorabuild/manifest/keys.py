@@ -25,13 +25,21 @@ KEYS: dict[str, dict[Class, str]] = {
         "result": (
             "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
             "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
-            "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
+            "multires_noise_discount mixed_precision save_precision seed max_grad_norm network_train_unet_only "
+            "network_train_text_encoder_only network_dropout scale_weight_norms"
         ),
         "saved": "save_every_n_steps",
         "execution": "gradient_checkpointing",
         "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
     },
-    "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
+    "recipe.network_args": {
+        "result": (
+            "algo preset conv_dim conv_alpha block_dims block_alphas conv_block_dims conv_block_alphas dropout "
+            "rank_dropout rank_dropout_scale module_dropout use_tucker use_scalar rs_lora dora_wd wd_on_output train_norm "
+            "block_size factor decompose_both full_matrix unbalanced_factorization constraint rescaled loraplus_lr_ratio "
+            "loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio"
+        ),
+    },
     "recipe.optimizer_args": {"result": "betas eps weight_decay"},
     "recipe.lr_scheduler_args": {"result": "num_cycles"},
     "resize": {

@@ -17,15 +17,10 @@ KEYS = {
     "RecipeTable": (
         "adaptive_noise_scale base_weights clip_skip debiased_estimation_loss dim_from_weights full_bf16 full_fp16 "
         "huber_c huber_schedule init ip_noise_gamma loss_type lr_scheduler_num_cycles lr_scheduler_power "
-        "lr_scheduler_type masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep network_dropout "
-        "network_train_text_encoder_only network_train_unet_only network_weights noise_offset "
+        "lr_scheduler_type masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep "
+        "network_weights noise_offset "
         "noise_offset_random_strength phases prior_loss_weight save_every_n_epochs save_last_n_epochs "
-        "save_last_n_steps scale_weight_norms sdpa v_parameterization weighted_captions xformers zero_terminal_snr"
-    ),
-    "NetworkArgs": (
-        "block_size bypass_mode constraint decompose_both dora_wd dropout factor full_matrix loraplus_lr_ratio "
-        "module_dropout rank_dropout rank_dropout_scale rescaled rs_lora train_norm unbalanced_factorization use_cp "
-        "use_scalar use_tucker wd_on_output"
+        "save_last_n_steps sdpa v_parameterization weighted_captions xformers zero_terminal_snr"
     ),
     "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
     "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
@@ -46,8 +41,7 @@ VALUES = {
         "linear cosine_with_restarts polynomial constant_with_warmup inverse_sqrt cosine_with_min_lr "
         "warmup_stable_decay piecewise_constant adafactor"
     ),
-    "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
-    "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
+    "NetworkArgs.algo": "tlora",
     "BaseTable.prediction_type": "v_prediction",
     "BuildTable.default": "samples report",
 }
@@ -61,3 +55,23 @@ def later_key(table: str, key: str) -> bool:
 def later_value(table: str, key: str, value: object) -> bool:
     """Is it a value that this key will have?"""
     return str(value).casefold() in VALUES.get(f"{table}.{key}", "").casefold().split()
+
+
+# table.key -> why it is not there and will not be
+REFUSED = {
+    "NetworkArgs.bypass_mode": (
+        "no such choice here: a change is never added to the base's weights before it is used, so that none is rounded away"
+    ),
+    "NetworkArgs.use_cp": 'it is called use_tucker now (LyCORIS took "cp" for another decomposition)',
+    "NetworkArgs.use_conv_cp": "it is called use_tucker now",
+    "NetworkArgs.disable_conv_cp": "it is called use_tucker now, and is false unless it is set",
+    "NetworkArgs.use_reentrant": "nothing reads it, in LyCORIS neither: leave it out",
+    "NetworkArgs.train_t5xxl": "SDXL has no T5 text encoder",
+    "NetworkArgs.train_llm_adapter": "SDXL has no language model",
+    "NetworkArgs.train_on_input": "nothing reads it in LyCORIS's network_args: ia3 scales outputs",
+}
+
+
+def refused(table: str, key: str) -> str | None:
+    """Why a key that others know is none here."""
+    return REFUSED.get(f"{table}.{key}")
