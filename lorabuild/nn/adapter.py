@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lorabuild.errors import JobError
+from lorabuild.lora.adapter_shape import Shape, component_of, expanded, plus_ratio, rates_of
 from lorabuild.lora.adapter_tensors import Start, layout, norm_layout
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules, lora_name
 from lorabuild.lora.presets import COMPONENTS, TEXT_PARTS, preset_layers, preset_norms
-from lorabuild.names import block_of
 from lorabuild.nn.adapters.chance import Chance
 from lorabuild.nn.adapters.limits import Norms, limit_norms
 from lorabuild.nn.adapters.module import Module
@@ -24,40 +24,6 @@ from lorabuild.nn.adapters.weights import scale_of
 from lorabuild.nn.base import Base
 
 SCALES = "norm_scales"  # in a training's state: what scale_weight_norms has done to each layer, in name order
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an adapter is like. Rank and alpha: of linear layers and 1x1 convolutions, of other convolutions.
-
-    alpha / rank scales the change. `options` are the other network_args, by their names there.
-    """
-
-    dim: int
-    alpha: float
-    conv_dim: int
-    conv_alpha: float
-    algo: str = "locon"
-    preset: str = "full"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> Shape:
-        """From network_dim, network_alpha and network_args, as kohya's trainer reads them; alpha 0 is the rank."""
-        args = dict(recipe.get("network_args") or {})
-        algo, preset = args.pop("algo", "locon"), args.pop("preset", "full")
-        dim, alpha = int(recipe["network_dim"]), float(recipe["network_alpha"])
-        own_dim, own_alpha = args.pop("conv_dim", None), args.pop("conv_alpha", None)
-        conv_dim = int(own_dim or dim)
-        conv_alpha = float(alpha if own_alpha is None else own_alpha)
-        return cls(dim, alpha or dim, conv_dim, conv_alpha or conv_dim, algo, preset, args)
-
-    def rank(self, name: str, kernel: bool) -> tuple[int, float]:
-        """(rank, alpha) of a layer by its kohya name, `kernel`: a convolution that is not 1x1. Rank 0: no adapter."""
-        block, prefix = block_of(name) or "", "conv_" if kernel else ""
-        dim, alpha = (self.conv_dim, self.conv_alpha) if kernel else (self.dim, self.alpha)
-        dim = int(self.options.get(f"{prefix}block_dims", {}).get(block, dim))
-        return dim, float(self.options.get(f"{prefix}block_alphas", {}).get(block, alpha)) or dim
 
 
 @dataclass(frozen=True)
@@ -88,7 +54,7 @@ class Adapter:
         rates, found = rates_of(recipe), []
         one_rate = not isinstance(recipe.get("text_encoder_lr"), Sequence)
         for part in self.parts:
-            ratio = _plus_ratio(recipe, part)
+            ratio = plus_ratio(recipe, part)
             parameters = self.parameters(part)
             plus = [p for name, p in parameters.items() if ratio and ".lora_up." in name]
             chosen = {id(parameter) for parameter in plus}
@@ -135,31 +101,6 @@ class Adapter:
             parameter.copy_(tensors[name])
         for module, scale in zip(self.modules.values(), tensors[SCALES].tolist(), strict=True):
             module.norm_scale = scale
-
-
-def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts with a learning rate. One with rate 0 is frozen: no modules, no gradients, nothing in the file."""
-    parts = tuple(part for part, rate in rates_of(recipe).items() if rate)
-    if not parts:
-        raise JobError("recipe: unet_lr and text_encoder_lr are both 0: nothing would be trained")
-    return parts
-
-
-def rates_of(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """te1, te2 and unet -> learning rate. text_encoder_lr is one number, or one for each encoder."""
-    text = recipe.get("text_encoder_lr") or 0.0
-    first, second = text if isinstance(text, Sequence) else (text, text)
-    return {"te1": first or 0.0, "te2": second or 0.0, "unet": recipe.get("unet_lr") or 0.0}
-
-
-def expanded(parts: Sequence[str]) -> tuple[str, ...]:
-    """ "te" is te1 and te2."""
-    return tuple(one for one in COMPONENTS if one in parts or ("te" in parts and one in TEXT_PARTS))
-
-
-def component_of(name: str) -> str:
-    """te1, te2 or unet, of a module or tensor by kohya's name."""
-    return name.removeprefix("lora_").partition("_")[0]
 
 
 @contextmanager
@@ -284,9 +225,3 @@ def _continued(name: str, layer: nn.Module, one: FromFile, shape: Shape, chance:
         tensors["scalar"] = torch.ones(())
     scale = scale_of({}, algo, one.dim, one.alpha, tensors)
     return Module(name, layer, algo, tensors, one.dim, scale, options, chance)
-
-
-def _plus_ratio(recipe: Mapping[str, Any], part: str) -> float | None:
-    args = recipe.get("network_args") or {}
-    own = args.get("loraplus_unet_lr_ratio" if part == "unet" else "loraplus_text_encoder_lr_ratio")
-    return own or args.get("loraplus_lr_ratio")
