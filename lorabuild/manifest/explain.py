@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_origin
 
 from lorabuild.errors import Problem, near_miss
-from lorabuild.manifest.later import later_key, later_value, refused
+from lorabuild.manifest.later import REFUSED, later_key, later_value
 from lorabuild.manifest.layers import KeyPath
 from lorabuild.manifest.merge import Merged
 from lorabuild.manifest.schema import Table, table_at, walk
@@ -101,10 +101,10 @@ def _said(error: dict[str, Any], cause: ValueError | None, path: KeyPath, model:
 def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
+    if why := REFUSED.get(f"{_name(table)}.{key}"):
+        return why
     if later_key(_name(table), key):
         return "not supported yet"
-    if why := refused(_name(table), key):
-        return why
     if owner := _owner(key, model):
         return f"unknown {what} here (it belongs to {owner})"
     return f"unknown {what}{near_miss(key, table.model_fields)}"
