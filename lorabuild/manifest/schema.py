@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
 from lorabuild.manifest import values
+from lorabuild.manifest.tables.check import CheckTable
 from lorabuild.manifest.tables.chop import ChopTable
 from lorabuild.manifest.tables.dataset import DatasetTable, TrainedDatasetTable
 from lorabuild.manifest.tables.project import ProjectTable
@@ -40,6 +41,7 @@ class Manifest(Table):
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
+    check: CheckTable = Field(default_factory=CheckTable, description="[check]: how severe findings are.")
     variants: dict[Name, VariantTable] = Field(
         default_factory=dict,
         exclude=True,
