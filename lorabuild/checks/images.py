@@ -13,7 +13,9 @@ from lorabuild.checks.files import Entry
 from lorabuild.checks.pictures import Facts
 from lorabuild.findings import Finding, found, one_line
 
-CROP_LOSS = 0.15  # at 1024 in steps of 64 px it is 7 % at most for what is no longer than the buckets, at tiny sizes 14 %
+CROP_LOSS = (
+    0.15  # at 1024 in steps of 64 px it is 7 % at most for what is no longer than the buckets, at tiny sizes 14 %
+)
 ENLARGED = 1.5
 NEAR_BITS = 4  # of 64
 

@@ -19,6 +19,7 @@ from lorabuild.findings import Finding, found
 from lorabuild.manifest import Project, Repository
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.whence import Whence
+from lorabuild.slots import cuda_devices
 from lorabuild.stages.dataset import image_folders
 from lorabuild.state import State
 
@@ -33,12 +34,17 @@ class Checked:
     tokens: dict[int, int] = field(default_factory=dict)  # by id of the entry
     buckets: list[Bucket] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what else is worth knowing: the adapter's size, what was skipped
+    adapter: dict[str, Any] | None = None  # modules, parameters, bytes: of one that could be made
+    notes: list[str] = field(default_factory=list)  # what else is worth knowing: what was skipped, say
 
     @property
     def trains(self) -> bool:
         settings = self.project.settings
         return bool(settings["dataset"]) and not settings["project"]["source"]
+
+    @property
+    def base(self) -> str:
+        return self.project.settings["project"]["base"]
 
     def images(self) -> list[dict[str, Any]]:
         """The rows of --json: an image and subset each, but for images that cannot be used."""
@@ -101,6 +107,7 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
     _count_tokens(checked, places, base, state)
     checked.buckets = bucket_rows(checked.placed, settings["recipe"]["train_batch_size"])
     if checked.trains:
+        checked.findings += _precision(settings["recipe"], places)
         checked.findings += batch_findings(checked.buckets, settings["recipe"], *places.of("recipe.train_batch_size"))
 
 
@@ -112,6 +119,15 @@ def _presentation(project: Mapping[str, Any], places: Places) -> list[Finding]:
         for key, code in {"kind": "LB010", "trigger": "LB011"}.items()
         if not project[key]
     ]
+
+
+def _precision(recipe: Mapping[str, Any], places: Places) -> list[Finding]:
+    """Half precision that only a GPU has."""
+    if recipe["mixed_precision"] != "fp16" or cuda_devices():
+        return []
+    said = 'recipe.mixed_precision: "fp16" needs a GPU, and this machine has none; "bf16" and "no" do without'
+    file, line = places.of("recipe.mixed_precision")
+    return [found("LB074", file, said, line)]
 
 
 def _place_all(checked: Checked, facts: Mapping[Path, Facts], settings: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from lorabuild.checks.files import Entry
 from lorabuild.checks.outputs import output_findings
 from lorabuild.checks.pictures import look_at
 from lorabuild.checks.project import Checked, Places, begin, finish
+from lorabuild.checks.recipe import Task, Trials, Tried, tried_findings
 from lorabuild.errors import Problem, UsageError, near_miss
 from lorabuild.findings import Finding, at_levels, of_problems
 from lorabuild.manifest import Repository
+from lorabuild.manifest.keys import result_keys
 from lorabuild.manifest.repository import survey
 from lorabuild.manifest.whence import Whence
 from lorabuild.session import jobs_of
@@ -63,14 +65,50 @@ def _checked(
     places = {name: Places(repository, repository.projects[name], whence) for name in names}
     bases = _bases(repository, names, whence)
     projects = {name: begin(one) for name, one in places.items()}
-    paths = [entry.path for entry in _entries(projects.values())]
-    facts = look_at(paths, state, lambda done: told(done, len(set(paths))))
-    idle = of_problems("LB002", repository.warnings)
-    for name, checked in projects.items():
-        finish(checked, places[name], facts, bases[checked.project.settings["project"]["base"]], state)
-        checked.findings += [one for one in idle if one.file == places[name].manifest]
+    trials = Trials(_tasks(projects, bases), state)  # beside what follows
+    try:
+        _judge(projects, places, bases, state, told)
+        _try_out(projects, places, trials.outcome())
+    finally:
+        trials.close()
     found = [one for base in bases.values() for one in base.findings]
     return projects, [*found, *output_findings(repository.root, ["build", ".lorabuild"])]
+
+
+def _judge(
+    projects: Mapping[str, Checked],
+    places: Mapping[str, Places],
+    bases: Mapping[str, CheckedBase],
+    state: State,
+    told: Told,
+) -> None:
+    """Decode all images, then go through the projects."""
+    paths = [entry.path for entry in _entries(projects.values())]
+    facts = look_at(paths, state, lambda done: told(done, len(set(paths))))
+    for name, checked in projects.items():
+        finish(checked, places[name], facts, bases[checked.base], state)
+        checked.findings += of_problems(
+            "LB002", [w for w in places[name].repository.warnings if w.file == places[name].manifest]
+        )
+
+
+def _tasks(projects: Mapping[str, Checked], bases: Mapping[str, CheckedBase]) -> dict[str, Task]:
+    """The recipes to try: of what is trained here, on a base that is whole."""
+    return {
+        name: Task(result_keys(checked.project.settings, "recipe"), bases[checked.base].path)
+        for name, checked in projects.items()
+        if checked.trains and bases[checked.base].usable
+    }
+
+
+def _try_out(projects: Mapping[str, Checked], places: Mapping[str, Places], tried: Mapping[str, Tried]) -> None:
+    for name, checked in projects.items():
+        if name in tried:
+            checked.adapter = tried[name]["adapter"]
+            checked.notes += tried[name]["notes"]
+            checked.findings += tried_findings(tried[name], *places[name].of("recipe.network_module"))
+        elif checked.trains:
+            checked.notes.append(f"adapter, optimizer and schedule are not tried: base {checked.base} is not whole")
 
 
 def _bases(repository: Repository, names: Collection[str], whence: Whence) -> dict[str, CheckedBase]:

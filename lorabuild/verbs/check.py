@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
-from lorabuild.verbs.common import Parser
+from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.reading import coloured, paint, root_here, table
 
 HELP = """\
@@ -92,7 +92,15 @@ def _summary(checked: Checked, images: bool) -> Iterator[str]:
         limit = checked.project.settings["dataset"]["max_token_length"]
         counts = checked.tokens.values()
         yield f"captions: {min(counts)} to {max(counts)} tokens, {limit} count"
+    if checked.adapter:
+        yield _adapter(checked.adapter)
     yield from checked.notes
+
+
+def _adapter(adapter: Mapping[str, Any]) -> str:
+    """In numbers. What a file's header says in words comes on top of its size."""
+    parts = " + ".join(f"{count} {part}" for part, count in adapter["modules"].items() if count)
+    return f"adapter: {parts} modules, {adapter['parameters']:,} parameters, {megabytes(adapter['bytes'])} a file"
 
 
 def _image_table(checked: Checked) -> list[str]:
