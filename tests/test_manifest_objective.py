@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from manifest_world import Files
 
 from lorabuild.manifest import load
 from lorabuild.manifest.keys import result_keys
+from lorabuild.manifest.tables.objective import mask_misfits
 from lorabuild.metadata import metadata
 from lorabuild.stages.train import STAGE
 
@@ -94,6 +96,24 @@ def test_what_a_v_base_does_not_go_with_is_told(files: Files):
         f"6: recipe.v_parameterization: {said} in lorabuild.toml, which decides: leave this out, or set it there",
         f"7: recipe.v_pred_like_loss: for epsilon-prediction only; {said}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "whole", "folders", "words"),
+    [
+        (None, True, [None], None),
+        (True, True, [None], None),
+        (True, False, [None, True], None),
+        (True, True, [False], "there are no masks"),
+        (True, False, [None], "there are no masks"),
+        (False, False, [None], None),
+        (False, True, [None], "masks the loss"),
+    ],
+)
+def test_masked_loss_agrees_with_alpha_mask(said: bool | None, whole: bool, folders: list, words: str | None):
+    dataset = SimpleNamespace(alpha_mask=whole, subset=[SimpleNamespace(alpha_mask=own) for own in folders])
+    found = [str(misfit) for misfit in mask_misfits(SimpleNamespace(masked_loss=said), dataset)]
+    assert (words in found[0]) if words else not found
 
 
 def test_a_lora_that_is_not_trained_has_no_objective(files: Files):

@@ -63,7 +63,9 @@ def mask_misfits(recipe: RecipeTable, dataset: DatasetTable | None) -> Iterator[
     """masked_loss says again what alpha_mask does; where the two differ, one of them is a mistake."""
     if recipe.masked_loss is None or dataset is None:
         return
-    masked = any(getattr(table, "alpha_mask", False) for table in (dataset, *dataset.subset))
+    whole = getattr(dataset, "alpha_mask", False)
+    folders = [getattr(subset, "alpha_mask", None) for subset in dataset.subset]
+    masked = any(whole if own is None else own for own in folders)
     if recipe.masked_loss and not masked:
         yield Misfit("masked_loss", "there are no masks: set alpha_mask = true in [dataset] or [[dataset.subset]]")
     if masked and not recipe.masked_loss:
