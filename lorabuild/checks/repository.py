@@ -127,7 +127,7 @@ def _entries(projects: Iterable[Checked]) -> Iterable[Entry]:
 
 
 def _levels(checked: Checked) -> dict[str, str]:
-    return checked.project.settings["check"]["levels"]
+    return (checked.project.settings.get("check") or {}).get("levels", {})
 
 
 def _by_project(root: Path, problems: Iterable[Problem]) -> dict[str, list[Problem]]:
