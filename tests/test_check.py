@@ -178,6 +178,36 @@ def test_captions_are_judged_at_their_lines(world: World):
     assert found["LB057"][0].startswith("images/8.txt:2:")
 
 
+def test_captions_are_judged_as_training_sees_them(world: World):
+    dataset = 'caption_prefix = "ember,"\nenable_wildcard = true\n[[dataset'
+    world.write("projects/ember/lora.toml", MANIFEST.replace("[[dataset", dataset))
+    world.write("projects/ember/images/1.txt", "a {red|small big blue} cat\na dog")
+    world.write("projects/ember/images/2.txt", "ember, red")
+    found = told(world)
+    assert found == {"LB053": ['images/2.txt:1: "ember" stands twice']}
+    tokens = [row["tokens"] for row in checked(world).projects["ember"].images()]
+    assert tokens == [7, 5]  # ember , a small big blue cat
+
+
+def test_folders_named_by_repeats_and_regularisation_are_looked_into(world: World):
+    picture(world, "../raw/3_ember fox/1.png", 5)
+    picture(world, "../reg/1_fox/1.png", 6, (32, 128))
+    picture(world, "../reg/1_fox/2.png", 7, (32, 128)).with_suffix(".txt").write_text("a fox")
+    folders = 'train_data_dir = "raw"\nreg_data_dir = "reg"\n'
+    world.write("projects/ember/lora.toml", MANIFEST.replace('[[dataset.subset]]\nimage_dir = "images"\n', folders))
+    report = checked(world)
+    rows = {row["path"]: row["repeats"] for row in report.projects["ember"].images()}
+    assert rows == {
+        "projects/ember/raw/3_ember fox/1.png": 3,
+        "projects/ember/reg/1_fox/1.png": 1,
+        "projects/ember/reg/1_fox/2.png": 1,
+    }
+    assert report.findings == {"ember": []}  # class tokens are captions; regularisation needs no trigger
+    assert [one.samples for one in report.projects["ember"].buckets] == [3, 3]
+    world.write("projects/ember/lora.toml", MANIFEST.replace("[[dataset", 'train_data_dir = "images"\n[[dataset'))
+    assert told(world)["LB030"][0].startswith("lora.toml:11: dataset.train_data_dir: projects/ember/images: no folders")
+
+
 def test_tags_and_triggers_are_found_as_words():
     assert doubled("a, b, A, , , c, b", ",") == ["A", "b"]
     assert holds("A photo of Ember.", "ember") and not holds("embers, remember", "ember")

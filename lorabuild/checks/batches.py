@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorabuild.buckets import Size
 from lorabuild.checks.images import Placed
 from lorabuild.findings import Finding, found
+from lorabuild.order import matched_repeats
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,25 @@ class Bucket:
     scale: float  # likewise
 
 
-def bucket_rows(placed: Iterable[Placed], batch: int) -> list[Bucket]:
+def bucket_rows(placed: Sequence[Placed], batch: int) -> list[Bucket]:
     """The buckets that have images, by size."""
-    members: dict[Size, list[Placed]] = {}
-    for one in placed:
-        members.setdefault(one.place.bucket, []).append(one)
+    members: dict[Size, list[tuple[Placed, int]]] = {}
+    for one, repeats in with_repeats(placed):
+        members.setdefault(one.place.bucket, []).append((one, repeats))
     rows = []
-    for size, images in sorted(members.items()):
-        samples = sum(one.entry.subset.repeats for one in images)
+    for size, both in sorted(members.items()):
+        images, samples = [one for one, _ in both], sum(repeats for _, repeats in both)
         loss, scale = max(one.crop_loss for one in images), max(one.scale for one in images)
         rows.append(Bucket(size, len(images), samples, -(-samples // batch), samples % batch, loss, scale))
     return rows
+
+
+def with_repeats(placed: Sequence[Placed]) -> list[tuple[Placed, int]]:
+    """Each image and how often an epoch shows it; regularisation images are as many as the others, as they are trained."""
+    trained = [(one, one.entry.subset.repeats) for one in placed if not one.entry.settings.get("is_reg")]
+    others = sorted((one for one in placed if one.entry.settings.get("is_reg")), key=lambda one: one.digest)
+    repeats = matched_repeats([one.entry.subset.repeats for one in others], sum(count for _, count in trained))
+    return trained + [(one, count) for one, count in zip(others, repeats, strict=True) if count]
 
 
 def batch_findings(buckets: Sequence[Bucket], recipe: Mapping[str, Any], manifest: str, line: int) -> Iterator[Finding]:

@@ -19,7 +19,14 @@ CROP_LOSS = (
 ENLARGED = 1.5
 NEAR_BITS = 4  # of 64
 
-ENDINGS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "BMP": (".bmp",)}
+ENDINGS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "AVIF": (".avif",),
+    "JXL": (".jxl",),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Placed:
     """An image that can be used, and what becomes of it."""
 
     entry: Entry
+    digest: str  # of its pixels
     size: tuple[int, int]
     place: Geometry
 
@@ -47,7 +55,7 @@ def place(entry: Entry, facts: Facts, settings: Mapping[str, Any]) -> tuple[Plac
         return None, [found("LB031", entry.shown, facts["fault"])]
     findings = list(stored(entry, facts))
     try:
-        placed = Placed(entry, tuple(facts["size"]), geometry(tuple(facts["size"]), settings))
+        placed = Placed(entry, facts["digest"], tuple(facts["size"]), geometry(tuple(facts["size"]), settings))
     except ValueError as error:
         return None, [*findings, found("LB032", entry.shown, str(error))]
     return placed, [*findings, *fit(placed)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_bytes
-from lorabuild.images import decode, pixels_digest
+from lorabuild.images import FORMATS, decode, pixels_digest
 from lorabuild.state import State
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def facts_of(data: bytes) -> Facts:
         return {"fault": str(error).removeprefix(": ")}
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as stored:  # its header alone: as it was before it became RGB
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=formats) as stored:  # its header alone: as it was before it became RGB
         kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
     return {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{dhash(picture):016x}", **kind}
 

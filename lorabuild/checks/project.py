@@ -9,17 +9,19 @@ from typing import Any
 
 from lorabuild.checks.base import CheckedBase
 from lorabuild.checks.batches import Bucket, batch_findings, bucket_rows
-from lorabuild.checks.captions import caption_findings, too_long
-from lorabuild.checks.files import Entry, look_into
+from lorabuild.checks.captions import caption_findings, seen_texts, too_long
+from lorabuild.checks.files import Entry, Named, look_into
 from lorabuild.checks.images import Placed, place, twins
 from lorabuild.checks.pictures import Facts
 from lorabuild.checks.tokens import token_counts
+from lorabuild.emphasis import weighted_parts
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found
 from lorabuild.manifest import Project, Repository
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.whence import Whence
 from lorabuild.slots import cuda_devices
+from lorabuild.stage import Subset
 from lorabuild.stages.dataset import image_folders
 from lorabuild.state import State
 
@@ -79,16 +81,21 @@ class Places:
         name, table = self.project.name, key.partition(".")[0]
         return self.whence.key(name, key) or self.whence.key(name, table) or (self.manifest, 0)
 
-    def folder(self, number: int) -> tuple[str, int]:
-        """Of the image_dir of a subset."""
-        return self.whence.subset(self.project.name, number, "image_dir") or (self.manifest, 0)
+    def folder(self, number: int, subset: Subset) -> Named:
+        """Of the folder of a subset, or of one that holds folders of images."""
+        if not subset.named:
+            spot = self.whence.subset(self.project.name, number, "image_dir") or (self.manifest, 0)
+            return Named("dataset.subset.image_dir", *spot)
+        key = "dataset.reg_data_dir" if dict(subset.settings).get("is_reg") else "dataset.train_data_dir"
+        return Named(key, *self.of(key))
 
 
 def begin(places: Places) -> Checked:
     """Look into the project's folders: what there is to decode."""
     checked = Checked(places.project)
+    settings = places.project.settings["dataset"] or {}
     for number, subset in enumerate(image_folders(places.repository, places.project)):
-        folder = look_into(subset, *places.folder(number))
+        folder = look_into(subset, settings, places.folder(number, subset))
         checked.entries += folder.entries
         checked.findings += folder.findings
     return checked
@@ -102,8 +109,7 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
         return
     _place_all(checked, facts, settings["dataset"])
     for entry in _once(checked.entries):
-        separator = settings["dataset"]["caption_separator"]
-        checked.findings += caption_findings(entry, separator, settings["project"]["trigger"])
+        checked.findings += caption_findings(entry, settings["project"]["trigger"])
     _count_tokens(checked, places, base, state)
     checked.buckets = bucket_rows(checked.placed, settings["recipe"]["train_batch_size"])
     if checked.trains:
@@ -144,16 +150,24 @@ def _count_tokens(checked: Checked, places: Places, base: CheckedBase, state: St
     if not base.usable or not checked.entries:
         return
     try:
-        texts = [entry.text for entry in checked.entries]
-        counts = token_counts(places.repository.bases[name], base.path, texts, state)
+        weighted = checked.project.settings["recipe"].get("weighted_captions", False)
+        texts = [[_bare(text) if weighted else text for text in seen_texts(one)] for one in checked.entries]
+        flat = [text for own in texts for text in own]
+        counted = iter(token_counts(places.repository.bases[name], base.path, flat, state))
     except JobError as error:
         file, line = places.of("project.base")
         checked.findings.append(found("LB022", file, f'project.base: "{name}": {error}', line))
         return
     limit = checked.project.settings["dataset"]["max_token_length"]
-    for entry, count in zip(checked.entries, counts, strict=True):
+    for entry, own in zip(checked.entries, texts, strict=True):
+        count = max(next(counted) for _ in own)
         checked.tokens[id(entry)] = count
         checked.findings += too_long(entry, count, limit)
+
+
+def _bare(text: str) -> str:
+    """A text without the weights in it: each part is tokenised by itself."""
+    return " ".join(part for part, _ in weighted_parts(text))
 
 
 def _once(entries: Sequence[Entry]) -> list[Entry]:

@@ -62,6 +62,13 @@ class Manifest(Table):
         return self
 
     @model_validator(mode="after")
+    def _regularised(self) -> Manifest:
+        dataset = self.dataset
+        if not (dataset and (dataset.reg_data_dir or any(subset.is_reg for subset in dataset.subset))):
+            self.recipe.prior_loss_weight = 1.0  # it weighs nothing: another value is no other training
+        return self
+
+    @model_validator(mode="after")
     def _objective_fits(self, info: ValidationInfo) -> Manifest:
         if self.project.source is not None:
             return self
