@@ -140,7 +140,7 @@ def _image(fields: Mapping[str, Any]) -> ImageFile:
 def _made_with() -> dict[str, str]:
     """Versions and device: they stand in the record and are never in a key."""
     found = {"lorabuild": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("torch", "diffusers", "transformers"):
+    for name in ("torch", "diffusers", "transformers", "lycoris"):
         if module := sys.modules.get(name):
             found[name] = str(getattr(module, "__version__", "unknown"))
     if "torch" in sys.modules:

@@ -44,7 +44,6 @@ def norm_layout(channels: int) -> Layout:
 
 WITH_SCALAR = ("locon", "loha", "lokr", "glora")
 WITH_DORA = ("locon", "loha", "lokr")
-WITHOUT_ALPHA = ("full",)  # ia3 has its on_input there
 
 
 def _locon(shape: Size, dim: int, options: Mapping[str, Any]) -> Layout:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorabuild.errors import Interrupted, JobError
+from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch

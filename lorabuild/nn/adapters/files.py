@@ -67,7 +67,7 @@ def _folded(module: Module, tensors: dict[str, Tensor], alpha: float) -> dict[st
 
 def _limited(blocks: Tensor, limit: float) -> Tensor:
     """The blocks with the constraint done, so that a loader that knows of none turns by the same angle."""
-    if not limit:
+    if not limit or blocks.is_meta:  # on the meta device there are no numbers
         return blocks
     norm = (blocks - blocks.transpose(-1, -2)).norm()
     return blocks * (limited_skew(blocks, limit).norm() / norm) if norm > limit else blocks

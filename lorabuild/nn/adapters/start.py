@@ -20,6 +20,8 @@ FIRST = "lora_down.weight"
 
 def drawn(seed: int, name: str, kind: str, start: Start, weight: Tensor) -> Tensor:
     """The tensor `kind` of a fresh adapter of the layer `name`, float32 on the CPU; depends on seed and names alone."""
+    if weight.is_meta:  # laid out alone
+        return torch.empty(start.shape, device="meta")
     tensor = torch.empty(start.shape)
     if start.how == "norms":
         return column_norms(weight.detach().to("cpu", torch.float32), start.shape[0] == len(weight))
