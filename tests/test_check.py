@@ -348,6 +348,14 @@ def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: 
     assert any("tokenizer1" in one.message for one in others) and any("unet" in one.message for one in others)
 
 
+def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World):
+    start = 'kind = "character"\nsource = "old.safetensors"\n'
+    world.write("projects/ember/lora.toml", MANIFEST.replace('kind = "character"\n', start) + "[chop]\n")
+    assert told(world)["LB023"] == ['lora.toml:4: project.source: "old.safetensors": no such file']
+    world.write("projects/ember/old.safetensors", b"\x80\x04")
+    assert told(world)["LB023"][0].startswith('lora.toml:4: project.source: "old.safetensors": ')
+
+
 def test_a_place_that_cannot_be_written_to_is_an_error(world: World):
     world.write("build", "a file")
     (one,) = checked(world).others
