@@ -56,6 +56,7 @@ KEYS: dict[str, dict[Class, str]] = {
             "subspace params rescale step allow_empty"
         ),
     },
+    "check": {"presentation": "levels"},
     "chop": {"result": "keep weights vector vector_style allow_empty"},
 }
 

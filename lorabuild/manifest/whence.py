@@ -48,6 +48,10 @@ class Whence:
             return _first(merged, self._subsets(target, merged, inner, name.rpartition(".")[2]))
         return _first(merged, _ways(merged, name, inner))
 
+    def subset(self, target: str, number: int, key: str) -> Spot | None:
+        """Where a key of a project's [[dataset.subset]] is written; subsets are numbered from 0."""
+        return _first(self._of(target), [("dataset", "subset", number, key)])
+
     def base(self, name: str) -> Spot | None:
         """Where a base is named in lorabuild.toml."""
         return _first(self._shared(), [("bases", name, key) for key in ("file", "builtin")])
