@@ -60,7 +60,8 @@ def saved_steps(recipe: Recipe, saved: Mapping[str, Any], batches: int) -> list[
     if number := saved.get("save_last_n_epochs"):
         by_epoch = by_epoch[-number:]
     steps = sorted({*by_step, *by_epoch})
-    return sorted({*_kept(steps, saved.get("keep")), *_phase_ends(recipe, last)})
+    ends = accumulate(phase["max_train_steps"] for phase in recipe.get("phases") or ())
+    return sorted({*_kept(steps, saved.get("keep")), *ends})
 
 
 def _every(saved: Mapping[str, Any], unit: str) -> int:
@@ -87,9 +88,3 @@ def _kept(steps: list[int], policy: str | None) -> set[int]:
         return set(steps)
     terms = (term.split() for term in policy.split(", "))
     return {step for word, number in terms for step in KEEPS[word](steps, int(number))}
-
-
-def _phase_ends(recipe: Recipe, last: int) -> list[int]:
-    """The last update of each phase but the last, which ends with the final weights."""
-    ends = accumulate(phase["max_train_steps"] for phase in recipe.get("phases") or ())
-    return [step for step in ends if step < last]

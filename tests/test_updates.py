@@ -50,7 +50,7 @@ def test_a_policy_keeps_what_any_of_its_terms_names():
 
 def test_the_end_of_each_phase_is_always_kept():
     phases = {"phases": [{"max_train_steps": 33}, {"max_train_steps": 20}, {"max_train_steps": 27}]}
-    assert kept(80, recipe=phases) == [33, 53]
+    assert kept(80, recipe=phases) == [33, 53, 80]
     assert kept(80, recipe=phases, save_every_n_steps=10, keep="last 1") == [33, 53, 80]
 
 
