@@ -6,8 +6,10 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,12 @@ def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64,
     return world.write(f"projects/ember/images/{name}", data.getvalue())
 
 
+def enlarged(png: bytes, side: int) -> bytes:
+    """The same PNG, whose header says that it is larger."""
+    head = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
 def checked(world: World, *names: str) -> Report:
     with state_of(world.root) as state:
         return check(world.root, names, state)
@@ -135,6 +143,7 @@ def test_every_bad_picture_is_found_in_one_run(world: World):
         "“quoted” 'name'.png": b"x",
         "日本語 🔥.png": b"x",
         "clip.gif": b"GIF89a",
+        "bomb.png": enlarged(whole, 40_000),
     }
     for name, data in images.items():
         world.write(f"projects/ember/images/{name}", data)
@@ -144,7 +153,7 @@ def test_every_bad_picture_is_found_in_one_run(world: World):
     found = told(world)
     bad = {line.partition(":0")[0].removeprefix("images/") for line in found["LB031"]}
     assert bad == {
-        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png",
+        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png", "bomb.png",
     }  # fmt: skip
     assert "images/really a png.jpg:0: is a PNG file: its name should end in .png" in found["LB037"]
     assert "first of 2 frames" in found["LB038"][0]
