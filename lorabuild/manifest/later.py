@@ -16,10 +16,10 @@ KEYS = {
     ),
     "RecipeTable": (
         "adaptive_noise_scale base_weights clip_skip debiased_estimation_loss dim_from_weights full_bf16 full_fp16 "
-        "huber_c huber_schedule init ip_noise_gamma loss_type lr_scheduler_num_cycles lr_scheduler_power "
-        "lr_scheduler_type masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep network_dropout "
+        "huber_c huber_schedule init ip_noise_gamma loss_type "
+        "masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep network_dropout "
         "network_train_text_encoder_only network_train_unet_only network_weights noise_offset "
-        "noise_offset_random_strength phases prior_loss_weight save_every_n_epochs save_last_n_epochs "
+        "noise_offset_random_strength prior_loss_weight save_every_n_epochs save_last_n_epochs "
         "save_last_n_steps scale_weight_norms sdpa v_parameterization weighted_captions xformers zero_terminal_snr"
     ),
     "NetworkArgs": (
@@ -27,8 +27,6 @@ KEYS = {
         "module_dropout rank_dropout rank_dropout_scale rescaled rs_lora train_norm unbalanced_factorization use_cp "
         "use_scalar use_tucker wd_on_output"
     ),
-    "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
-    "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
 }
@@ -37,15 +35,6 @@ KEYS = {
 VALUES = {
     "DatasetTable.max_token_length": "150 225",
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
-    "RecipeTable.optimizer_type": (
-        "AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov SGDNesterov8bit "
-        "DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy "
-        "Adafactor RAdamScheduleFree AdamWScheduleFree SGDScheduleFree ClybW FCompass LodeW"
-    ),
-    "RecipeTable.lr_scheduler": (
-        "linear cosine_with_restarts polynomial constant_with_warmup inverse_sqrt cosine_with_min_lr "
-        "warmup_stable_decay piecewise_constant adafactor"
-    ),
     "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
     "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
     "BaseTable.prediction_type": "v_prediction",

@@ -22,7 +22,10 @@ HERE = Path(__file__).parent
 # What decides how a file is read: if any of it changes, nothing remembered counts.
 CODE = [
     *sorted(HERE.glob("*.py")),
-    *(HERE.parent / name for name in ("names.py", "vectors.py", "buckets.py", "lora/ranks.py")),
+    *(
+        HERE.parent / name
+        for name in ("names.py", "vectors.py", "buckets.py", "lora/ranks.py", "optimizers.py", "schedules.py")
+    ),
 ]
 
 

@@ -69,6 +69,19 @@ class Adapter:
             for kind in ("lora_down", "lora_up")
         }
 
+    def groups(self, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """{"name", "params", "lr"} of what is trained at one rate: "textencoder" (or "textencoder 1" and 2), "unet"."""
+        rates, te = {"unet": recipe["unet_lr"]}, recipe["text_encoder_lr"]
+        rates |= {f"textencoder {n}": te[n - 1] for n in (1, 2)} if isinstance(te, list) else {"textencoder": te}
+        found: dict[str, list[Parameter]] = {}
+        for part in self.parts:
+            for name, parameter in self.parameters(part).items():
+                group = "unet" if part == "unet" else "textencoder"
+                if isinstance(te, list) and part == "te":
+                    group += f" {name[len('lora_te')]}"
+                found.setdefault(group, []).append(parameter)
+        return [{"name": name, "params": params, "lr": rates[name]} for name, params in found.items() if rates[name]]
+
     def counts(self) -> dict[str, int]:
         """Modules of each part: {"unet": 788, "te": 264} where both are trained."""
         return {part: sum(_part(name) == part for name in self.modules) for part in ("unet", "te")}

@@ -20,6 +20,7 @@ from lorabuild.hashing import digest_bytes
 
 REST = 20  # the time between two saves is at least this many times what a save takes: at most 5 % of a training
 _DIGEST_BYTES = 32
+_FORMAT = "2"  # 1 knew AdamW's state only
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class StateFile:
     def save(self, state: State) -> None:
         """Write the state: its digest, then safetensors with the facts in the metadata; replaced in one step."""
         start = self.clock()
-        facts = {"identity": self.identity, "facts": json.dumps(state.facts)}
+        facts = {"format": _FORMAT, "identity": self.identity, "facts": json.dumps(state.facts)}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, facts)
         part = self.path.with_name(self.path.name + ".part")
         try:
@@ -80,6 +81,8 @@ class StateFile:
         try:
             length = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            if metadata["format"] != _FORMAT:
+                raise Unusable("the saved state is of another version")
             if metadata["identity"] != self.identity:
                 raise Unusable("the saved state is of another training")
             return State(load(data), json.loads(metadata["facts"]))

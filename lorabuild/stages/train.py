@@ -53,12 +53,16 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.adapter import Shape, adapted
     from lorabuild.nn.base import checkpointing
     from lorabuild.nn.export import write_adapter
+    from lorabuild.nn.optimizers import try_out, warnings
     from lorabuild.nn.trainer import Observer, Training, train, trained_parts
 
     recipe, options = job.params["recipe"], job.options
     dataset = json.loads(workspace.path("dataset").read_bytes())
     steps = _wanted_steps(job)
     device = _device(options, recipe, workspace)
+    try_out(recipe, device)  # before the base, which takes long
+    for line in warnings(recipe):
+        workspace.warn(line)
     base = _load(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 
