@@ -40,6 +40,7 @@ def make(recipe: Mapping[str, Any], groups: Groups) -> Optimizer:
             raise JobError(f"recipe.optimizer_args.{key}: unknown key{near_miss(key, keys)}; {name} has {_list(keys)}")
     if about.finds_rate and len({group["lr"] for group in groups if group["lr"]}) > 1:
         raise JobError(f"{KEY}: {name} has one rate for all parts: give all groups one rate, or 0")
+    groups = [dict(group) for group in groups]  # torch writes its defaults into what it is given
     kwargs = {**about.fixed, **{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}}
     if args.get("relative_step"):  # Adafactor's own rates
         groups = [{key: value for key, value in group.items() if key != "lr"} for group in groups]
