@@ -129,8 +129,8 @@ def _incomplete(name: str, recipe: Mapping[str, Any], args: Mapping[str, Any]) -
         return [("lr_warmup_steps", f'lr_scheduler "{name}" has no warm-up: set 0')]
     if name == "piecewise_constant":
         if "step_rules" not in args:
-            said = 'lr_scheduler "piecewise_constant" needs step_rules: factor:until, the last one without, as '
-            return [("lr_scheduler_args", said + '{ step_rules = "1:10,0.1:20,0.01" }')]
+            said = '"piecewise_constant" needs step_rules, factor:until and a last factor: lr_scheduler_args = '
+            return [("lr_scheduler", said + '{ step_rules = "1:10,0.1:20,0.01" }')]
         try:
             piecewise(args["step_rules"])
         except ValueError:

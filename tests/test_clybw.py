@@ -17,7 +17,7 @@ from lorabuild.nn.lion import Lion
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens/clybw.json").read_text())
 STEPS = (1, 2, 5, 20)
-SHAPES = [(4, 3), (2, 3, 2, 2), (5,), (2,), (3, 1), (1, 1)]
+SHAPES = [(4, 3), (2, 3, 2, 2), (4, 3), (5,), (2,), (1, 2), (3, 1), (1, 1), ()]
 DEFAULTS = {"betas": (0.95, 0.95), "amp_fac": 2, "eps": 1e-8, "weight_decay": 0.1, "centralization": 0.5}
 DEFAULTS |= {"normalization": 0.5, "normalize_channels": True, "normalization_mode": "full"}
 
@@ -41,7 +41,7 @@ def naive(p: Tensor, g: Tensor, state: dict[str, Any], lr: float, o: dict[str, A
     """The definition, line by line, of one tensor."""
     rows = tuple(range(1, g.dim()))
     g = g - g.mean(rows, keepdim=True) * o["centralization"]
-    by_row = o["normalize_channels"] and g.dim() > 1 and g[0].numel() > 1
+    by_row = o["normalize_channels"] and g.dim() > 1 and g.numel() > len(g)
     if o["normalization"] and (by_row or g.numel() > 2):
         full = g / ((g.std(rows, keepdim=True) if by_row else g.std()) + 1e-8)
         g = full if o["normalization_mode"] == "full" else torch.lerp(g, full, o["normalization"])
