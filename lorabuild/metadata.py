@@ -143,7 +143,21 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
         "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
     )
-    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}
+    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()} | _objective(recipe)
+
+
+def _objective(recipe: Mapping) -> dict[str, Any]:
+    """Noise and loss as sd-scripts names them; what is at its default is left out. The rest is in lorabuild.recipe."""
+    same_name = (
+        "noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma ip_noise_gamma_random_strength "
+        "zero_terminal_snr min_snr_gamma loss_type prior_loss_weight"
+    )
+    shown = {key: recipe.get(key) for key in same_name.split()}
+    shown["debiased_estimation"] = recipe.get("debiased_estimation_loss")
+    if recipe.get("loss_type") in ("huber", "smooth_l1"):
+        defaults = {"huber_schedule": "snr", "huber_c": 0.1, "huber_scale": 1.0}
+        shown |= {key: recipe.get(key, default) for key, default in defaults.items()}
+    return {f"ss_{key}": value for key, value in shown.items()}
 
 
 def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str, Any]:

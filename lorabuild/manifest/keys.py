@@ -25,12 +25,18 @@ KEYS: dict[str, dict[Class, str]] = {
         "result": (
             "network_module network_dim network_alpha optimizer_type optimizer_args unet_lr text_encoder_lr lr_scheduler "
             "lr_scheduler_args lr_scheduler_type lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale "
-            "lr_scheduler_min_lr_ratio lr_decay_steps lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
-            "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
+            "lr_scheduler_min_lr_ratio lr_decay_steps "
+            "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
+            "multires_noise_discount mixed_precision save_precision seed max_grad_norm "
+            "pyramid_std noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma "
+            "ip_noise_gamma_random_strength min_timestep max_timestep zero_terminal_snr loss_type huber_schedule "
+            "huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
+            "v_pred_like_loss snr_weights"
         ),
         "saved": "save_every_n_steps",
         "execution": "gradient_checkpointing",
-        "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
+        # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
+        "presentation": "learning_rate v_parameterization masked_loss",
     },
     "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
     "recipe.phases": {

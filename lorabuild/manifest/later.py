@@ -15,12 +15,10 @@ KEYS = {
         "shuffle_caption"
     ),
     "RecipeTable": (
-        "adaptive_noise_scale base_weights clip_skip debiased_estimation_loss dim_from_weights full_bf16 full_fp16 "
-        "huber_c huber_schedule init ip_noise_gamma loss_type "
-        "masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep network_dropout "
-        "network_train_text_encoder_only network_train_unet_only network_weights noise_offset "
-        "noise_offset_random_strength prior_loss_weight save_every_n_epochs save_last_n_epochs "
-        "save_last_n_steps scale_weight_norms sdpa v_parameterization weighted_captions xformers zero_terminal_snr"
+        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init "
+        "max_train_epochs network_dropout network_train_text_encoder_only network_train_unet_only "
+        "network_weights prior_loss_weight save_every_n_epochs save_last_n_epochs save_last_n_steps "
+        "scale_weight_norms sdpa weighted_captions xformers"
     ),
     "NetworkArgs": (
         "block_size bypass_mode constraint decompose_both dora_wd dropout factor full_matrix loraplus_lr_ratio "
@@ -37,7 +35,6 @@ VALUES = {
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
     "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
     "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
-    "BaseTable.prediction_type": "v_prediction",
     "BuildTable.default": "samples report",
 }
 

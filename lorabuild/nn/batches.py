@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lorabuild.captions import draw_caption
 from lorabuild.images import latent_name
-from lorabuild.nn.noise import batch_noise, generator
-from lorabuild.nn.objective import LATENT_SCALE, STEPS
+from lorabuild.nn.noise import batch_noise, draw_timesteps, perturbation
+from lorabuild.nn.objective import LATENT_SCALE, STEPS, plain
 from lorabuild.nn.text import size_ids
 from lorabuild.order import Sample, micro_batches
 from lorabuild.streams import python_random, stream_seed
@@ -54,6 +54,9 @@ class MicroBatch:
     timesteps: Tensor  # [B]
     captions: list[str]
     sizes: Tensor  # [B, 6]
+    masks: Tensor | None = None  # [B, 1, h, w], 0 to 1: how much of each pixel's error counts
+    weights: Tensor | None = None  # [B] of the samples' losses
+    perturbation: Tensor | None = None  # [B, 4, h, w], added to the noise of the input alone
 
 
 def micro_batch(
@@ -71,11 +74,12 @@ def micro_batch(
     ]
     settings = data.dataset["settings"]
     flips = [settings["flip_aug"] and python_random(seed, "flip", *name).random() < 0.5 for name in names]
-    latents = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    encoded = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    latents = encoded * LATENT_SCALE
     return MicroBatch(
-        latents=latents * LATENT_SCALE,
-        noise=batch_noise(latents.shape, names, recipe, seed, update, micro),
-        timesteps=torch.cat([torch.randint(0, STEPS, (1,), generator=generator(seed, "timestep", *n)) for n in names]),
+        latents=latents,
+        noise=batch_noise(latents, names, recipe, seed, update, micro),
+        timesteps=draw_timesteps(names, recipe, seed),
         captions=[
             draw_caption(image["caption"], settings, python_random(seed, "caption", *name))
             for image, name in zip(images, names, strict=True)
@@ -85,15 +89,17 @@ def micro_batch(
             [_crop(image, flip) for image, flip in zip(images, flips, strict=True)],
             [image["bucket"] for image in images],
         ),
+        perturbation=perturbation(latents.shape, names, recipe, seed, update, micro),
     )
 
 
 def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[MicroBatch]:
     """A few micro-batches from streams of their own, always the same, on which a training is measured, never trained.
 
-    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss.
+    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss. Their noise is white,
+    and nothing is masked or weighted, whatever the recipe: so that recipes can be compared by their losses.
     """
-    seed = stream_seed(seed, "held_out")
+    seed, recipe = stream_seed(seed, "held_out"), plain(recipe)
     dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), HELD_OUT_BATCHES)
     batches = [micro_batch(data, recipe, seed, epoch, samples, 0, n) for n, (epoch, samples) in enumerate(dealt)]
     count = sum(len(batch.captions) for batch in batches)
@@ -101,7 +107,7 @@ def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[M
     spread = torch.tensor([int((number + offset) / count * STEPS) for number in range(count)])
     parts = spread.split([len(batch.captions) for batch in batches])
     return [
-        MicroBatch(batch.latents, batch.noise, timesteps, batch.captions, batch.sizes)
+        replace(batch, timesteps=timesteps, masks=None, weights=None)
         for batch, timesteps in zip(batches, parts, strict=True)
     ]
 

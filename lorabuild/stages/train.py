@@ -80,7 +80,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             workspace.saved(f"step/{step}")
 
         observer = Observer(steps, snapshot, progress, workspace.stopping)
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device)
+        predicts = job.params["base"]["prediction_type"]
+        training = Training(base, adapter, _data(dataset, workspace), recipe, device, predicts)
         log = train(training, observer, state_file, state)
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
@@ -180,4 +181,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 1, jobs, run, slot="gpu")
+STAGE = Stage("train", 2, jobs, run, slot="gpu")
