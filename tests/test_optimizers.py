@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lorabuild import optimizers as known
+from lorabuild.checks import dry
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn import trainer
 from lorabuild.nn.batches import Data, MicroBatch
@@ -206,6 +207,23 @@ def test_a_package_that_is_not_there_is_one_line_with_what_to_install(monkeypatc
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(JobError, match=r'needs a package: pip install "lorabuild\[prodigy\]"'):
         try_out(settings(optimizer_type="Prodigy"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codes"),
+    [
+        ({}, []),
+        ({"optimizer_type": "torch.optim.AdamWW"}, ["LB071"]),
+        ({"lr_scheduler_type": "StepLRR"}, ["LB072"]),
+        ({"optimizer_type": "no.Such", "lr_scheduler_type": "StepLRR"}, ["LB071", "LB072"]),
+        ({"phases": [{"max_train_steps": 1}, {"max_train_steps": 1, "lr_scheduler_type": "StepLR"}]}, ["LB072"]),
+    ],
+    ids=str,
+)
+def test_check_tries_optimizer_and_schedule(recipe: dict[str, Any], codes: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(dry.PARTS, "LB070")  # the adapter
+    found = dry.tried(settings(**recipe), None)
+    assert [code for code, _ in found["faults"]] == codes
 
 
 def test_every_extra_is_declared():

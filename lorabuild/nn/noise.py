@@ -86,7 +86,8 @@ def offsets(latents: Tensor, noise_offset: float, recipe: Mapping[str, Any]) -> 
     adaptive = recipe.get("adaptive_noise_scale")
     if not adaptive:
         return noise_offset
-    return (noise_offset + adaptive * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0.0)
+    means = latents.mean(dim=(2, 3), keepdim=True).cpu()  # the latents may lie on a GPU, the noise does not
+    return (noise_offset + adaptive * means.abs()).clamp(min=0.0)
 
 
 def _normals(shape: Sequence[int], purpose: str, samples: Sequence[SampleName], seed: int) -> Tensor:

@@ -78,17 +78,28 @@ def grouped(recipe: Mapping[str, Any], adapter: Grouped) -> tuple[Groups, list[l
 
 def try_out(recipe: Mapping[str, Any], device: str = "cpu") -> None:
     """Make the optimizer and the schedule, and do one update of a small tensor. Raises JobError, in one line."""
+    try_schedule(recipe, try_optimizer(recipe, device))
+
+
+def try_schedule(recipe: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Work out the rates of all updates. Raises JobError, in one line."""
+    rates = Rates(recipe, [[1.0]] * len(phases(recipe)), optimizer)
+    for update in range(recipe["max_train_steps"]):
+        rates.at(update)
+
+
+def try_optimizer(recipe: Mapping[str, Any], device: str = "cpu") -> Optimizer:
+    """An optimizer after one update of one small tensor. Raises JobError, in one line."""
     # as many numbers as make an optimizer of bitsandbytes keep its state in 8 bits
     parameter = Parameter(torch.zeros(64, 64, device=device))
-    rate = known.optimizer(recipe["optimizer_type"]).finds_rate or 1e-4
-    groups = [{"params": [parameter], "name": "unet", "lr": float(rate)}]
-    optimizer = make(recipe, groups)
-    Rates(recipe, [[float(rate)]] * len(phases(recipe)), optimizer)
+    rate = 1.0 if known.optimizer(recipe["optimizer_type"]).finds_rate else 1e-4
+    optimizer = make(recipe, [{"params": [parameter], "name": "unet", "lr": rate}])
     parameter.grad = torch.full_like(parameter, 1e-3)
     try:
         optimizer.step()
         with averaged(optimizer):
             state(optimizer, {"": parameter})
+        return optimizer
     except JobError:
         raise
     except Exception as error:

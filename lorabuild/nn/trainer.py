@@ -20,7 +20,7 @@ from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, 
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.text import encode, tokenise
+from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
 
 RATES = {"te": "text_encoder_lr", "unet": "unet_lr"}  # part of the adapter -> key of its learning rate
@@ -164,12 +164,14 @@ class _Loop:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        ids = tokenise(base.tokenizer1, base.tokenizer2, batch.captions)
+        settings, weighted = (
+            self.training.data.dataset["settings"],
+            self.training.recipe.get("weighted_captions", False),
+        )
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             with torch.set_grad_enabled(torch.is_grad_enabled() and "te" in self.training.adapter.parts):
-                ids1, ids2 = (one.to(device) for one in ids)
-                hidden, pooled = encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id)
+                hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
             timesteps = batch.timesteps.to(device)
             prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample

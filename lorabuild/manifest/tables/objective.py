@@ -65,6 +65,7 @@ def mask_misfits(recipe: RecipeTable, dataset: DatasetTable | None) -> Iterator[
         return
     whole = getattr(dataset, "alpha_mask", False)
     folders = [getattr(subset, "alpha_mask", None) for subset in dataset.subset]
+    folders += [whole] if dataset.train_data_dir else []
     masked = any(whole if own is None else own for own in folders)
     if recipe.masked_loss and not masked:
         yield Misfit("masked_loss", "there are no masks: set alpha_mask = true in [dataset] or [[dataset.subset]]")

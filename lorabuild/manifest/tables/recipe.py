@@ -117,6 +117,10 @@ class RecipeTable(Table):
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
     max_grad_norm: Rate = Field(1.0, description="Longer gradients are scaled down to this norm; 0 leaves them.")
+    prior_loss_weight: Rate = off(1.0, "How much the loss of regularisation images weighs.")
+    weighted_captions: bool = off(
+        False, "Read (this:1.3), (this) and [this] in captions as weights of words, as A1111 does in prompts."
+    )
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
     @model_validator(mode="after")
