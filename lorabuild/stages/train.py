@@ -12,6 +12,7 @@ from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
+from lorabuild.phases import phase_ends
 from lorabuild.stage import Artifact, Component, Job, Stage
 
 if TYPE_CHECKING:
@@ -90,11 +91,12 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
 
 def _snapshot_steps(project: Project) -> list[int]:
-    """The steps whose weights are saved on the way: every so many, and each that a resize starts from."""
+    """The steps whose weights are saved on the way: every so many, each phase's last, and each that a resize starts from."""
     last = project.settings["recipe"]["max_train_steps"]
     every = project.settings["recipe"]["save_every_n_steps"]
     resized = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
-    return sorted({*(range(every, last + 1, every) if every else ()), *(resized - {"last"})})
+    ends = phase_ends(project.settings["recipe"])
+    return sorted({*(range(every, last + 1, every) if every else ()), *ends, *(resized - {"last"})})
 
 
 def _wanted_steps(job: Job) -> list[int]:
