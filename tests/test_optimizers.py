@@ -40,7 +40,16 @@ class Toy:
         shapes = {"te1.up": (4, 2), "te2.up": (3, 4), "unet.down": (8, 16), "unet.up": (4, 2, 3, 3)}
         self.weights = {name: Parameter(torch.randn(shape, generator=noise) * 0.1) for name, shape in shapes.items()}
 
-    def parameters(self, part: str) -> dict[str, Parameter]:
+    def at(self, *moment: int) -> None:
+        pass
+
+    def measuring(self) -> None:
+        pass
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.weights}
+
+    def parameters(self, part: str = "") -> dict[str, Parameter]:
         return {name: weight for name, weight in self.weights.items() if name.startswith(part)}
 
     def groups(self, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,15 +7,9 @@ KEYS = {
     "Manifest": "samples",
     "SubsetTable": "cache_info metadata_file",
     "RecipeTable": (
-        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init "
-        "max_train_epochs network_dropout network_train_text_encoder_only network_train_unet_only "
+        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init max_train_epochs "
         "network_weights save_every_n_epochs save_last_n_epochs save_last_n_steps "
-        "scale_weight_norms sdpa xformers"
-    ),
-    "NetworkArgs": (
-        "block_size bypass_mode constraint decompose_both dora_wd dropout factor full_matrix loraplus_lr_ratio "
-        "module_dropout rank_dropout rank_dropout_scale rescaled rs_lora train_norm unbalanced_factorization use_cp "
-        "use_scalar use_tucker wd_on_output"
+        "sdpa xformers"
     ),
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
@@ -24,8 +18,7 @@ KEYS = {
 # table.key -> values, compared without regard to case
 VALUES = {
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
-    "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
-    "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
+    "NetworkArgs.algo": "tlora",
     "BuildTable.default": "samples report",
 }
 
@@ -35,6 +28,18 @@ REFUSED = dict.fromkeys(
     ("DatasetTable.face_crop_aug_range", "SubsetTable.face_crop_aug_range"),
     "not possible: latents are made once an image and kept; crop the images beforehand",
 )
+REFUSED |= {
+    "NetworkArgs.bypass_mode": (
+        "no such choice here: a change is never added to the base's weights before it is used, so that none is rounded away"
+    ),
+    "NetworkArgs.use_cp": 'it is called use_tucker now (LyCORIS took "cp" for another decomposition)',
+    "NetworkArgs.use_conv_cp": "it is called use_tucker now",
+    "NetworkArgs.disable_conv_cp": "it is called use_tucker now, and is false unless it is set",
+    "NetworkArgs.use_reentrant": "nothing reads it, in LyCORIS neither: leave it out",
+    "NetworkArgs.train_t5xxl": "SDXL has no T5 text encoder",
+    "NetworkArgs.train_llm_adapter": "SDXL has no language model",
+    "NetworkArgs.train_on_input": "nothing reads it in LyCORIS's network_args: ia3 scales outputs",
+}
 
 
 def later_key(table: str, key: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -124,20 +123,6 @@ def arguments(value: Any) -> dict[str, Any]:
     return parsed
 
 
-def rates(value: Any) -> float | list[float]:
-    """A learning rate, or one for each text encoder; two equal ones are one."""
-    found = [_rate(one) for one in (value if isinstance(value, list) else [value])]
-    if isinstance(value, list) and len(found) != 2:
-        raise ValueError(f"expected a number, or a list of two, one a text encoder; got {len(found)}")
-    return found[0] if len(set(found)) == 1 else found
-
-
-def _rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"expected a number, 0 or more, or a list of two; got {shown(value)}")
-    return float(value)
-
-
 def save_precision(value: Any) -> Any:
     """sd-scripts says "float" for fp32."""
     return "fp32" if value == "float" else value
@@ -152,6 +137,14 @@ def warmup(value: Any) -> int | float:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
         return value
     raise ValueError(f"expected a number of steps, or a part of all steps below 1, got {shown(value)}")
+
+
+def text_rates(value: Any) -> float | list[float]:
+    """A learning rate for both text encoders, or one for each."""
+    rates = value if isinstance(value, list) and len(value) == 2 else [value]
+    if all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one < float("inf") for one in rates):
+        return [float(one) for one in rates] if isinstance(value, list) else float(value)
+    raise ValueError(f"expected a number, or a list of two, 0 or more, got {shown(value)}")
 
 
 def interpolation(value: Any) -> Any:

@@ -148,7 +148,7 @@ def rates_now(optimizer: Optimizer) -> dict[str, dict[str, float]]:
     """What is logged of the last update: {"lr": {group: rate}}, and {"d*lr": …} where an optimizer finds the scale d."""
     found: dict[str, dict[str, float]] = {"lr": {}}
     for number, group in enumerate(optimizer.param_groups):
-        name = group.get("name", str(number))
+        name = group.get("logged") or group.get("name", str(number))
         rate = group["lr"]
         if group.get("relative_step") and (
             states := [optimizer.state[p] for p in group["params"] if p in optimizer.state]

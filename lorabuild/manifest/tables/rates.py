@@ -18,7 +18,7 @@ OptimizerName = Annotated[str, PlainValidator(values.named(optimizers.canonical)
 ScheduleName = Annotated[str, PlainValidator(values.named(schedules.canonical))]
 DottedClass = Annotated[str, AfterValidator(values.dotted_class)]
 Arguments = Annotated[dict[str, Any], PlainValidator(values.arguments)]
-TextRates = Annotated[float | list[float], PlainValidator(values.rates)]
+TextRates = Annotated[float | list[float], PlainValidator(values.text_rates)]
 Share = Annotated[int | float, PlainValidator(values.warmup)]
 Above = Annotated[float, Field(gt=0)]
 
@@ -46,19 +46,32 @@ class PhaseTable(Table):
 
 
 def complete_rates(recipe: RecipeTable) -> None:
-    """Resolve optimizer, rates, schedule and phases in place. Raises Misfit(s) for what does not go together."""
+    """Resolve optimizer and rates in place. Raises Misfit(s) for what does not go together."""
     known = optimizers.optimizer(recipe.optimizer_type)
     _optimizer_args(recipe)
+    for key, value in recipe.network_args.model_dump().items():
+        if known.finds_rate and value and key.startswith("loraplus"):
+            raise Misfit(
+                f"network_args.{key}", f"{recipe.optimizer_type} has one rate for all: LoRA+ does not go with it"
+            )
     if known.finds_rate and "learning_rate" not in recipe.model_fields_set:
         recipe.learning_rate = 1.0  # it finds the rate's scale itself
-    if recipe.phases:
-        _phase_lengths(recipe)
     if recipe.unet_lr is None:
         recipe.unet_lr = recipe.learning_rate
     if recipe.text_encoder_lr is None:
         recipe.text_encoder_lr = recipe.learning_rate
+
+
+def complete_phases(recipe: RecipeTable, without_text: bool, without_unet: bool) -> None:
+    """Resolve the schedule, or the phases, of a recipe with its rates. A part that it is without has none in any phase."""
+    if recipe.phases:
+        _phase_lengths(recipe)
     for number, phase in enumerate(recipe.phases):
         _take_over(phase, recipe)
+        if without_text:
+            phase.text_encoder_lr = 0.0
+        if without_unet:
+            phase.unet_lr = 0.0
         _complete(phase, recipe, f"phases.{number}.")
     if recipe.phases:
         _sum_up(recipe)
@@ -98,7 +111,8 @@ def _take_over(phase: PhaseTable, recipe: RecipeTable) -> None:
     phase.lr_scheduler = phase.lr_scheduler or schedules.DEFAULT
     phase.lr_scheduler_args = phase.lr_scheduler_args or {}
     phase.unet_lr = recipe.unet_lr if phase.unet_lr is None else phase.unet_lr
-    phase.text_encoder_lr = recipe.text_encoder_lr if phase.text_encoder_lr is None else phase.text_encoder_lr
+    te = recipe.text_encoder_lr if phase.text_encoder_lr is None else phase.text_encoder_lr
+    phase.text_encoder_lr = _one_if_equal(te)
 
 
 def _complete(table: RecipeTable | PhaseTable, recipe: RecipeTable, path: str) -> None:
@@ -160,7 +174,11 @@ def _sum_up(recipe: RecipeTable) -> None:
         setattr(recipe, key, getattr(first, key))
     recipe.unet_lr = max(phase.unet_lr for phase in recipe.phases)
     both = [[*_each(phase.text_encoder_lr)] * 2 for phase in recipe.phases]
-    recipe.text_encoder_lr = values.rates([max(one[0] for one in both), max(one[1] for one in both)])
+    recipe.text_encoder_lr = _one_if_equal([max(one[0] for one in both), max(one[1] for one in both)])
+
+
+def _one_if_equal(rate: float | list[float]) -> float | list[float]:
+    return rate[0] if isinstance(rate, list) and rate[0] == rate[1] else rate
 
 
 def _each(rate: float | list[float]) -> list[float]:

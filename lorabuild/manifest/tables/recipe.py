@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lorabuild.manifest import values
 from lorabuild.manifest.tables import objective
+from lorabuild.manifest.tables.network import WITHOUT_TEXT, NetworkArgs, settle
 from lorabuild.manifest.tables.rates import (
     Above,
     Arguments,
@@ -17,17 +18,11 @@ from lorabuild.manifest.tables.rates import (
     ScheduleName,
     Share,
     TextRates,
+    complete_phases,
     complete_rates,
 )
 from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
 from lorabuild.manifest.values import Misfits
-
-
-class NetworkArgs(Table):
-    algo: Annotated[Literal["locon"], BeforeValidator(values.algo)] = Field("locon", description="LyCORIS's algorithm.")
-    preset: Literal["full"] = Field("full", description="LyCORIS's preset: which layers get an adapter.")
-    conv_dim: Count | None = Field(None, description="Rank of 3x3 convolutions; default network_dim.")
-    conv_alpha: Rate | None = Field(None, description="Alpha of 3x3 convolutions; default network_alpha.")
 
 
 class RecipeTable(Table):
@@ -46,8 +41,13 @@ class RecipeTable(Table):
     learning_rate: Rate = Field(1e-4, description="What unet_lr and text_encoder_lr are if they are not set.")
     unet_lr: Rate | None = Field(None, description="Learning rate of the U-Net; default learning_rate, 0 freezes it.")
     text_encoder_lr: TextRates | None = Field(
-        None,
-        description="Learning rate of both text encoders, or a list of two; default learning_rate, 0 freezes one.",
+        None, description="Learning rate of both text encoders, or a list of two; default learning_rate, 0 freezes."
+    )
+    network_train_unet_only: bool = off(False, "text_encoder_lr is 0, whatever is set.")
+    network_train_text_encoder_only: bool = off(False, "unet_lr is 0, whatever is set.")
+    network_dropout: Part = off(0.0, "sd-scripts' name for network_args.dropout.")
+    scale_weight_norms: Annotated[float, Field(gt=0)] | None = off(
+        None, "After each update, layers whose change has a larger norm are scaled down to this one; 1 is usual."
     )
     lr_scheduler: ScheduleName = Field("constant", description="How the learning rate goes on.")
     lr_scheduler_args: Arguments = Field(default_factory=dict, description="The scheduler's arguments.")
@@ -128,11 +128,9 @@ class RecipeTable(Table):
         if found := list(objective.misfits(self)):
             raise Misfits(*found)
         objective.settle(self)
+        without_text = self.network_train_unet_only or self.network_args.preset in WITHOUT_TEXT
+        without_unet = self.network_train_text_encoder_only
         complete_rates(self)
-        convolutions = self.network_args
-        convolutions.conv_dim = convolutions.conv_dim or self.network_dim
-        if convolutions.conv_alpha is None:
-            convolutions.conv_alpha = self.network_alpha
-        convolutions.conv_alpha = convolutions.conv_alpha or float(convolutions.conv_dim)
-        self.network_alpha = self.network_alpha or float(self.network_dim)
+        settle(self)
+        complete_phases(self, without_text, without_unet)
         return self
