@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import UserError
+from lorabuild.updates import counted
 
 
 def main() -> None:
@@ -57,6 +58,7 @@ def _optimizer(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
 def _schedule(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     from lorabuild.nn.optimizers import try_optimizer, try_schedule
 
+    recipe = counted(recipe, 1)  # as if an epoch had one batch: the data set says how many, which is not looked at here
     try:
         optimizer = try_optimizer(recipe)
     except UserError:  # told by _optimizer; the schedule is tried all the same

@@ -6,11 +6,7 @@ from __future__ import annotations
 KEYS = {
     "Manifest": "samples",
     "SubsetTable": "cache_info metadata_file",
-    "RecipeTable": (
-        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init max_train_epochs "
-        "network_weights save_every_n_epochs save_last_n_epochs save_last_n_steps "
-        "sdpa xformers"
-    ),
+    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 sdpa xformers"),
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
 }

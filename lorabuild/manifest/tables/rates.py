@@ -123,10 +123,11 @@ def _complete(table: RecipeTable | PhaseTable, recipe: RecipeTable, path: str) -
     wrong += _optimizer_faults(said | rates, recipe)
     if wrong:
         raise Misfits(*(Misfit(f"{path}{key}", text) for key, text in wrong))
-    table.lr_warmup_steps = schedules.share(table.lr_warmup_steps, table.max_train_steps)
-    table.lr_decay_steps = schedules.share(table.lr_decay_steps, table.max_train_steps)
-    if table.lr_warmup_steps + table.lr_decay_steps > table.max_train_steps and table.lr_decay_steps:
-        raise Misfit(f"{path}lr_decay_steps", f"warm-up and decay are longer than {table.max_train_steps} steps")
+    if total := table.max_train_steps:  # epochs are counted when the data set is known; parts stay parts till then
+        table.lr_warmup_steps = schedules.share(table.lr_warmup_steps, total)
+        table.lr_decay_steps = schedules.share(table.lr_decay_steps, total)
+        if table.lr_decay_steps and table.lr_warmup_steps + table.lr_decay_steps > total:
+            raise Misfit(f"{path}lr_decay_steps", f"warm-up and decay are longer than {total} steps")
     if table.lr_scheduler_type:
         return
     set_rate = {"learning_rate": recipe.learning_rate} if "learning_rate" in recipe.model_fields_set else {}

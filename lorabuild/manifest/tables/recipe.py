@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables import objective
+from lorabuild.manifest.tables import length, objective
 from lorabuild.manifest.tables.network import WITHOUT_TEXT, NetworkArgs, settle
 from lorabuild.manifest.tables.rates import (
     Above,
@@ -21,7 +21,7 @@ from lorabuild.manifest.tables.rates import (
     complete_phases,
     complete_rates,
 )
-from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Text, Whole, off
 from lorabuild.manifest.values import Misfits
 
 
@@ -60,8 +60,18 @@ class RecipeTable(Table):
         0, description='Steps in which the rate rises from 0; below 1, or "10%", a part of max_train_steps.'
     )
     lr_decay_steps: Share = off(0, "warmup_stable_decay: steps in which the rate falls at the end, or a part.")
-    max_train_steps: Count = Field(1600, description="Updates of the weights; with phases, their sum.")
+    max_train_steps: Count | None = Field(1600, description="Updates of the weights; with phases, their sum.")
+    max_train_epochs: Count | None = off(
+        None, "In place of max_train_steps: passes over the data, each sample exactly once in each."
+    )
     phases: list[PhaseTable] = off([], "[[recipe.phases]]: trainings of the rates, one after another, over one run.")
+    init: Text | None = off(
+        None,
+        "The LoRA that the training continues: a project, or a .safetensors file seen from the manifest. Its ranks and "
+        "alphas count, not network_dim and its like.",
+    )
+    network_weights: Text | None = off(None, "sd-scripts' name for init.")
+    dim_from_weights: bool = off(False, "sd-scripts' word for what init always does.")
     train_batch_size: Count = Field(1, description="Images a forward pass.")
     gradient_accumulation_steps: Count = Field(1, description="Forward passes an update.")
     multires_noise_iterations: Whole = Field(0, description="Levels of pyramid noise; 0 is plain noise.")
@@ -113,6 +123,16 @@ class RecipeTable(Table):
         "fp16", description='Precision of the LoRA files; "float" is fp32.'
     )
     save_every_n_steps: Count | None = Field(None, description="Save a snapshot every so many steps.")
+    save_every_n_epochs: Count | None = off(
+        None, "Save a snapshot at the end of every so many epochs, but for the last one."
+    )
+    save_last_n_steps: Count | None = off(
+        None, "Of save_every_n_steps those that are at most so many steps before the last one."
+    )
+    save_last_n_epochs: Count | None = off(None, "Of save_every_n_epochs the last so many.")
+    keep: Annotated[str, AfterValidator(values.keep_policy)] | None = off(
+        None, 'Which of these snapshots stay: "last 3" (saves), "every 20" (steps), or "last 3, every 20" for both.'
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
@@ -125,9 +145,10 @@ class RecipeTable(Table):
 
     @model_validator(mode="after")
     def _complete(self) -> RecipeTable:
-        if found := list(objective.misfits(self)):
+        if found := [*objective.misfits(self), *length.misfits(self)]:
             raise Misfits(*found)
         objective.settle(self)
+        length.settle(self)
         without_text = self.network_train_unet_only or self.network_args.preset in WITHOUT_TEXT
         without_unet = self.network_train_text_encoder_only
         complete_rates(self)
