@@ -16,9 +16,9 @@ LAYERS = {
     "ground": "errors signature scan signals ahead memory hashing files header writing components names vectors buckets captions images streams order tensors git",
     "lora": "lora",
     "manifest": "manifest",
-    "model": "stage workspace store state lock lockfile runlog history reasons progress inputs metadata publish transport remote sharing locked nn",
+    "model": "stage workspace store state lock lockfile runlog history reasons progress inputs metadata publish transport remote sharing locked team nn",
     "stages": "stages",
-    "graph": "slots process pool channel worker outcome interrupts assess engine watch session recorded roots garbage outlook estimate causes pulling pushing graph",
+    "graph": "slots process pool channel rank worker outcome interrupts assess engine watch session recorded roots garbage outlook estimate causes pulling pushing graph",
     "faces": "cli __main__ verbs",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

@@ -28,7 +28,7 @@ KEYS: dict[str, dict[Class, str]] = {
             "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
         ),
         "saved": "save_every_n_steps",
-        "execution": "gradient_checkpointing",
+        "execution": "gradient_checkpointing processes",
         "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
     },
     "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},

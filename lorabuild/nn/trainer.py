@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
 from lorabuild.nn.objective import add_noise, epsilon_losses
+from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import learning_rate_factor
 from lorabuild.nn.text import encode, tokenise
@@ -34,6 +35,7 @@ class Training:
     data: Data
     recipe: Mapping[str, Any]
     device: str = "cpu"
+    ranks: Alone | Ranks = field(default_factory=Alone)  # the processes that work on it, this one among them
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             if loop.step:
                 state_file.save(loop.state())
             raise Interrupted(f"step {loop.step} of {recipe['max_train_steps']}" if loop.step else "") from None
+        if not training.ranks.leads:
+            continue
         if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
             observer.snapshot(loop.step)
         if state_file.due():
@@ -110,14 +114,19 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe[RATES[group["part"]]] * factor
         images = sum(len(samples) for _, samples in dealt)
-        loss = 0.0
-        for micro, (epoch, samples) in enumerate(dealt):
+
+        def work(micro: int, part: slice) -> float:
             if self.stopping():
                 raise Interrupted
+            epoch, samples = dealt[micro]
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
-            share = self._losses(batch).sum() / images
-            loss += _finite(f"step {self.step + 1}: the loss", share.item())
+            share = self._losses(part_of(batch, part)).sum() / images
+            loss = _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
+            return loss
+
+        sizes = [len(samples) for _, samples in dealt]
+        loss = self.training.ranks.update(sizes, work, list(self.parameters.values()))
         norm = self._apply_gradients()
         self.step += 1
         rates = {LOGGED[part]: _rounded((recipe[key] or 0) * factor) for part, key in RATES.items()}
@@ -128,6 +137,8 @@ class _Loop:
     @torch.no_grad()
     def measure(self, when: str) -> None:
         """Log the mean loss over the held-out micro-batches."""
+        if not self.training.ranks.leads:
+            return
         recipe = self.training.recipe
         losses = [self._losses(batch) for batch in held_out_batches(self.training.data, recipe, recipe["seed"])]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())

@@ -13,6 +13,7 @@ from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
 from lorabuild.stage import Artifact, Component, Job, Stage
+from lorabuild.team import team
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -64,6 +65,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     shape = Shape.of(recipe)
     with (
+        team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
         adapted(base, shape, recipe["seed"], trained_parts(recipe), device) as adapter,
     ):
@@ -76,8 +78,10 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             workspace.saved(f"step/{step}")
 
         observer = Observer(steps, snapshot, progress, workspace.stopping)
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device)
+        training = Training(base, adapter, _data(dataset, workspace), recipe, device, ranks)
         log = train(training, observer, state_file, state)
+        if not ranks.leads:
+            return
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
@@ -109,6 +113,12 @@ def _device(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Wo
     if device == "cpu" and recipe["mixed_precision"] == "fp16":
         raise JobError('recipe.mixed_precision: "fp16" needs a GPU; on a CPU use "bf16" or "no"')
     return device
+
+
+def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: str) -> int:
+    """How many processes work on it: on a CPU no more than there are micro-batches in an update, which stay whole there."""
+    wanted = options.get("processes", 1)
+    return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
 def _load(workspace: Workspace, mixed_precision: str, device: str) -> Base:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
 from lorabuild.manifest.values import Misfit
 
 
@@ -69,6 +69,7 @@ class RecipeTable(Table):
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
     max_grad_norm: Rate = Field(1.0, description="Longer gradients are scaled down to this norm; 0 leaves them.")
+    processes: Count = off(1, "Processes that train together, on a GPU each: as many as [slots] gpu allows.")
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
     @model_validator(mode="after")
