@@ -16,6 +16,7 @@ from lorabuild.publish import NAMES
 from lorabuild.reasons import changes
 from lorabuild.stage import Job
 from lorabuild.store import Output, Record
+from lorabuild.validation import held_back, split
 
 COMPARED = 50  # jobs of a stage that are looked at for one that is alike: more would only take time
 
@@ -116,6 +117,7 @@ def steps(engine: Engine, outlook: Outlook, before: Mapping[str, Outlook]) -> St
     if outlook.job.stage != "train" or (data := _images(engine, outlook.job, before)) is None:
         return None
     images, exact = data
+    images = split(images, recipe)[0] if exact else images[held_back(len(images), recipe) :]
     batch, samples = recipe["train_batch_size"], sum(image["repeats"] for image in images)
     return Steps(
         images=len(images),

@@ -72,7 +72,7 @@ def test_a_worker_stays_on_its_device(pool: Pool):
 
 def test_a_job_on_several_devices_ends_the_idle_workers_of_each(pool: Pool, monkeypatch: pytest.MonkeyPatch):
     ended: list[Worker] = []
-    monkeypatch.setattr(Worker, "end", ended.append)
+    monkeypatch.setattr(Worker, "end", lambda self: ended.append(self))
     first, second, third, none = (worker("a1", device=device) for device in ("0", "1", "2", ""))
     pool._idle = [first, second, third, none]
     both = pool._take(spec(device="0,1"))

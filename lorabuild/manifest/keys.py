@@ -25,11 +25,13 @@ KEYS: dict[str, dict[Class, str]] = {
         "result": (
             "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
             "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
-            "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
+            "multires_noise_discount mixed_precision save_precision seed max_grad_norm "
+            "validation validation_split validation_seed max_validation_steps"
         ),
         "saved": "save_every_n_steps",
         "execution": "gradient_checkpointing processes",
-        "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
+        # learning_rate is the default of the two rates that training reads, and nothing by itself
+        "presentation": "learning_rate validate_every_n_steps log_with",
     },
     "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
     "recipe.optimizer_args": {"result": "betas eps weight_decay"},

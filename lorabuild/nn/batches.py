@@ -17,7 +17,7 @@ from lorabuild.images import latent_name
 from lorabuild.nn.noise import batch_noise, generator
 from lorabuild.nn.objective import LATENT_SCALE, STEPS
 from lorabuild.nn.text import size_ids
-from lorabuild.order import Sample, micro_batches
+from lorabuild.order import Sample, batches_per_epoch, micro_batches
 from lorabuild.streams import python_random, stream_seed
 
 HELD_OUT_BATCHES = 3  # forward passes alone: less than two micro-batches of training
@@ -88,13 +88,24 @@ def micro_batch(
     )
 
 
-def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[MicroBatch]:
-    """A few micro-batches from streams of their own, always the same, on which a training is measured, never trained.
+def held_out_count(trained: Data, held_back: Data | None, recipe: Mapping[str, Any]) -> int:
+    """How many micro-batches the held-out loss is of: all of what is held back, or a few of what is trained on."""
+    most = recipe.get("max_validation_steps")
+    if held_back is None:
+        return most or HELD_OUT_BATCHES
+    all_of_it = batches_per_epoch(held_back.images, recipe["train_batch_size"])
+    return min(most, all_of_it) if most else all_of_it
+
+
+def held_out_batches(
+    data: Data, recipe: Mapping[str, Any], seed: int, number: int = HELD_OUT_BATCHES
+) -> list[MicroBatch]:
+    """A `number` of micro-batches from streams of their own, always the same, on which a training is measured, never trained.
 
     Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss.
     """
     seed = stream_seed(seed, "held_out")
-    dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), HELD_OUT_BATCHES)
+    dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), number)
     batches = [micro_batch(data, recipe, seed, epoch, samples, 0, n) for n, (epoch, samples) in enumerate(dealt)]
     count = sum(len(batch.captions) for batch in batches)
     offset = python_random(seed, "timesteps").random()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def units(sizes: Sequence[int], count: int) -> list[Unit]:
     for micro, size in enumerate(sizes):
         number = min(parts, size)
         bounds = [size * part // number for part in range(number + 1)]
-        cuts = [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+        cuts = [slice(start, end) for start, end in pairwise(bounds)]
         found += [(micro, cut) for cut in (cuts if number > 1 else [WHOLE])]
     return found
 

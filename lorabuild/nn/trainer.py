@@ -14,13 +14,14 @@ from torch import Tensor
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.objective import add_noise, epsilon_losses
 from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import learning_rate_factor
 from lorabuild.nn.text import encode, tokenise
 from lorabuild.order import Sample, micro_batches
+from lorabuild.validation import points, validation_seed
 
 RATES = {"te": "text_encoder_lr", "unet": "unet_lr"}  # part of the adapter -> key of its learning rate
 LOGGED = {"te": "textencoder", "unet": "unet"}  # the names that sd-scripts logs them by
@@ -36,6 +37,7 @@ class Training:
     recipe: Mapping[str, Any]
     device: str = "cpu"
     ranks: Alone | Ranks = field(default_factory=Alone)  # the processes that work on it, this one among them
+    held_back: Data | None = None  # images that are not trained on, which the held-out loss is of
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class Observer:
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
     `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
+    `logged(record)` is told all that the log says, as it is made, and the held-out loss every `validate_every` updates, too,
+    which the log does not have.
     """
 
     steps: Collection[int] = ()
     snapshot: Callable[[int], None] = lambda step: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
+    logged: Callable[[Mapping[str, Any]], None] = lambda record: None
+    validate_every: int = 0
 
 
 def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -69,11 +75,12 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
-    loop = _Loop(training, observer.stopping)
+    loop = _Loop(training, observer.stopping, observer.logged)
     if state is None:
         loop.measure("before")
     else:
         loop.restore(state)
+    measured = points(recipe)
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
     while loop.step < recipe["max_train_steps"]:
@@ -87,6 +94,10 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             continue
         if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
             observer.snapshot(loop.step)
+        if loop.step in measured:
+            loop.measure("during")
+        elif observer.validate_every and loop.step % observer.validate_every == 0:
+            observer.logged(loop.held_out("during"))
         if state_file.due():
             state_file.save(loop.state())
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
@@ -97,8 +108,13 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
 class _Loop:
     """The state of a training, and how an update changes it."""
 
-    def __init__(self, training: Training, stopping: Callable[[], bool] = lambda: False):
-        self.training, self.stopping = training, stopping
+    def __init__(
+        self,
+        training: Training,
+        stopping: Callable[[], bool] = lambda: False,
+        logged: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ):
+        self.training, self.stopping, self.logged = training, stopping, logged
         recipe, adapter = training.recipe, training.adapter
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
@@ -131,18 +147,27 @@ class _Loop:
         self.step += 1
         rates = {LOGGED[part]: _rounded((recipe[key] or 0) * factor) for part, key in RATES.items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), "lr": rates}
-        self.log.append({**record, "grad_norm": _rounded(norm), "images": images})
+        self._tell({**record, "grad_norm": _rounded(norm), "images": images})
         return loss
 
-    @torch.no_grad()
     def measure(self, when: str) -> None:
-        """Log the mean loss over the held-out micro-batches."""
-        if not self.training.ranks.leads:
-            return
-        recipe = self.training.recipe
-        losses = [self._losses(batch) for batch in held_out_batches(self.training.data, recipe, recipe["seed"])]
+        """Log the held-out loss."""
+        if self.training.ranks.leads:
+            self._tell(self.held_out(when))
+
+    @torch.no_grad()
+    def held_out(self, when: str) -> dict[str, Any]:
+        """A record of the mean loss over the held-out micro-batches: of images that are held back, if there are any."""
+        recipe, data = self.training.recipe, self.training.held_back or self.training.data
+        count = held_out_count(self.training.data, self.training.held_back, recipe)
+        losses = [self._losses(batch) for batch in held_out_batches(data, recipe, validation_seed(recipe), count)]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
-        self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
+        step = {"step": self.step} if when == "during" else {}
+        return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.log.append(record)
+        self.logged(record)
 
     def state(self) -> State:
         moments = {
@@ -155,6 +180,8 @@ class _Loop:
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
+        for record in self.log:
+            self.logged(record)
         self.scaler.load_state_dict(state.facts["scaler"])
         self.training.adapter.load(state.tensors)
         moments: dict[int, dict[str, Tensor]] = {}

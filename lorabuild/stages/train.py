@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
+from lorabuild.events import Events
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
 from lorabuild.stage import Artifact, Component, Job, Stage
 from lorabuild.team import team
+from lorabuild.validation import split
+from lorabuild.watching import Watch
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from lorabuild.nn.resume import State, StateFile
     from lorabuild.workspace import Progress, Workspace
 
+WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 
 
@@ -41,7 +47,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
             },
             outputs=["weights", "log", "facts.json"],
             snapshots=[f"step/{step}" for step in _snapshot_steps(project)],
-            options=keys_of_class(settings, "recipe", "execution"),
+            options=keys_of_class(settings, "recipe", "execution") | {"watch": _watching(repository, name, settings)},
         )
 
 
@@ -49,7 +55,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
-    `gradient_checkpointing` saves memory.
+    `gradient_checkpointing` saves memory; `processes` work on it, of which this is number `rank`; `watch` says what is
+    shown of it, and where.
     """
     from lorabuild.nn.adapter import Shape, adapted
     from lorabuild.nn.base import checkpointing
@@ -57,7 +64,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.trainer import Observer, Training, train, trained_parts
 
     recipe, options = job.params["recipe"], job.options
-    dataset = json.loads(workspace.path("dataset").read_bytes())
+    dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)
     steps = _wanted_steps(job)
     device = _device(options, recipe, workspace)
     base = _load(workspace, recipe["mixed_precision"], device)
@@ -77,15 +84,50 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             write(f"step/{step}")
             workspace.saved(f"step/{step}")
 
-        observer = Observer(steps, snapshot, progress, workspace.stopping)
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device, ranks)
+        watch, every = _watch(job, workspace, progress, dataset, ranks.leads)
+        observer = Observer(
+            steps, snapshot, watch.progress, workspace.stopping, logged=watch.logged, validate_every=every
+        )
+        unseen = _data(held_back, workspace) if held_back["images"] else None
+        training = Training(base, adapter, _data(dataset, workspace), recipe, device, ranks, unseen)
         log = train(training, observer, state_file, state)
         if not ranks.leads:
             return
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
+        if held_back["images"]:
+            facts["num_validation_images"] = len(held_back["images"])
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
+
+
+def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of a training while it runs, which is in no key."""
+    shown = {key: value for key in WATCHED if (value := settings["recipe"].get(key))}
+    return {"folder": str(repository.root / "build" / project / "logs"), **shown}
+
+
+def _watch(
+    job: Job, workspace: Workspace, progress: Progress, dataset: Mapping[str, Any], leads: bool
+) -> tuple[Watch, int]:
+    """Who is told of the training, and every how many updates the held-out loss is to be told of.
+
+    Each training has its folder for TensorBoard: there it is a run by itself, to be laid over others.
+    """
+    options, recipe = job.options.get("watch", {}), job.params["recipe"]
+    folder = Path(options["folder"]) / _identity(job, workspace)[:8] if "folder" in options and leads else None
+    batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
+    epoch = Fraction(batches, recipe["gradient_accumulation_steps"])
+    watch = Watch(progress, Events(folder, "log_with" in options, workspace.warn), epoch)
+    return watch, options.get("validate_every_n_steps", 0)
+
+
+def _split(dataset: dict[str, Any], recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data set to train on, and that of the images that are held back from it."""
+    trained, held_back = split(dataset["images"], recipe)
+    if recipe.get("validation_split") and not held_back:
+        raise JobError("recipe.validation_split: with one image there is none to hold back")
+    return {**dataset, "images": trained}, {**dataset, "images": held_back}
 
 
 def _snapshot_steps(project: Project) -> list[int]:
@@ -136,8 +178,7 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
     """Where this training keeps its state, and the state if it is of use; what is of no use is left with a warning."""
     from lorabuild.nn.resume import StateFile, Unusable
 
-    identity = digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
-    state_file = StateFile(workspace.scratch / "state", identity)
+    state_file = StateFile(workspace.scratch / "state", _identity(job, workspace))
     try:
         state = state_file.load()
     except Unusable as why:
@@ -151,6 +192,11 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
         return state_file, None
     workspace.note(resumed_at=state.facts["step"])
     return state_file, state
+
+
+def _identity(job: Job, workspace: Workspace) -> str:
+    """Says all that shapes the training."""
+    return digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
 
 
 def _data(dataset: Mapping[str, Any], workspace: Workspace) -> Any:

@@ -69,6 +69,26 @@ class RecipeTable(Table):
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
     max_grad_norm: Rate = Field(1.0, description="Longer gradients are scaled down to this norm; 0 leaves them.")
+    validation: bool = off(
+        False, "Log the held-out loss at each tenth of the training, too: of noise never trained on."
+    )
+    validation_split: Part = off(
+        0.0,
+        "The part of the images that is held back, at least one: the held-out loss, logged at each tenth, is theirs.",
+    )
+    validation_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = off(
+        None, "What is held back, and the noise of the held-out loss, follow from it; default seed."
+    )
+    max_validation_steps: Count | None = off(
+        None, "Forward passes a held-out loss; default all of what is held back, or 3 of what is trained on."
+    )
+    validate_every_n_steps: Count | None = off(
+        None,
+        "The held-out loss every so many steps, for TensorBoard and the progress line; train.jsonl stays as it is.",
+    )
+    log_with: Literal["tensorboard"] | None = off(
+        None, "Events go to build/<name>/logs wherever TensorBoard is installed; with this, a warning if it is not."
+    )
     processes: Count = off(1, "Processes that train together, on a GPU each: as many as [slots] gpu allows.")
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
@@ -84,6 +104,8 @@ class RecipeTable(Table):
             self.multires_noise_discount = 0.3  # it weighs nothing: another value is no other training
         self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
         self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        if self.validation_split:
+            self.validation = False  # it says so already
         if self.unet_lr == self.text_encoder_lr == 0:
             raise Misfit("learning_rate", "unet_lr and text_encoder_lr are both 0: nothing would be trained")
         convolutions = self.network_args
