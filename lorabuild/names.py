@@ -14,7 +14,7 @@ from lorabuild.errors import near_miss
 STAGES = ("base", "norms", "dataset", "latents", "train", "spectrum", "resize", "chop")
 
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
-REPOSITORY_VERBS = ("blocks", "plan", "why", "status", "verify", "gc", "diff", "pull", "push")
+REPOSITORY_VERBS = ("blocks", "check", "explain", "plan", "why", "status", "verify", "gc", "diff", "pull", "push")
 
 # A project is a target beside stages and commands, so it may not have the name of one.
 RESERVED = (

@@ -98,7 +98,12 @@ def test_what_is_held_back_is_never_trained(validated: dict[str, Any]):
 
 def test_the_log_has_its_loss_on_the_way(validated: dict[str, Any]):
     log = log_of(validated["outputs"])
-    assert [record["when"] for record in log if record["event"] == "held_out"] == ["before", "during", "during", "after"]
+    assert [record["when"] for record in log if record["event"] == "held_out"] == [
+        "before",
+        "during",
+        "during",
+        "after",
+    ]
     assert [(r["event"], r.get("step")) for r in log if "step" in r] == [
         ("step", 1), ("held_out", 1), ("step", 2), ("held_out", 2), ("step", 3),
     ]  # fmt: skip

@@ -15,11 +15,11 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
-from lorabuild.nn.objective import add_noise, epsilon_losses
+from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import learning_rate_factor
-from lorabuild.nn.text import encode, tokenise
+from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
 from lorabuild.validation import points, validation_seed
 
@@ -29,13 +29,17 @@ LOGGED = {"te": "textencoder", "unet": "unet"}  # the names that sd-scripts logs
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained on what. `recipe` holds sd-scripts' arguments; `device` is "cpu" or "cuda"."""
+    """What is trained on what. `recipe` holds sd-scripts' arguments; `device` is "cpu" or "cuda".
+
+    `prediction_type` is what the base predicts: "epsilon" or "v_prediction".
+    """
 
     base: Base
     adapter: Adapter
     data: Data
     recipe: Mapping[str, Any]
     device: str = "cpu"
+    prediction_type: str = "epsilon"
     ranks: Alone | Ranks = field(default_factory=Alone)  # the processes that work on it, this one among them
     held_back: Data | None = None  # images that are not trained on, which the held-out loss is of
 
@@ -116,6 +120,8 @@ class _Loop:
     ):
         self.training, self.stopping, self.logged = training, stopping, logged
         recipe, adapter = training.recipe, training.adapter
+        self.objective = Objective.of(recipe, training.prediction_type, training.device)
+        self.yardstick = Objective.of(plain(recipe), training.prediction_type, training.device)
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
         self.parameters = {name: p for part in adapter.parts for name, p in adapter.parameters(part).items()}
@@ -136,7 +142,7 @@ class _Loop:
                 raise Interrupted
             epoch, samples = dealt[micro]
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
-            share = self._losses(part_of(batch, part)).sum() / images
+            share = self._losses(part_of(batch, part), self.objective).sum() / images
             loss = _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
             return loss
@@ -157,10 +163,14 @@ class _Loop:
 
     @torch.no_grad()
     def held_out(self, when: str) -> dict[str, Any]:
-        """A record of the mean loss over the held-out micro-batches: of images that are held back, if there are any."""
+        """A record of the mean loss over the held-out micro-batches: of images that are held back, if there are any.
+
+        It is the plain one, so that recipes can be compared by it.
+        """
         recipe, data = self.training.recipe, self.training.held_back or self.training.data
-        count = held_out_count(self.training.data, self.training.held_back, recipe)
-        losses = [self._losses(batch) for batch in held_out_batches(data, recipe, validation_seed(recipe), count)]
+        count = held_out_count(self.training.held_back, recipe)
+        batches = held_out_batches(data, recipe, validation_seed(recipe), count)
+        losses = [self._losses(batch, self.yardstick) for batch in batches]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
@@ -192,20 +202,22 @@ class _Loop:
                 moments.setdefault(numbers[name], {})[kind] = tensor.clone()
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def _losses(self, batch: MicroBatch) -> Tensor:
+    def _losses(self, batch: MicroBatch, objective: Objective) -> Tensor:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        ids = tokenise(base.tokenizer1, base.tokenizer2, batch.captions)
-        noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
-        noisy = add_noise(batch.latents.to(device), noise, timesteps)
+        settings, weighted = (
+            self.training.data.dataset["settings"],
+            self.training.recipe.get("weighted_captions", False),
+        )
+        noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             with torch.set_grad_enabled(torch.is_grad_enabled() and "te" in self.training.adapter.parts):
-                ids1, ids2 = (one.to(device) for one in ids)
-                hidden, pooled = encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id)
+                hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
+            timesteps = batch.timesteps.to(device)
             prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
-        return epsilon_losses(prediction, noise)
+        return objective.losses(prediction, target, batch)
 
     def _apply_gradients(self) -> float:
         """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,10 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         observer = Observer(
             steps, snapshot, watch.progress, workspace.stopping, logged=watch.logged, validate_every=every
         )
-        unseen = _data(held_back, workspace) if held_back["images"] else None
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device, ranks, unseen)
+        predicts = job.params["base"]["prediction_type"]
+        data = _data(dataset, workspace, device)
+        unseen = replace(data, dataset=held_back) if held_back["images"] else None
+        training = Training(base, adapter, data, recipe, device, predicts, ranks, unseen)
         log = train(training, observer, state_file, state)
         if not ranks.leads:
             return
@@ -199,12 +202,11 @@ def _identity(job: Job, workspace: Workspace) -> str:
     return digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
 
 
-def _data(dataset: Mapping[str, Any], workspace: Workspace) -> Any:
-    from safetensors import safe_open
-
+def _data(dataset: Mapping[str, Any], workspace: Workspace, device: str) -> Any:
     from lorabuild.nn.batches import Data
+    from lorabuild.nn.latents import open_latents
 
-    return Data(dataset, safe_open(workspace.path("latents"), framework="pt").get_tensor)
+    return Data(dataset, open_latents(workspace.path("latents"), device))
 
 
 def _facts(
@@ -232,4 +234,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 1, jobs, run, slot="gpu")
+STAGE = Stage("train", 2, jobs, run, slot="gpu")
