@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "recipe.log_with: TensorBoard is not installed: pip install 'lorabuild[tensorboard]'"
-NORMS = {"keys_scaled": "max_norm", "max_key_norm": "max_norm", "avg_key_norm": "norm"}  # name -> sd-scripts' group
+NORMS = {  # of a record -> tag
+    "keys_scaled": "max_norm/keys_scaled",
+    "max_key_norm": "max_norm/max_key_norm",
+    "average_key_norm": "norm/avg_key_norm",
+}
 
 
 def scalars(record: Mapping[str, Any], average: float | None) -> dict[str, float]:
@@ -22,7 +26,7 @@ def scalars(record: Mapping[str, Any], average: float | None) -> dict[str, float
     found = {"loss/current": record["loss"], "loss/average": average, "norm/grad_norm": record["grad_norm"]}
     found |= {f"lr/{name}": rate for name, rate in record["lr"].items()}
     found |= {f"lr/d*lr/{name}": rate for name, rate in record.get("d*lr", {}).items()}
-    found |= {f"{NORMS[name]}/{name}": norm for name, norm in record.get("max_norm", {}).items()}
+    found |= {NORMS[name]: norm for name, norm in record.get("max_norm", {}).items()}
     return {tag: value for tag, value in found.items() if value is not None}  # no number where fp16 overflowed
 
 

@@ -28,7 +28,7 @@ HELD_OUT = {"event": "held_out", "when": "during", "step": 2, "loss": 0.75}
 
 
 def test_the_tags_are_those_of_sd_scripts():
-    norms = {"keys_scaled": 3, "max_key_norm": 1.0, "avg_key_norm": 0.4}
+    norms = {"keys_scaled": 3, "max_key_norm": 1.0, "average_key_norm": 0.4}
     assert scalars(step(1, 0.5, **{"max_norm": norms, "d*lr": {"unet": 2e-5}}), 0.6) == {
         "loss/current": 0.5,
         "loss/average": 0.6,

@@ -17,8 +17,9 @@ Spot = tuple[str, int]  # file as messages call it, line from 1
 # Key of a job's parameters -> where else the manifest may say it: the first that is written counts.
 ELSEWHERE: dict[str, Sequence[KeyPath]] = {
     "chop.keep": (("chop", "vector"), ("chop", "weights")),
-    "recipe.unet_lr": (("recipe", "learning_rate"),),
-    "recipe.text_encoder_lr": (("recipe", "learning_rate"),),
+    "recipe.unet_lr": (("recipe", "network_train_text_encoder_only"), ("recipe", "learning_rate")),
+    "recipe.text_encoder_lr": (("recipe", "network_train_unet_only"), ("recipe", "learning_rate")),
+    "recipe.network_args.dropout": (("recipe", "network_dropout"),),
     "recipe.network_alpha": (("recipe", "network_dim"),),
     "recipe.network_args.conv_dim": (("recipe", "network_dim"),),
     "recipe.network_args.conv_alpha": (("recipe", "network_alpha"), ("recipe", "network_dim")),

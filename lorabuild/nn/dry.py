@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 
 from lorabuild.components import FOLDERS
 from lorabuild.errors import JobError
-from lorabuild.nn.adapter import Shape, adapted
+from lorabuild.header import byte_size
+from lorabuild.lora.adapter_shape import Shape, trained_parts
+from lorabuild.nn.adapter import adapted
+from lorabuild.nn.adapters.files import file_tensors
 from lorabuild.nn.base import Base
 from lorabuild.nn.export import PRECISIONS
 from lorabuild.nn.tiny import CONFIGS
-from lorabuild.nn.trainer import trained_parts
 from lorabuild.writing import header_bytes
 
 NETWORKS = ("unet", "te1", "te2")
@@ -35,18 +37,21 @@ class Dry:
 def dry(recipe: Mapping[str, Any], folder: Path | None) -> Dry:
     """The adapter that a recipe makes on the base in `folder`; None is the built-in base. Raises JobError."""
     base, shape = meta_base(folder), Shape.of(recipe)
-    with adapted(base, shape, recipe["seed"], trained_parts(recipe), "meta") as adapter:
-        shapes = {name: tuple(p.shape) for part in adapter.parts for name, p in adapter.parameters(part).items()}
-        modules, names = adapter.counts(), list(adapter.modules)
     label = PRECISIONS[recipe["save_precision"]][1]
-    tensors = [(name, label, shape) for name, shape in shapes.items()] + [(f"{n}.alpha", label, ()) for n in names]
-    width = 4 if label == "F32" else 2
-    size = len(header_bytes(sorted(tensors), {})) + width * sum(math.prod(shape) for _, _, shape in tensors)
-    return Dry(modules, sum(map(math.prod, shapes.values())), size)
+    with adapted(base, shape, recipe["seed"], trained_parts(recipe), "meta") as adapter:
+        modules, numbers = adapter.counts(), sum(p.numel() for p in adapter.parameters().values())
+        files = (pair for module in adapter.modules.values() for pair in file_tensors(module, shape.alpha))
+        tensors = [(name, label, tuple(tensor.shape)) for name, tensor in files]
+    size = len(header_bytes(tensors, {})) + sum(byte_size(label, shape) for _, _, shape in tensors)
+    return Dry(modules, numbers, size)
 
 
+@cache
 def meta_base(folder: Path | None) -> Base:
-    """A base whose tensors have shapes and no numbers: nothing but its config.json files is read. Raises JobError."""
+    """A base whose tensors have shapes and no numbers: nothing but its config.json files is read. Raises JobError.
+
+    It takes a second and no memory, so that it is kept for the next recipe.
+    """
     configs = {name: _config(folder, name) for name in NETWORKS}
     with torch.device("meta"):
         unet, te1, te2 = (_network(name, config) for name, config in configs.items())

@@ -59,10 +59,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     `gradient_checkpointing` saves memory; `processes` work on it, of which this is number `rank`; `watch` says what is
     shown of it, and where.
     """
-    from lorabuild.nn.adapter import Shape, adapted
+    from lorabuild.lora.adapter_shape import Shape, trained_parts
+    from lorabuild.nn.adapter import adapted
     from lorabuild.nn.base import checkpointing
     from lorabuild.nn.export import write_adapter
-    from lorabuild.nn.trainer import Observer, Training, train, trained_parts
+    from lorabuild.nn.trainer import Observer, Training, train
 
     recipe, options = job.params["recipe"], job.options
     dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)

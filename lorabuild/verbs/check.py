@@ -73,7 +73,14 @@ def _lines(report: Report, images: bool) -> Iterator[str]:
     yield from _told_findings(report.others)
     everything = [*report.others, *(one for findings in report.findings.values() for one in findings)]
     counts = Counter(one.level for one in everything)
-    yield f"{len(report.findings)} projects, {counts['error']} errors, {counts['warn']} warnings"
+    yield ", ".join(
+        _counted(number, word)
+        for number, word in ((len(report.findings), "project"), (counts["error"], "error"), (counts["warn"], "warning"))
+    )
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _told_findings(findings: Iterable[Finding]) -> Iterator[str]:
