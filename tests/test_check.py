@@ -6,8 +6,10 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,12 @@ def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64,
     return world.write(f"projects/ember/images/{name}", data.getvalue())
 
 
+def enlarged(png: bytes, side: int) -> bytes:
+    """The same PNG, whose header says that it is larger."""
+    head = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
 def checked(world: World, *names: str) -> Report:
     with state_of(world.root) as state:
         return check(world.root, names, state)
@@ -135,23 +143,27 @@ def test_every_bad_picture_is_found_in_one_run(world: World):
         "“quoted” 'name'.png": b"x",
         "日本語 🔥.png": b"x",
         "clip.gif": b"GIF89a",
+        "bomb.png": enlarged(whole, 40_000),
     }
     for name, data in images.items():
         world.write(f"projects/ember/images/{name}", data)
+    with open(os.path.join(os.fsencode(world.root), b"projects/ember/images/\xff.png"), "wb") as file:
+        file.write(whole)
     os.symlink("round.png", world.root / "projects/ember/images/round.png")
     os.symlink("nowhere.png", world.root / "projects/ember/images/link.png")
     (world.root / "projects/ember/images/folder.png").mkdir()
     found = told(world)
     bad = {line.partition(":0")[0].removeprefix("images/") for line in found["LB031"]}
     assert bad == {
-        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png",
+        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png", "bomb.png", "\udcff.png",
     }  # fmt: skip
     assert "images/really a png.jpg:0: is a PNG file: its name should end in .png" in found["LB037"]
     assert "first of 2 frames" in found["LB038"][0]
     assert [line.partition(":")[0] for line in found["LB039"]] == ["images/cmyk.jpg", "images/grey16.png"]
     assert "clip.gif" in found["LB040"][0]
     assert "images/whole.png" in found["LB035"][0] or "really a png" in found["LB035"][0]
-    assert all("\n" not in str(one) for one in checked(world).findings["ember"])
+    lines = "\n".join(map(str, checked(world).findings["ember"]))
+    assert all(": error: " in line or ": warn: " in line for line in lines.splitlines()) and lines.encode()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     root = root_here()
+    warnings.simplefilter("ignore")  # PIL's, of pictures that it reads all the same: what counts is among the findings
     with state_of(root) as state:
         report = check(root, options.names, state, _told)
     if options.json:
