@@ -47,15 +47,16 @@ class Observer:
     """Who is told while a training runs.
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
-    `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
-    `logged(record)` is told all that the log says, as it is made, and the held-out loss every `validate_every` updates, too,
-    which the log does not have.
+    `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends. After
+    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `logged(record)` is told all that
+    the log says, as it is made, and the held-out loss every `validate_every` updates, too, which the log does not have.
     """
 
     steps: Collection[int] = ()
     snapshot: Callable[[int], None] = lambda step: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
+    last: int | None = None
     logged: Callable[[Mapping[str, Any]], None] = lambda record: None
     validate_every: int = 0
 
@@ -77,7 +78,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     measured = points(recipe)
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
-    while loop.step < recipe["max_train_steps"]:
+    last = recipe["max_train_steps"] if observer.last is None else observer.last
+    while loop.step < last:
         try:
             loss = loop.update(list(islice(dealt, accumulate)))
         except Interrupted:  # parameters and moments are those of the last update: gradients alone are lost
@@ -95,7 +97,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
         if state_file.due():
             state_file.save(loop.state())
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
-    loop.measure("after")
+    if last == recipe["max_train_steps"]:
+        loop.measure("after")
     return loop.log
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,19 +15,23 @@ from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.events import Events
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
-from lorabuild.stage import Artifact, Component, Job, Stage
+from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
 from lorabuild.team import team
+from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
 from lorabuild.validation import split
 from lorabuild.watching import Watch
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
+    from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
     from lorabuild.workspace import Progress, Workspace
 
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
 WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 
@@ -38,26 +43,54 @@ def jobs(repository: Repository) -> Iterable[Job]:
             continue
         base = settings["project"]["base"]
         prediction_type = repository.bases[base].get("prediction_type", "epsilon")
+        recipe = result_keys(settings, "recipe")
+        recipe.pop("init", None)  # it counts by its content
+        saved = keys_of_class(settings, "recipe", "saved") | {"resized": _resized_steps(project)}
         yield Job(
             name=f"train:{name}",
-            params={"recipe": result_keys(settings, "recipe"), "base": {"prediction_type": prediction_type}},
+            params={"recipe": recipe, "base": {"prediction_type": prediction_type}},
             inputs={
                 "dataset": Artifact(f"dataset:{name}", "dataset.json"),
                 "latents": Artifact(f"latents:{name}", "latents"),
                 **{component: Component(base, component) for component in READ_COMPONENTS},
+                **_init(project),
             },
             outputs=["weights", "log", "facts.json"],
-            snapshots=[f"step/{step}" for step in _snapshot_steps(project)],
-            options=keys_of_class(settings, "recipe", "execution") | {"watch": _watching(repository, name, settings)},
+            snapshots=_roles(saved["resized"] if hangs_on_data(recipe, saved) else wanted_steps(recipe, saved, 0)),
+            options={
+                **keys_of_class(settings, "recipe", "execution"),
+                "saved": saved,
+                "watch": _watching(repository, name, settings),
+            },
         )
+
+
+def snapshots(job: Job, read: Callable[[str], bytes]) -> Sequence[str]:
+    """All snapshots that are wanted: by epochs, too, which only the data set turns into steps.
+
+    Raises JobError for a step that is resized and that the training does not come to.
+    """
+    recipe, saved = job.params["recipe"], job.options["saved"]
+    if not hangs_on_data(recipe, saved):
+        return job.snapshots
+    images, _ = split(json.loads(read("dataset"))["images"], recipe)
+    batches = batches_per_epoch(images, recipe["train_batch_size"])
+    last = update_count(recipe, batches)
+    if beyond := [step for step in saved["resized"] if step > last]:
+        epochs = recipe["max_train_epochs"]
+        raise JobError(
+            f"resize.step: {beyond[0]}: the training ends at step {last} (recipe.max_train_epochs: {epochs}, of {batches} "
+            f"batches each, {recipe['gradient_accumulation_steps']} an update)"
+        )
+    return _roles(wanted_steps(recipe, saved, batches))
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
-    `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
-    `gradient_checkpointing` saves memory; `processes` work on it, of which this is number `rank`; `watch` says what is
-    shown of it, and where.
+    `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
+    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `processes`
+    work on it, of which this is number `rank`; `watch` says what is shown of it, and where.
     """
     from lorabuild.lora.adapter_shape import Shape, trained_parts
     from lorabuild.nn.adapter import adapted
@@ -65,9 +98,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.export import write_adapter
     from lorabuild.nn.trainer import Observer, Training, train
 
-    recipe, options = job.params["recipe"], job.options
+    options, recipe = job.options, job.params["recipe"]
     dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)
+    recipe = counted(recipe, batches_per_epoch(dataset["images"], recipe["train_batch_size"]))
     steps = _wanted_steps(job)
+    last = max(steps, default=0) if options.get("have_rest") else recipe["max_train_steps"]
     device = _device(options, recipe, workspace)
     base = _load(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
@@ -76,8 +111,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     with (
         team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
-        adapted(base, shape, recipe["seed"], trained_parts(recipe), device) as adapter,
+        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
     ):
+        _check_room(adapter, recipe, len(steps), state, workspace)
 
         def write(role: str) -> None:
             write_adapter(workspace.output(role), adapter, shape.alpha, recipe["save_precision"])
@@ -87,15 +123,13 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             workspace.saved(f"step/{step}")
 
         watch, every = _watch(job, workspace, progress, dataset, ranks.leads)
-        observer = Observer(
-            steps, snapshot, watch.progress, workspace.stopping, logged=watch.logged, validate_every=every
-        )
+        observer = Observer(steps, snapshot, watch.progress, workspace.stopping, last, watch.logged, every)
         predicts = job.params["base"]["prediction_type"]
         data = _data(dataset, workspace, device)
         unseen = replace(data, dataset=held_back) if held_back["images"] else None
         training = Training(base, adapter, data, recipe, device, predicts, ranks, unseen)
         log = train(training, observer, state_file, state)
-        if not ranks.leads:
+        if options.get("have_rest") or not ranks.leads:
             return
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
@@ -103,6 +137,34 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             facts["num_validation_images"] = len(held_back["images"])
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
+
+
+def _resized_steps(project: Project) -> list[int]:
+    """The steps that resizes of a project and its variants start from."""
+    steps = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
+    return sorted(steps - {"last"})
+
+
+def _roles(steps: Iterable[int]) -> list[str]:
+    return [f"step/{step}" for step in steps]
+
+
+def _init(project: Project) -> dict[str, Artifact | File]:
+    """What the training continues: another project's weights, a file, or nothing."""
+    if path := init_path(project):
+        return {"init": File(path, project.settings["recipe"]["init"], INIT)}
+    if other := init_project(project.settings):
+        return {"init": Artifact(f"train:{other}", "weights")}
+    return {}
+
+
+def _continued(workspace: Workspace) -> dict[str, Any]:
+    """The tensors of the LoRA that the training continues, for the adapter; its ranks and alphas are the file's."""
+    if "init" not in workspace.paths:
+        return {}
+    from safetensors.torch import load_file
+
+    return {"init": load_file(workspace.path("init"))}
 
 
 def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,14 +194,6 @@ def _split(dataset: dict[str, Any], recipe: Mapping[str, Any]) -> tuple[dict[str
     if recipe.get("validation_split") and not held_back:
         raise JobError("recipe.validation_split: with one image there is none to hold back")
     return {**dataset, "images": trained}, {**dataset, "images": held_back}
-
-
-def _snapshot_steps(project: Project) -> list[int]:
-    """The steps whose weights are saved on the way: every so many, and each that a resize starts from."""
-    last = project.settings["recipe"]["max_train_steps"]
-    every = project.settings["recipe"]["save_every_n_steps"]
-    resized = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
-    return sorted({*(range(every, last + 1, every) if every else ()), *(resized - {"last"})})
 
 
 def _wanted_steps(job: Job) -> list[int]:
@@ -203,6 +257,23 @@ def _identity(job: Job, workspace: Workspace) -> str:
     return digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
 
 
+def _check_room(
+    adapter: Adapter, recipe: Mapping[str, Any], snapshots: int, state: State | None, workspace: Workspace
+) -> None:
+    """Raise JobError where the disk has no room for what the training will write: better now than after hours."""
+    numbers = [parameter for part in adapter.parts for parameter in adapter.parameters(part).values()]
+    weights = sum(one.numel() for one in numbers) * BYTES[recipe["save_precision"]]
+    # Each file in the store and in build/. The state: float32 with two moments, old and new at once while it is replaced.
+    files, states = 2 * (snapshots + 1) * weights, (1 if state else 2) * 3 * sum(4 * one.numel() for one in numbers)
+    free = shutil.disk_usage(workspace.scratch).free
+    if files + states > free:
+        raise JobError(
+            f"the disk has {free / 1e9:.1f} GB free, and the training needs about {(files + states) / 1e9:.1f} GB: "
+            f"{snapshots} snapshots and the weights of {weights / 1e6:.1f} MB, in the store and in build/, and its state; "
+            "recipe.keep says which snapshots stay"
+        )
+
+
 def _data(dataset: Mapping[str, Any], workspace: Workspace, device: str) -> Any:
     from lorabuild.nn.batches import Data
     from lorabuild.nn.latents import open_latents
@@ -235,4 +306,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 2, jobs, run, slot="gpu")
+STAGE = Stage("train", 2, jobs, run, slot="gpu", snapshots=snapshots)
