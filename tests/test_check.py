@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -360,6 +361,17 @@ def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: 
     assert any("tokenizer1" in one.message for one in others) and any("unet" in one.message for one in others)
 
 
+def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monkeypatch: pytest.MonkeyPatch):
+    tried = {"adapter": {"modules": {"unet": 788}, "parameters": 9, "bytes": 3_000_000}, "faults": [], "notes": []}
+    monkeypatch.setattr(NoTrials, "outcome", lambda self: {name: tried for name in self.tasks})
+    manifest = MANIFEST + "save_every_n_epochs = 1\n"
+    world.write("projects/ember/lora.toml", manifest)
+    assert checked(world).projects["ember"].snapshots == 1  # 4 updates are two epochs of two batches
+    assert "LB075" not in told(world)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=11_000_000))
+    assert told(world)["LB075"] == ["lora.toml:14: recipe: the weights that are saved take 12 MB, and 11 MB are free"]
+
+
 def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World):
     start = 'kind = "character"\nsource = "old.safetensors"\n'
     world.write("projects/ember/lora.toml", MANIFEST.replace('kind = "character"\n', start) + "[chop]\n")
@@ -443,7 +455,10 @@ def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, mo
     config.unlink()
     config.write_text(json.dumps(facts))
     empty.write("lorabuild.toml", '[bases.odd]\nfile = "odd"\n')
+    wrong_optimizer = 'optimizer_type = "torch.optim.Adamm"\nlr_scheduler_type = "StepLRR"\n'
+    empty.write("projects/glow/lora.toml", MANIFEST.replace('"images"', '"../ember/images"') + wrong_optimizer)
     report = checked(empty)
+    assert [(one.code, one.line) for one in report.findings["glow"]] == [("LB071", 16), ("LB072", 17)]
     assert report.findings["ember"] == []
     adapter = report.projects["ember"].adapter
     assert adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
@@ -458,7 +473,7 @@ def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, mo
 
     monkeypatch.setattr("lorabuild.checks.recipe._start", start)
     report = checked(empty)
-    assert len(started) == 1 and report.findings["ember"] == []
+    assert len(started) == 2 and report.findings["ember"] == []
     assert "ended early: no torch" in report.findings["frost"][0].message
 
 

@@ -103,14 +103,15 @@ def _summary(checked: Checked, images: bool) -> Iterator[str]:
         counts = checked.tokens.values()
         yield f"captions: {min(counts)} to {max(counts)} tokens, {limit} count"
     if checked.adapter:
-        yield _adapter(checked.adapter)
+        yield _adapter(checked.adapter, checked.snapshots)
     yield from checked.notes
 
 
-def _adapter(adapter: Mapping[str, Any]) -> str:
+def _adapter(adapter: Mapping[str, Any], snapshots: int) -> str:
     """In numbers. What a file's header says in words comes on top of its size."""
     parts = " + ".join(f"{count} {part}" for part, count in adapter["modules"].items() if count)
-    return f"adapter: {parts} modules, {adapter['parameters']:,} parameters, {megabytes(adapter['bytes'])} a file"
+    files = f"{megabytes(adapter['bytes'])} a file, {_counted(snapshots, 'snapshot')}"
+    return f"adapter: {parts} modules, {adapter['parameters']:,} parameters, {files}"
 
 
 def _image_table(checked: Checked) -> list[str]:
