@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lorabuild.streams import stream_seed
@@ -21,13 +21,17 @@ def split(images: Images, recipe: Mapping[str, Any]) -> tuple[Images, Images]:
     """
     if not recipe.get("validation_split"):
         return images, []
-    pictures = {image["digest"] for image in images if not image.get("is_reg")}
-    seed = validation_seed(recipe)
-    drawn = sorted(pictures, key=lambda digest: (stream_seed(seed, "held_back", digest), digest))
-    chosen = set(drawn[: held_back(len(drawn), recipe)])
+    chosen = held_back_of({image["digest"] for image in images if not image.get("is_reg")}, recipe)
     kept = [image for image in images if image.get("is_reg") or image["digest"] not in chosen]
     others = [image for image in images if not image.get("is_reg") and image["digest"] in chosen]
     return kept, [{**image, "repeats": 1} for image in others]
+
+
+def held_back_of(digests: Collection[str], recipe: Mapping[str, Any]) -> set[str]:
+    """Which pictures are held back."""
+    seed = validation_seed(recipe)
+    drawn = sorted(digests, key=lambda digest: (stream_seed(seed, "held_back", digest), digest))
+    return set(drawn[: held_back(len(drawn), recipe)])
 
 
 def held_back(pictures: int, recipe: Mapping[str, Any]) -> int:

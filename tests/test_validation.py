@@ -54,6 +54,21 @@ def test_a_picture_goes_with_all_its_entries_and_regularisation_stays():
     assert sum("is_reg" in image for image in trained) == 1
 
 
+def test_check_counts_the_batches_of_what_is_trained():
+    from types import SimpleNamespace
+
+    from lorabuild.checks.batches import bucket_rows
+
+    entry = SimpleNamespace(settings={}, subset=SimpleNamespace(repeats=3))
+    place = SimpleNamespace(bucket=(64, 64))
+    placed: Any = [
+        SimpleNamespace(digest=one["digest"], entry=entry, place=place, crop_loss=0.0, scale=1.0) for one in pictures(8)
+    ]
+    recipe = {"seed": 1, "train_batch_size": 4}
+    assert [(row.images, row.batches) for row in bucket_rows(placed, recipe)] == [(8, 6)]
+    assert [(row.images, row.batches) for row in bucket_rows(placed, {**recipe, "validation_split": 0.25})] == [(6, 5)]
+
+
 def test_one_at_least_is_held_back_and_one_is_trained():
     assert [held_back(count, {"validation_split": 0.1}) for count in (1, 2, 5, 50)] == [0, 1, 1, 5]
     assert held_back(3, {"validation_split": 0.99}) == 2
