@@ -51,7 +51,12 @@ def _optimizer(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
 
     from lorabuild.nn.optimizers import try_optimizer, warnings
 
-    try_optimizer(recipe, "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        try_optimizer(recipe)
+    except UserError:  # some work on a GPU alone; it may be busy, so that it is not the first to be asked
+        if not torch.cuda.is_available():
+            raise
+        try_optimizer(recipe, "cuda")
     return {"notes": warnings(recipe)}
 
 
