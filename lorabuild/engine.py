@@ -24,7 +24,7 @@ from lorabuild.progress import one_line
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
 from lorabuild.slots import Place
-from lorabuild.stage import Artifact, Component, File, Job
+from lorabuild.stage import Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
@@ -194,7 +194,7 @@ class Engine(Assessor):
     def _fetch(self, found: Assessment) -> bool:
         """Ask the remote for what is missing here. True if it had any of it."""
         wanted = records_of(found.job, found.key).items()
-        lacking = {key: roles for key, roles in wanted if not all(role in found.outputs for role in roles)}
+        lacking = {key: roles for key, roles in wanted if not present(roles, found.outputs)}
         return self.sharing is not None and self.sharing.fetch(lacking)
 
     def _share(self, found: Assessment) -> None:
@@ -212,7 +212,7 @@ class Engine(Assessor):
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
-            if isinstance(item, File) and self.state.digest(item.path) != found.inputs[role].digest:
+            if isinstance(item, File | TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
                 raise InputChanged(item.path)
             path = self.base_path(item.base) if isinstance(item, Component) else None
             if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:

@@ -17,7 +17,7 @@ from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
 from lorabuild.scan import GONE, Scan
 from lorabuild.signature import GRAIN_NS, Signature, signature
-from lorabuild.stage import Component, File, Images, Job
+from lorabuild.stage import Component, File, Images, Job, TextFile
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 
@@ -153,7 +153,7 @@ def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> S
             match item:
                 case Images(subsets):
                     folders |= {subset.folder for subset in subsets}
-                case File(path):
+                case File(path) | TextFile(path):
                     files.add(path)
                 case Component(base, component):
                     places = base_places(repository, base)

@@ -41,6 +41,10 @@ KEYS: dict[str, dict[Class, str]] = {
         ),
     },
     "chop": {"result": "keep weights vector vector_style allow_empty"},
+    "samples": {
+        "result": "prompts sample_sampler parity",  # of the stage samples; a training's key has none of them
+        "presentation": "sample_every_n_steps sample_every_n_epochs sample_at_first",
+    },
 }
 
 CLASS_OF: dict[str, Class] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # table of the schema -> keys
 KEYS = {
-    "Manifest": "samples",
     "DatasetTable": (
         "alpha_mask caption_dropout_every_n_epochs caption_dropout_rate caption_prefix caption_suffix "
         "caption_tag_dropout_rate color_aug enable_wildcard face_crop_aug_range keep_tokens_separator random_crop "
@@ -49,7 +48,7 @@ VALUES = {
     "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
     "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
     "BaseTable.prediction_type": "v_prediction",
-    "BuildTable.default": "samples report",
+    "BuildTable.default": "report",
 }
 
 

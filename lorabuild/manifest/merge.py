@@ -14,6 +14,7 @@ EXCLUSIVE = {
     "resize": [("thr", "size", "sv_ratio", "sv_fro", "sv_cumulative")],
     "chop": [("keep", "vector")],
     "recipe": [("max_train_steps", "max_train_epochs")],
+    "samples": [("sample_every_n_steps", "sample_every_n_epochs")],
 }
 # Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.
 ARGUMENTS = {

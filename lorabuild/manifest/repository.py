@@ -21,8 +21,8 @@ BUILTIN_BASES = {"tiny": {"builtin": "tiny-sdxl"}}  # there without a lorabuild.
 HERE = Path(__file__).parent
 # What decides how a file is read: if any of it changes, nothing remembered counts.
 CODE = [
-    *sorted(HERE.glob("*.py")),
-    *(HERE.parent / name for name in ("names.py", "vectors.py", "buckets.py", "lora/ranks.py")),
+    *sorted(HERE.rglob("*.py")),
+    *(HERE.parent / name for name in ("names.py", "vectors.py", "buckets.py", "prompts.py", "lora/ranks.py")),
 ]
 
 

@@ -31,13 +31,13 @@ class Sources:
         """Why the file at `path` cannot be a source; None if it can. Its content is not looked at."""
         return _fault(self.repository.root / "build", path)
 
-    def problem(self, name: str, said: str) -> Problem:
-        """`said` of the source of the project `name`, at the line where the manifest, or a recipe below it, names the file."""
+    def problem(self, name: str, said: str, key: tuple[str, str] = ("project", "source")) -> Problem:
+        """`said` of a file of the project `name`, at the line where the `key` of the manifest, or a recipe below it, names it."""
         project, reader = self.repository.projects[name], Reader(self.repository.root)
-        whole = f"project.source: {quoted(project.settings['project']['source'])}: {said}"
+        whole = f"{'.'.join(key)}: {quoted(project.settings[key[0]][key[1]])}: {said}"
         if (manifest := reader.read(project.manifest)) is None:  # gone since it was read
             return Problem(shown(project.manifest, self.repository.root), 0, whole)
-        place = merge(reader.stack(manifest)[0]).place(("project", "source"))
+        place = merge(reader.stack(manifest)[0]).place(key)
         return Problem(place.layer.file, place.line, whole)
 
 

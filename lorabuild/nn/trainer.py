@@ -41,13 +41,15 @@ class Observer:
     """Who is told while a training runs.
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
-    `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
+    `after(step)` is called when an update is behind, and with 0 before the first one: it may look at the adapter and draw
+    with the base, and leaves both as they are. `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
     """
 
     steps: Collection[int] = ()
     snapshot: Callable[[int], None] = lambda step: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
+    after: Callable[[int], None] = lambda step: None
 
 
 def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,6 +72,7 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     loop = _Loop(training, observer.stopping)
     if state is None:
         loop.measure("before")
+        observer.after(0)
     else:
         loop.restore(state)
     accumulate = recipe["gradient_accumulation_steps"]
@@ -85,6 +88,7 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             observer.snapshot(loop.step)
         if state_file.due():
             state_file.save(loop.state())
+        observer.after(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     loop.measure("after")
     return loop.log

@@ -12,9 +12,13 @@ from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
+from lorabuild.samples import sample_steps, sampling
 from lorabuild.stage import Artifact, Component, Job, Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lorabuild.live import Live
     from lorabuild.manifest import Project, Repository
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
@@ -39,8 +43,8 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 **{component: Component(base, component) for component in READ_COMPONENTS},
             },
             outputs=["weights", "log", "facts.json"],
-            snapshots=[f"step/{step}" for step in _snapshot_steps(project)],
-            options=keys_of_class(settings, "recipe", "execution"),
+            snapshots=[f"step/{step}" for step in snapshot_steps(project)],
+            options=keys_of_class(settings, "recipe", "execution") | _samples(repository, project),
         )
 
 
@@ -48,7 +52,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
-    `gradient_checkpointing` saves memory.
+    `gradient_checkpointing` saves memory, `samples` says which prompts are drawn on the way, and when.
     """
     from lorabuild.nn.adapter import Shape, adapted
     from lorabuild.nn.base import checkpointing
@@ -58,8 +62,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     recipe, options = job.params["recipe"], job.options
     dataset = json.loads(workspace.path("dataset").read_bytes())
     steps = _wanted_steps(job)
-    device = _device(options, recipe, workspace)
-    base = _load(workspace, recipe["mixed_precision"], device)
+    device = device_of(options, recipe, workspace)
+    base = load_base(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -71,11 +75,20 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         def write(role: str) -> None:
             write_adapter(workspace.output(role), adapter, shape.alpha, recipe["save_precision"])
 
+        saved: dict[int, Path] = {}
+
         def snapshot(step: int) -> None:
             write(f"step/{step}")
-            workspace.saved(f"step/{step}")
+            saved[step] = workspace.saved(f"step/{step}")
 
-        observer = Observer(steps, snapshot, progress, workspace.stopping)
+        def after(step: int) -> None:
+            if live:
+                live.draw(step, adapter, saved.get(step))
+
+        live = _live(job, workspace, dataset, base, device)
+        if live:
+            live.begin(anew=state is None)
+        observer = Observer(steps, snapshot, progress, workspace.stopping, after)
         training = Training(base, adapter, _data(dataset, workspace), recipe, device)
         log = train(training, observer, state_file, state)
         write("weights")
@@ -84,7 +97,27 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
 
 
-def _snapshot_steps(project: Project) -> list[int]:
+def _samples(repository: Repository, project: Project) -> dict[str, Any]:
+    found = sampling(repository, project)
+    return {"samples": found} if found else {}
+
+
+def _live(
+    job: Job, workspace: Workspace, dataset: Mapping[str, Any], base: Base, device: str
+) -> Live | None:  # nothing is asked for
+    """Who draws the prompts while it trains."""
+    if not (samples := job.options.get("samples")):
+        return None
+    from lorabuild.live import Live
+
+    recipe = job.params["recipe"]
+    batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
+    snapshots = [int(role.partition("/")[2]) for role in job.snapshots]
+    steps = sample_steps(samples, snapshots, recipe["max_train_steps"], batches, recipe["gradient_accumulation_steps"])
+    return Live(workspace, samples, recipe, job.params["base"]["prediction_type"], base, device, steps)
+
+
+def snapshot_steps(project: Project) -> list[int]:
     """The steps whose weights are saved on the way: every so many, and each that a resize starts from."""
     last = project.settings["recipe"]["max_train_steps"]
     every = project.settings["recipe"]["save_every_n_steps"]
@@ -98,7 +131,7 @@ def _wanted_steps(job: Job) -> list[int]:
     return [int(role.partition("/")[2]) for role in wanted]
 
 
-def _device(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
+def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
     """The device to train on."""
     import torch
 
@@ -111,7 +144,7 @@ def _device(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Wo
     return device
 
 
-def _load(workspace: Workspace, mixed_precision: str, device: str) -> Base:
+def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
     """The base on its device, found warm if the job before in this process used the same."""
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
 
