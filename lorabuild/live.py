@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Live:
     steps: Collection[int]
     prompts: tuple[Prompt, ...] = ()
     _painter: Painter | None = None
+    _drawing: Callable[[Mapping[str, Any], str], bytes] | None = None
     _failed: set[int] = field(default_factory=set)
 
     def begin(self, anew: bool) -> None:
@@ -66,20 +68,27 @@ class Live:
             pass
 
     def _all(self, step: int, adapter: Any, saved: Path | None, digest: str | None) -> None:
-        for index, prompt in enumerate(self.prompts):
-            if index in self._failed:
-                continue
-            where = str(Problem(self.samples["shown"], prompt.line, "the prompt"))
-            with self._warning(where, lambda index=index: self._failed.add(index)):
-                settings = settings_of(prompt, index, self.samples, self.recipe, self.prediction_type)
-                if digest is not None and saved is not None:
-                    with self._pieces.on(digest, saved) as draw:
-                        picture = draw(settings, where)
-                else:
-                    with _evaluating(adapter):
-                        pixels = self._pieces.draw(self.base, settings, where)
-                    picture = png(pixels, {**settings, "step": step})
-                self._show(f"step{step:08}-{index:02}.png", picture)
+        with ExitStack() as stack:
+            for index, prompt in enumerate(self.prompts):
+                if index in self._failed:
+                    continue
+                where = str(Problem(self.samples["shown"], prompt.line, "the prompt"))
+                with self._warning(where, partial(self._failed.add, index)):
+                    settings = settings_of(prompt, index, self.samples, self.recipe, self.prediction_type)
+                    if saved is not None:
+                        picture = self._on(digest, saved, stack)(settings, where)
+                    else:
+                        with _evaluating(adapter):
+                            pixels = self._pieces.draw(self.base, settings, where)
+                        picture = png(pixels, {**settings, "step": step})
+                    self._show(f"step{step:08}-{index:02}.png", picture)
+
+    def _on(self, digest: str | None, saved: Path, stack: ExitStack) -> Callable[[Mapping[str, Any], str], bytes]:
+        """What draws with the file `saved` until the stack is closed."""
+        if self._drawing is None:
+            self._drawing = stack.enter_context(self._pieces.on(digest, saved))
+            stack.callback(setattr, self, "_drawing", None)
+        return self._drawing
 
     @property
     def _pieces(self) -> Painter:

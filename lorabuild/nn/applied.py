@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,11 +18,10 @@ from lorabuild.errors import JobError
 from lorabuild.header import TensorInfo, read_header
 from lorabuild.lora.canonical import TEXT_PROJECTION, canonical
 from lorabuild.lora.keymap import PREFIX, to_sgm
-from lorabuild.lora.layers import Layer, module_of, read_layers, weight_shape
+from lorabuild.lora.layers import Layer, module_of, read_layers, split_key, weight_shape
 from lorabuild.nn.base import Base
-from lorabuild.nn.factors import Product, read_factors, scale_of
+from lorabuild.nn.factors import Factors, Product, read_factors, scale_of
 from lorabuild.nn.lowrank import lowrank_linear
-from lorabuild.tensors import read_tensor
 
 Forward = Callable[[Tensor], Tensor]
 NORMS = (nn.LayerNorm, nn.GroupNorm)
@@ -93,9 +94,8 @@ def _forwards(path: Path, modules: Mapping[str, nn.Module], device: str) -> tupl
         elif name not in others:
             forwards[canonical(name) or name] = _of_layer(path, plain[name], module, device)
         else:
-            layer = plain.get(name)
-            tensors = others[name] | ({layer.keys[role]: info for role, info in layer.infos.items()} if layer else {})
-            change = _of_any(path, name, tensors, module)
+            beside, layer = _tensors(path, others[name]), plain.get(name)
+            change = _beside(path, layer, beside, module) if layer else _of_any(name, beside, module)
             if change is None:
                 unknown.append(name)
             else:
@@ -105,21 +105,26 @@ def _forwards(path: Path, modules: Mapping[str, nn.Module], device: str) -> tupl
 
 def _of_layer(path: Path, layer: Layer, module: nn.Module, device: str) -> Forward:
     """A layer whose change is a product, a Kronecker product or a matrix."""
-    shape = weight_shape(layer)
-    if not hasattr(module, "weight") or _flat(shape) != _flat(tuple(module.weight.shape)):
-        raise JobError(f"{path}: {layer.name}: is for a weight {list(shape)}, the base has {list(module.weight.shape)}")
+    shape = _fitting(path, layer, module)
     factors, scale = read_factors(path, layer, "float32"), scale_of(path, layer)
-    rows, columns = shape[0], int(np.prod(shape[1:]))
+    rows, columns = shape[0], prod(shape[1:])
     if isinstance(factors, Product) and factors.up.shape[1] * (rows + columns) < rows * columns:
         down = torch.from_numpy(factors.down).to(device).reshape(-1, *module.weight.shape[1:])
         return _low_rank(module, down, torch.from_numpy(factors.up).to(device), scale)
-    weight = torch.from_numpy(np.ascontiguousarray(factors.dense() * np.float32(scale)))
-    return _changed(module, weight.reshape(module.weight.shape), None, device)
+    return _changed(module, _dense(factors, scale, module), None, device)
 
 
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1x1 convolution of one file is a linear layer of another."""
-    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
+def _fitting(path: Path, layer: Layer, module: nn.Module) -> tuple[int, ...]:
+    """The shape that the layer is for; a kernel may be flat in the file."""
+    shape, own = weight_shape(layer), module.weight
+    if (shape[0], prod(shape[1:])) != (len(own), own[0].numel()):
+        raise JobError(f"{path}: {layer.name}: is for a weight {list(shape)}, the base has {list(own.shape)}")
+    return shape
+
+
+def _dense(factors: Factors, scale: float, module: nn.Module) -> Tensor:
+    change = np.ascontiguousarray(factors.dense() * np.float32(scale))
+    return torch.from_numpy(change).reshape(module.weight.shape)
 
 
 def _low_rank(module: nn.Module, down: Tensor, up: Tensor, scale: float) -> Forward:
@@ -143,22 +148,23 @@ def _changed(module: nn.Module, weight: Tensor | None, bias: Tensor | None, devi
     weight, bias = (one if one is None else one.to(device, torch.float32) for one in (weight, bias))
     if isinstance(module, NORMS):
         return _changed_norm(module, weight, bias)
-    own, axes = type(module).forward, (1, 1) if isinstance(module, nn.Conv2d) else ()
-    small = (
-        None if weight is None else weight.to(module.weight.dtype)
-    )  # of its own size, not of the base's: all its digits
+    dtype = module.weight.dtype
+    # Of its own size, not of the base's: by itself it keeps all its digits.
+    small = torch.zeros_like(module.weight) if weight is None else weight.to(dtype)
+    new_bias = module.bias if bias is None else bias if module.bias is None else module.bias.float() + bias
 
-    def forward(x: Tensor) -> Tensor:
-        out = own(module, x)
-        found = out.float()
-        if small is not None:
-            change = _convolved(module, x, small) if axes else F.linear(x.to(small.dtype), small)
-            found = found + change.float()
-        if bias is not None:
-            found = found + bias.reshape(-1, *axes)
-        return found if axes else found.to(out.dtype)
+    def linear(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        # As in lowrank_linear: the large product is added onto the small one, and the sum is rounded once.
+        out = rows.mm(small.t()).addmm_(rows, module.weight.t())
+        out = out if new_bias is None else out + new_bias.to(dtype)
+        return out.view(*x.shape[:-1], -1)
 
-    return forward
+    def convolution(x: Tensor) -> Tensor:
+        found = _convolved(module, x, module.weight).float() + _convolved(module, x, small).float()
+        return found if new_bias is None else found + new_bias.float().reshape(-1, 1, 1)
+
+    return linear if isinstance(module, nn.Linear) else convolution
 
 
 def _changed_norm(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Forward:
@@ -175,19 +181,42 @@ def _changed_norm(module: nn.Module, weight: Tensor | None, bias: Tensor | None)
     return forward
 
 
-def _of_any(
-    path: Path, name: str, infos: Mapping[str, TensorInfo], module: nn.Module
-) -> tuple[Tensor | None, Tensor | None] | None:
-    """(change of the weight, of the bias), float32, by LyCORIS' own formulas: DoRA, OFT, BOFT, GLoRA, norms, biases.
+Change = tuple[Tensor | None, Tensor | None]  # of the weight and of the bias, float32
 
-    None for a kind that it does not know either.
+
+def _tensors(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:  # some of these are whole numbers
+        tensors = {key: file.get_tensor(key).float() for key in infos}
+    if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise JobError(f"{path}: {broken[0]}: holds NaN or infinity; the weights are broken")
+    return tensors
+
+
+def _beside(path: Path, layer: Layer, tensors: Mapping[str, Tensor], module: nn.Module) -> Change | None:
+    """A layer with a DoRA scale or a change of the bias. None if anything else stands there.
+
+    DoRA (Liu et al. 2024): scale · (W + ΔW) / |W + ΔW|, the norm of each row, or with a scale [1, I, …] of each column.
     """
+    found = {key: split_key(key) for key in tensors}
+    roles = {one[1]: tensors[key] for key, one in found.items() if one}
+    if len(roles) < len(tensors) or roles.keys() - {"dora_scale", "diff_b"}:
+        return None
+    _fitting(path, layer, module)
+    change = _dense(read_factors(path, layer, "float32"), scale_of(path, layer), module)
+    if "dora_scale" in roles:
+        own, scale = module.weight.detach().float().cpu(), roles["dora_scale"]
+        axis = 0 if scale.numel() == scale.shape[0] == len(own) else 1
+        size = (own + change).transpose(0, axis).flatten(1).norm(dim=1)
+        shape = [-1 if dim == axis else 1 for dim in range(own.ndim)]
+        change = (own + change) * (scale.reshape(shape) / size.reshape(shape)) - own
+    return change, roles.get("diff_b")
+
+
+def _of_any(name: str, named: Mapping[str, Tensor], module: nn.Module) -> Change | None:
+    """A change by LyCORIS' own formulas: OFT, BOFT, GLoRA; norms, biases and IA3. None for a kind that is none of these."""
     from lycoris.modules import get_module, make_module
 
-    tensors = {
-        key.removeprefix(f"{name}."): torch.from_numpy(np.array(read_tensor(path, key, info)))
-        for key, info in infos.items()
-    }
+    tensors = {key.removeprefix(f"{name}."): tensor for key, tensor in named.items()}
     if "on_input" in tensors:  # LyCORIS cannot read its own files of this kind
         weight, own = tensors["weight"], module.weight.float().cpu()
         axis = [1, -1] if tensors["on_input"] else [-1, 1]
