@@ -136,6 +136,18 @@ def centre_crop(resized: Size, bucket: Size) -> tuple[int, int]:
     return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
 
 
+def peer_crop(size: Size, bucket: Size, flip: bool) -> tuple[int, int]:
+    """(left, top) of the crop that sd-scripts tells SDXL of an image of `size` in `bucket`.
+
+    Not the crop that is made: there the image lies within the bucket, so that the offset is on the axis that is not cut.
+    """
+    ratio = size[0] / size[1]
+    wider = bucket[0] / bucket[1] > ratio
+    width, height = (bucket[1] * ratio, bucket[1]) if wider else (bucket[0], bucket[0] / ratio)
+    left, top = (bucket[0] - width) // 2, (bucket[1] - height) // 2
+    return (int(bucket[0] - (left + width)), int(top)) if flip else (int(left), int(top))
+
+
 def _too_small(size: Size, steps: int) -> ValueError:
     return ValueError(f"{_x(size)} is smaller than one bucket step ({steps} px), and bucket_no_upscale keeps it so")
 

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 
 from lorabuild.engine import Engine
-from lorabuild.order import batches_per_epoch
+from lorabuild.order import batches_per_epoch, matched_repeats
 from lorabuild.outlook import Outlook
 from lorabuild.publish import NAMES
 from lorabuild.reasons import changes
@@ -139,7 +139,10 @@ def _images(engine: Engine, job: Job, before: Mapping[str, Outlook]) -> tuple[Se
     if dataset.event in ("failed", "blocked"):
         return None
     found = engine.known_inputs(item.job, list(engine.jobs[item.job].inputs))
-    return [{"repeats": image.repeats} for one in found.values() for image in one.images], False
+    images = [image for one in found.values() for image in one.images]
+    trained = [image.repeats for image in images if not image.settings.get("is_reg")]
+    others = [image.repeats for image in images if image.settings.get("is_reg")]
+    return [{"repeats": repeats} for repeats in trained + matched_repeats(others, sum(trained)) if repeats], False
 
 
 def total(costs: Iterable[Cost]) -> tuple[float | None, int | None, int]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from lorabuild.buckets import PIXELS_PER_LATENT
 from lorabuild.errors import JobError
+from lorabuild.resampling import resize_window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
     from lorabuild.buckets import Geometry
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # no others, whatever a file is called: some of PIL's readers run programs
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
+# No others, whatever a file is called: some of PIL's readers run programs. PIL itself reads no JPEG XL.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "JXL")
+MASKED = "mask"  # what a row's digest of its alpha channel is called
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a bare codestream, or one in a box
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -37,26 +42,35 @@ def caption_path(image: Path, extension: str) -> Path:
     return image.with_name(f"{image.stem}.{extension.removeprefix('.')}")
 
 
-def decode(data: bytes, shown: str) -> Image:
+def named_folders(folder: Path) -> list[tuple[Path, int, str]]:
+    """The folders `10_ember` directly in `folder` as sd-scripts reads their names: (path, repeats, class tokens).
+
+    By name. Others are left out, and those with less than one repeat. Raises OSError as list_images does.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    parts = [(name, *name.partition("_")) for name in names]
+    found = [(folder / name, int(number), tokens) for name, number, _, tokens in parts if number.isdecimal()]
+    return [one for one in found if one[1] > 0]
+
+
+def decode(data: bytes, shown: str, alpha_policy: str = "white") -> Image:
     """The picture in a file's bytes as a PIL image in RGB: upright by its EXIF orientation, on white where transparent.
 
-    Raises JobError, one line that begins with `shown`, if it is truncated, damaged, of another format or too large.
+    With `alpha_policy` "drop" the colours that are stored under transparent pixels are seen, as in sd-scripts. Of an
+    animation it is the first picture. Raises JobError, one line that begins with `shown`, if it is truncated, damaged,
+    of another format or too large.
     """
-    from PIL import Image, UnidentifiedImageError
+    return _rgb(_opened(data, shown), alpha_policy)
 
-    if not data:
-        raise JobError(f"{shown}: an empty file")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-    except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise JobError(f"{shown}: more than {limit} megapixels: too large, or made to exhaust memory") from None
-    except UnidentifiedImageError:
-        raise JobError(f"{shown}: truncated, or not a PNG, JPEG, WebP or BMP image") from None
-    except Exception as error:  # what a decoder meets in damaged data has many names
-        raise JobError(f"{shown}: truncated or damaged image: {_one_line(error)}") from None
-    return _rgb(_upright(image))
+
+def decode_alpha(data: bytes, shown: str) -> Image | None:
+    """The alpha channel of a picture, upright, as a grey one (255 is opaque). None if nothing of it is transparent."""
+    image = _opened(data, shown)
+    if not image.has_transparency_data or image.mode.startswith("I"):  # of 16-bit grey PIL knows one colour at most
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
 
 
 def pixels_digest(image: Image) -> str:
@@ -66,24 +80,11 @@ def pixels_digest(image: Image) -> str:
     return state.hexdigest()
 
 
-def resize_and_crop(image: Image, geometry: Geometry) -> np.ndarray:
-    """The part of the resized image that its bucket keeps: uint8 [h, w, 3].
-
-    As sd-scripts: where neither side grows, each pixel is the mean of the area that it covers (cv2's INTER_AREA), else
-    Lanczos.
-    """
-    import numpy as np
-    from PIL.Image import Resampling
-
-    (width, height), (columns, rows), (left, top) = geometry.resized, geometry.bucket, geometry.crop
+def resize_and_crop(image: Image, geometry: Geometry, interpolation: str | None = None) -> np.ndarray:
+    """The part of the resized image that its bucket keeps: uint8 [h, w, 3]; [h, w] of a grey one."""
+    (columns, rows), (left, top) = geometry.bucket, geometry.crop
     window = slice(top, top + rows), slice(left, left + columns)
-    if image.size == geometry.resized:
-        return np.asarray(image)[window]
-    if image.width < width or image.height < height:
-        return np.asarray(image.resize(geometry.resized, Resampling.LANCZOS))[window]
-    means = _area_means(np.asarray(image), height, window[0])
-    means = _area_means(means.swapaxes(0, 1), width, window[1]).swapaxes(0, 1)
-    return np.rint(means).astype(np.uint8)
+    return resize_window(image, geometry.resized, window, interpolation)
 
 
 def to_chw(pixels: np.ndarray) -> np.ndarray:
@@ -94,14 +95,63 @@ def to_chw(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((unit - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
 
 
+def to_mask(alpha: np.ndarray) -> np.ndarray:
+    """uint8 [h, w] -> float32 [h/8, w/8] in 0..1: how much of each latent pixel's area the loss counts."""
+    import numpy as np
+
+    side = PIXELS_PER_LATENT
+    height, width = alpha.shape
+    blocks = alpha.reshape(height // side, side, width // side, side).astype(np.float32)
+    return blocks.mean((1, 3)) / np.float32(255)
+
+
 def latent_name(image: Mapping[str, Any], flip: bool) -> str:
     """The name, in the packed latents, of an image of dataset.json or geometry.json, or of its mirror image."""
+    return f"{image['digest']}.{_cut(image)}{'.flip' if flip else ''}"
+
+
+def mask_name(image: Mapping[str, Any]) -> str:
+    """The name of its mask there. By the alpha channel's digest: pictures that look the same may differ in it."""
+    return f"{image[MASKED]}.{_cut(image)}.mask"
+
+
+def _cut(image: Mapping[str, Any]) -> str:
     width, height = image["bucket"]
-    return f"{image['digest']}.{width}x{height}{'.flip' if flip else ''}"
+    return f"{width}x{height}" + (f".{image['interpolation']}" if "interpolation" in image else "")
 
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _opened(data: bytes, shown: str) -> Image:
+    """The picture in a file's bytes, decoded whole and upright."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise JobError(f"{shown}: an empty file")
+    if data.startswith(_JXL_STARTS):
+        _read_jxl(shown)
+    Image.init()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        image.load()
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        raise JobError(f"{shown}: more than {limit} megapixels: too large, or made to exhaust memory") from None
+    except UnidentifiedImageError:
+        raise JobError(f"{shown}: truncated, or not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image") from None
+    except Exception as error:  # what a decoder meets in damaged data has many names
+        raise JobError(f"{shown}: truncated or damaged image: {_one_line(error)}") from None
+    return _upright(image)
+
+
+def _read_jxl(shown: str) -> None:
+    """Teach PIL to read JPEG XL. Raises JobError without the package that can."""
+    try:
+        import pillow_jxl  # noqa: F401  # by its import alone
+    except ImportError:
+        raise JobError(f"{shown}: a JPEG XL image: `pip install lorabuild[jxl]` brings what reads it") from None
 
 
 def _upright(image: Image) -> Image:
@@ -127,32 +177,17 @@ def _upright(image: Image) -> Image:
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _rgb(image: Image) -> Image:
+def _rgb(image: Image, alpha_policy: str) -> Image:
     """8-bit RGB. Transparent pixels become white: the colour stored under them was never meant to be seen."""
     import numpy as np
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey: PIL's conversion clips at 255, nearly all is white then
         image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
+    if image.has_transparency_data and alpha_policy == "white":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
-
-
-def _area_means(pixels: np.ndarray, length: int, part: slice) -> np.ndarray:
-    """Axis 0 of `pixels` [L, ...] shrunk to `length`, of which `part`: float32 means, by share of covered pixels."""
-    import numpy as np
-
-    scale = len(pixels) / length
-    starts = np.arange(part.start, part.stop) * scale
-    total = np.zeros((len(starts), *pixels.shape[1:]), np.float32)
-    for offset in range(int(np.ceil(scale)) + 1):
-        rows = np.floor(starts).astype(np.intp) + offset
-        covered = np.minimum(starts + scale, rows + 1) - np.maximum(starts, rows)
-        weights = (covered.clip(0) / scale).astype(np.float32)
-        total += weights[:, None, None] * pixels[rows.clip(max=len(pixels) - 1)]
-    return total
 
 
 def _one_line(error: Exception) -> str:

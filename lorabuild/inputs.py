@@ -9,7 +9,7 @@ from typing import Any
 
 from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
-from lorabuild.images import EXTENSIONS, caption_path, list_images
+from lorabuild.images import EXTENSIONS, caption_path, list_images, named_folders
 from lorabuild.manifest.sources import Sources
 from lorabuild.prompts import read_prompts
 from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset, TextFile
@@ -109,23 +109,32 @@ class Resolver:
         found = [
             replace(image, subset=number) for number, subset in enumerate(item.subsets) for image in self._files(subset)
         ]
-        rows: list[Any] = [[image.digest, image.caption_digest, image.repeats] for image in found]
+        rows: list[Any] = [
+            [image.digest, image.caption_digest, image.repeats, *([dict(image.settings)] if image.settings else [])]
+            for image in found
+        ]
         if not item.captions:  # the pictures alone: how often and with what words does not count
-            found = [replace(image, caption=None, caption_digest=None, repeats=1) for image in found]
+            found = [replace(image, caption=None, caption_digest=None, repeats=1, settings={}) for image in found]
             rows = [[digest] for digest in {image.digest for image in found}]
         return Resolved(digest_json(sorted(rows, key=repr)), images=found)
 
     def _files(self, subset: Subset) -> list[ImageFile]:
         if (found := self._folders.get(subset)) is None:  # another thread may forget it at any moment
-            found = self._folders[subset] = [self._image(path, subset) for path in _listed(subset)]
+            if subset.named:
+                found = [image for one in named_subsets(subset) for image in self._files(one)]
+            else:
+                found = [self._image(path, subset) for path in _listed(subset)]
+            self._folders[subset] = found
         return found
 
     def _image(self, path: Path, subset: Subset) -> ImageFile:
         shown = f"{subset.shown}/{path.name}"
-        image = ImageFile(path, self._digest(path, shown), shown, 0, subset.repeats)
+        settings = dict(subset.settings)
+        image = ImageFile(path, self._digest(path, shown), shown, 0, subset.repeats, settings=settings)
         caption = caption_path(path, subset.caption_extension)
         if not caption.exists():
             return image
+        settings.pop("class_tokens", None)
         return replace(image, caption=caption, caption_digest=self._digest(caption, f"{subset.shown}/{caption.name}"))
 
     def _digest(self, path: Path, shown: str) -> str:
@@ -144,26 +153,55 @@ def _check_lora(item: File) -> None:
         raise JobError(said)
 
 
+def named_subsets(subset: Subset) -> list[Subset]:
+    """The folders `10_ember` in the folder of a subset as subsets of their own. Raises JobError if there are none."""
+    found = _looked_into(subset, named_folders)
+    if not found:
+        said = f"{subset.shown}: no folders in it that are named as 10_ember is: repeats, then what the images show"
+        raise InputMissing(said, "its images are")
+    return [
+        Subset(
+            folder,
+            f"{subset.shown}/{folder.name}",
+            repeats,
+            subset.caption_extension,
+            tuple(sorted({"class_tokens": tokens, **dict(subset.settings)}.items())) if tokens else subset.settings,
+        )
+        for folder, repeats, tokens in found
+    ]
+
+
 def _listed(subset: Subset) -> list[Path]:
     """The images of a folder. Raises JobError if there are none."""
+    if found := _looked_into(subset, list_images):
+        return found
+    kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
+    inside = ", ".join(f"{folder.name}/" for folder, _, _ in named_folders(subset.folder)[:3])
+    advice = f" (dataset.train_data_dir takes such a folder, with {inside} in it)" if inside else ""
+    said = f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched{advice}"
+    raise InputMissing(said, "its images are")
+
+
+def _looked_into(subset: Subset, look: Callable[[Path], list[Any]]) -> list[Any]:
+    """What `look` finds in the folder of a subset. Raises JobError if it cannot be listed."""
+    key = "train_data_dir or reg_data_dir of [dataset]" if subset.named else "image_dir of a dataset.subset"
     try:
-        if found := list_images(subset.folder):
-            return found
+        return look(subset.folder)
     except FileNotFoundError:
-        said = f"{subset.shown}: no such folder (image_dir of a dataset.subset)"
-        raise InputMissing(said, "its images are") from None
+        raise InputMissing(f"{subset.shown}: no such folder ({key})", "its images are") from None
     except NotADirectoryError:
-        raise JobError(f"{subset.shown}: not a folder (image_dir of a dataset.subset)") from None
+        raise JobError(f"{subset.shown}: not a folder ({key})") from None
     except OSError as error:
         raise JobError(f"{subset.shown}: {error.strerror}") from None
-    kinds = ", ".join(extension.removeprefix(".") for extension in EXTENSIONS)
-    said = f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched"
-    raise InputMissing(said, "its images are")
 
 
 def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Resolved]) -> dict[str, Any]:
     """What a key is made of, in a form that `why` can compare and print; "told" is in no key and explains digests."""
     images = [image for one in inputs.values() for image in one.images]
+    settings: dict[str, dict[str, Any]] = {}
+    for image in images:
+        if image.settings:
+            settings.setdefault(image.shown.rpartition("/")[0], {}).update(image.settings)
     return {
         "version": version,
         "params": params,
@@ -171,6 +209,7 @@ def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Res
         "told": {
             "from": {role: list(one.told) for role, one in inputs.items() if one.told},
             "repeats": {image.shown.rpartition("/")[0]: image.repeats for image in images},
+            **({"settings": settings} if settings else {}),
         },
     }
 

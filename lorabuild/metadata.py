@@ -141,9 +141,24 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
     }
     same_name = (
         "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
-        "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm"
+        "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm "
+        "prior_loss_weight"
     )
-    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()}
+    return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()} | _objective(recipe)
+
+
+def _objective(recipe: Mapping) -> dict[str, Any]:
+    """Noise and loss as sd-scripts names them; what is at its default is left out. The rest is in lorabuild.recipe."""
+    same_name = (
+        "noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma ip_noise_gamma_random_strength "
+        "zero_terminal_snr min_snr_gamma loss_type prior_loss_weight"
+    )
+    shown = {key: recipe.get(key) for key in same_name.split()}
+    shown["debiased_estimation"] = recipe.get("debiased_estimation_loss")
+    if recipe.get("loss_type") in ("huber", "smooth_l1"):
+        defaults = {"huber_schedule": "snr", "huber_c": 0.1, "huber_scale": 1.0}
+        shown |= {key: recipe.get(key, default) for key, default in defaults.items()}
+    return {f"ss_{key}": value for key, value in shown.items()}
 
 
 def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str, Any]:
@@ -151,18 +166,16 @@ def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str,
         return {}
     images = dataset["images"]
     tags = tag_counts(image["caption"] for image in images)
-    by_repeats = Counter(image["repeats"] for image in images)
+    reg = [image for image in images if image.get("is_reg")]
     buckets = Counter(tuple(image["bucket"]) for image in images for _ in range(image["repeats"]))
     same_name = (
         "enable_bucket min_bucket_reso max_bucket_reso bucket_no_upscale flip_aug shuffle_caption keep_tokens "
-        "max_token_length"
+        "max_token_length caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate random_crop "
+        "color_aug"
     )
     return {
         "ss_tag_frequency": {name: dict(sorted(tags.items(), key=lambda item: (-item[1], item[0])))},
-        "ss_dataset_dirs": {
-            f"{repeats}_{name}": {"n_repeats": repeats, "img_count": count}
-            for repeats, count in sorted(by_repeats.items())
-        },
+        "ss_dataset_dirs": _folders(name, [image for image in images if not image.get("is_reg")]),
         "ss_bucket_info": {
             "buckets": {
                 str(number): {"resolution": list(bucket), "count": count}
@@ -170,11 +183,19 @@ def _dataset(name: str, settings: Mapping, dataset: Mapping | None) -> dict[str,
             },
             "mean_img_ar_error": _mean_aspect_error(images),
         },
-        "ss_num_train_images": sum(buckets.values()),
-        "ss_num_reg_images": 0,
-        "ss_reg_dataset_dirs": {},
+        "ss_num_train_images": sum(buckets.values()) - sum(image["repeats"] for image in reg),
+        "ss_num_reg_images": sum(image["repeats"] for image in reg),
+        "ss_reg_dataset_dirs": _folders(name, reg),
         "ss_resolution": "({}, {})".format(*settings["resolution"]) if "resolution" in settings else None,
     } | {f"ss_{key}": settings.get(key) for key in same_name.split()}
+
+
+def _folders(name: str, images: list[Mapping]) -> dict[str, Any]:
+    """Images by their repeats, as sd-scripts' folders would hold them."""
+    by_repeats = Counter(image["repeats"] for image in images)
+    return {
+        f"{repeats}_{name}": {"n_repeats": repeats, "img_count": count} for repeats, count in sorted(by_repeats.items())
+    }
 
 
 def _mean_aspect_error(images: list[Mapping]) -> float:

@@ -51,6 +51,19 @@ def micro_batches(
         epoch, skipped = epoch + 1, 0
 
 
+def matched_repeats(repeats: Sequence[int], samples: int) -> list[int]:
+    """How often each regularisation image is shown in an epoch, so that they are as many as the `samples` trained on.
+
+    As sd-scripts does: each its own number of `repeats` until there are enough, the rest then not at all; if all are
+    too few, one more of each in turn.
+    """
+    shown = []
+    for own in repeats:
+        shown.append(own if sum(shown) < samples else 0)
+    turns, rest = divmod(max(0, samples - sum(shown)), max(1, len(shown)))
+    return [count + turns + (number < rest) for number, count in enumerate(shown)]
+
+
 def batches_per_epoch(images: Sequence[Mapping[str, Any]], batch_size: int) -> int:
     """How many batches an epoch has, short ones included."""
     samples: Counter[tuple[int, ...]] = Counter()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorabuild.engine import Engine
-from lorabuild.errors import JobError, UserError
+from lorabuild.errors import ConfigError, JobError, UserError
 from lorabuild.inputs import Resolved, components
 from lorabuild.locked import Line, read_lock
 from lorabuild.publish import Made, publications
@@ -35,6 +35,7 @@ class Pulled:
     others: list[str] = field(default_factory=list)  # jobs whose bytes are another build's of the same key
     problems: list[str] = field(default_factory=list)
     bytes: int = 0
+    exit_code: int = 1  # if there are problems: 3 for a lock that cannot be read
 
 
 def pull(engine: Engine, remote: Remote | None, project: str) -> Pulled:
@@ -44,7 +45,10 @@ def pull(engine: Engine, remote: Remote | None, project: str) -> Pulled:
     key was made of.
     """
     shown = str(engine.lock_files[project].relative_to(engine.root))
-    lines = read_lock(engine.lock_files[project], shown)
+    try:
+        lines = read_lock(engine.lock_files[project], shown)
+    except ConfigError as error:
+        return Pulled(problems=[str(problem) for problem in error.problems], exit_code=error.exit_code)
     done = Pulled(len(lines))
     if not lines:
         done.problems.append(f"{shown}: no such file, or empty: build {project} once where its images are")
@@ -129,7 +133,18 @@ def _lineage(
             if not key:
                 raise JobError(f"{item.job}, of which its header tells, is not in the lock")
             parent = engine.jobs[item.job]
-            record = _record(engine, remote, key, parent.outputs, item.job, done)
+            record = _ancestor(engine, remote, key, parent, done)
             made[item.job] = _known(parent, record, record.outputs)
         lineage |= _lineage(engine, remote, item.job, made, done)
     return lineage
+
+
+def _ancestor(engine: Engine, remote: Remote | None, key: str, job: Job, done: Pulled) -> Record:
+    """The record of an ancestor. Where its blobs are damaged or gone, the record alone: most headers tell no more of it."""
+    try:
+        return _record(engine, remote, key, job.outputs, job.name, done)
+    except (JobError, Damaged):
+        shared = remote.record(key) if remote else None
+        if record := engine.store.record(key) or (shared and shared.record):
+            return record
+        raise

@@ -57,7 +57,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], few: int = FEW) -> l
         found += [Reason("input", "", f"{role}: removed") for role in sorted(old["inputs"].keys() - roles)]
     for role in sorted(roles):
         found += _input(role, old["inputs"][role], new["inputs"][role], _told(old, role), _told(new, role), few)
-    found += _repeats(old, new)
+    found += _repeats(old, new) + _of_folders(old, new)
     return list(dict.fromkeys(reason for reason in found if reason != RENAMED)) or found
 
 
@@ -138,6 +138,18 @@ def _repeats(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
     changed = [folder for folder in now if was.get(folder, now[folder]) != now[folder]]
     texts = {folder: f"dataset.subset.num_repeats: {folder} {was[folder]} -> {now[folder]}" for folder in changed}
     return [Reason("key", "dataset.subset.num_repeats", text, (folder,)) for folder, text in texts.items()]
+
+
+def _of_folders(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
+    """Settings of folders that differ from their data set's, of folders that are there before and after."""
+    known = old.get("told", {}).get("repeats", {}).keys() & new.get("told", {}).get("repeats", {}).keys()
+    reasons = []
+    for folder in sorted(known):
+        was, now = (side.get("told", {}).get("settings", {}).get(folder, {}) for side in (old, new))
+        for key in sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key)):
+            text = f"dataset.subset.{key}: {folder} {_plain(was.get(key))} -> {_plain(now.get(key))}"
+            reasons.append(Reason("key", f"dataset.subset.{key}", text, (folder,)))
+    return reasons
 
 
 def _few(lines: list[str], rest: str, few: int) -> list[str]:

@@ -30,12 +30,18 @@ class Component:
 
 @dataclass(frozen=True)
 class Subset:
-    """An image folder. `folder` is absolute; `shown` is what messages call it."""
+    """An image folder. `folder` is absolute; `shown` is what messages call it.
+
+    `settings` are those in which it differs from its data set, sorted by key. With `named`, not its own images count but
+    those of the folders `10_ember` in it, each as often and with the class tokens that the name says, as in sd-scripts.
+    """
 
     folder: Path
     shown: str
     repeats: int = 1
     caption_extension: str = ".txt"
+    settings: tuple[tuple[str, Any], ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True)

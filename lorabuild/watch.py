@@ -11,13 +11,14 @@ from pathlib import Path
 from lorabuild import __version__
 from lorabuild.components import FOLDERS
 from lorabuild.hashing import digest_json
+from lorabuild.images import named_folders
 from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_places
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
 from lorabuild.scan import GONE, Scan
 from lorabuild.signature import GRAIN_NS, Signature, signature
-from lorabuild.stage import Component, File, Images, Job, TextFile
+from lorabuild.stage import Component, File, Images, Job, Subset, TextFile
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 
@@ -92,7 +93,7 @@ class Watches:
         """See what the loaded projects are made from as it is now, before any of it is read; their manifests were read
         after the scan had seen them. `needed`: project -> its jobs and all that they depend on."""
         for name, project in repository.projects.items():
-            sources = _sources(repository, project, [jobs[job] for job in needed[name]])
+            sources = _sources(repository, project, [jobs[job] for job in needed[name]], self._scan)
             self._looked[name] = sources, sources.look(self._scan)
 
     def settle(self, project: Project, jobs: Sequence[str], made: Mapping[Path, str | None]) -> None:
@@ -144,7 +145,7 @@ def tool_digest(root: Path, scan: Scan) -> str:
     )
 
 
-def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> Sources:
+def _sources(repository: Repository, project: Project, jobs: Iterable[Job], scan: Scan) -> Sources:
     root = repository.root
     files = {root / name for name in SHARED_FILES} | set(project.files)
     folders: set[Path] = set()
@@ -152,7 +153,8 @@ def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> S
         for item in job.inputs.values():
             match item:
                 case Images(subsets):
-                    folders |= {subset.folder for subset in subsets}
+                    for subset in subsets:
+                        folders |= {subset.folder, *_within(subset, scan)}
                 case File(path) | TextFile(path):
                     files.add(path)
                 case Component(base, component):
@@ -160,6 +162,17 @@ def _sources(repository: Repository, project: Project, jobs: Iterable[Job]) -> S
                     files |= set(places)
                     folders |= {place / FOLDERS[component] for place in places if place.is_dir()}
     return Sources(*(tuple(sorted(map(str, paths))) for paths in (files, folders)))
+
+
+def _within(subset: Subset, scan: Scan) -> list[Path]:
+    """The folders in the folder of a subset that count; one that is added meanwhile is noticed by the next run."""
+    if not subset.named:
+        return []
+    scan.folder(str(subset.folder))  # before they are listed
+    try:
+        return [folder for folder, _, _ in named_folders(subset.folder)]
+    except OSError:
+        return []
 
 
 def _signature(path: str, made: dict[str, Signature | None]) -> Signature | None:

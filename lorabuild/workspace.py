@@ -16,7 +16,10 @@ Progress = Callable[[int, int, str], None]  # done, total, text ("loss 0.91")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a data set, with the digests that the job's key was made of. No caption file: both are None."""
+    """An image of a data set, with the digests that the job's key was made of. No caption file: both are None.
+
+    `settings` are those of its folder that differ from the data set's; class_tokens only where they are its caption.
+    """
 
     path: Path
     digest: str
@@ -25,6 +28,7 @@ class ImageFile:
     repeats: int = 1
     caption: Path | None = None
     caption_digest: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,17 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from lorabuild.buckets import Geometry, geometry
 from lorabuild.errors import JobError
-from lorabuild.images import caption_path, decode, list_images, pixels_digest, resize_and_crop, to_chw
+from lorabuild.images import (
+    caption_path,
+    decode,
+    decode_alpha,
+    list_images,
+    named_folders,
+    pixels_digest,
+    resize_and_crop,
+    to_chw,
+    to_mask,
+)
 
 ROWS = json.loads((Path(__file__).parent / "goldens/resize_crop.json").read_text())["rows"]
 
@@ -47,12 +58,28 @@ def message(data: bytes) -> str:
 
 
 def test_a_folder_is_listed_by_extension_in_any_case_sorted_and_not_recursively(tmp_path: Path):
-    for name in ("b.PNG", "a.Jpg", "c.jpeg", "d.webp", "e.bmp", "a.txt", "f.gif", "._a.png", "10.png"):
+    for name in ("b.PNG", "a.Jpg", "c.jpeg", "d.webp", "e.bmp", "a.txt", "f.gif", "._a.png", "10.png", "g.avif"):
         (tmp_path / name).touch()
     (tmp_path / "sub.png").mkdir()
     (tmp_path / "5_name").mkdir()
     (tmp_path / "5_name" / "x.png").touch()
-    assert [path.name for path in list_images(tmp_path)] == ["10.png", "a.Jpg", "b.PNG", "c.jpeg", "d.webp", "e.bmp"]
+    assert [path.name for path in list_images(tmp_path)] == [
+        "10.png",
+        "a.Jpg",
+        "b.PNG",
+        "c.jpeg",
+        "d.webp",
+        "e.bmp",
+        "g.avif",
+    ]
+
+
+def test_folders_are_read_by_their_repeats_and_class_tokens(tmp_path: Path):
+    for name in ("10_ember fox", "2_a_b", "3", "0_no", "x_4", "_5", "-1_x", "4_"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7_file").touch()
+    found = [(path.name, repeats, tokens) for path, repeats, tokens in named_folders(tmp_path)]
+    assert found == [("10_ember fox", 10, "ember fox"), ("2_a_b", 2, "a_b"), ("3", 3, ""), ("4_", 4, "")]
 
 
 def test_what_is_no_folder_is_told_apart(tmp_path: Path):
@@ -109,7 +136,85 @@ def test_sixteen_bit_grey_keeps_its_tones():
     assert np.asarray(decode(stored(Image.fromarray(grey)), "x"))[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_by_another_policy_the_colour_under_transparent_pixels_is_seen():
+    image = Image.new("RGBA", (2, 1), (200, 10, 0, 0))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([10, 20, 30])
+    assert np.asarray(decode(stored(image), "x", "drop")).tolist() == [[[200, 10, 0]] * 2]
+    assert np.asarray(decode(stored(palette, transparency=0), "x", "drop")).tolist() == [[[10, 20, 30]]]
+
+
+def test_alpha_is_upright_and_none_where_nothing_is_transparent():
+    image = picture(3, 2).convert("RGBA")
+    image.putpixel((0, 0), (1, 2, 3, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert np.asarray(decode_alpha(stored(image, exif=exif), "x")).tolist() == [[255, 255, 255], [255, 255, 100]]
+    assert decode_alpha(stored(picture(3, 2).convert("RGBA")), "x") is None
+    assert decode_alpha(stored(picture(3, 2)), "x") is None
+    grey = Image.fromarray(np.array([[[9, 0], [9, 255]]], np.uint8), "LA")
+    assert np.asarray(decode_alpha(stored(grey), "x")).tolist() == [[0, 255]]
+    assert np.asarray(decode(stored(grey), "x"))[0, :, 0].tolist() == [255, 9]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_kind_of_picture_looks_as_it_should(mode: str):
+    source = picture(16, 16)
+    image = source.convert(mode)
+    data = stored(image, "JPEG", quality=100, subsampling=0) if mode == "CMYK" else stored(image)
+    found, expected = (np.asarray(one).astype(int) for one in (decode(data, "x"), image.convert("RGB")))
+    assert np.abs(found - expected).max() <= (12 if mode == "CMYK" else 0)
+
+
+def png16(colour: int, channels: int, rows: list[list[int]]) -> bytes:
+    """A PNG of 16-bit numbers: PIL cannot write one of colours."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    body = b"".join(b"\0" + struct.pack(f">{len(row)}H", *row) for row in rows)
+    header = struct.pack(">IIBBBBB", len(rows[0]) // channels, len(rows), 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("colour", "pixel", "seen"),
+    [
+        (0, [0x8000], [128] * 3),
+        (2, [0x1200, 0x8000, 0xFFFF], [0x12, 128, 255]),
+        (4, [0x4000, 0xFFFF], [64] * 3),
+        (4, [0x4000, 0], [255] * 3),
+        (6, [0x1200, 0x8000, 0xFFFF, 0xFFFF], [0x12, 128, 255]),
+    ],
+)
+def test_sixteen_bits_keep_their_tones(colour: int, pixel: list[int], seen: list[int]):
+    assert np.asarray(decode(png16(colour, len(pixel), [pixel * 2]), "x")).tolist() == [[seen, seen]]
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "AVIF"])
+def test_of_an_animation_the_first_picture_counts(form: str):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    data = stored(frames[0], form, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    assert np.abs(np.asarray(decode(data, "x")).astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_avif_is_read(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(stored(picture(20, 10), "AVIF", quality=100, exif=exif), "x")
+    assert found.size == ((20, 10) if orientation == 1 else (10, 20))
+
+
+def test_jpeg_xl_is_read_where_its_package_is_and_named_where_it_is_not(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pillow_jxl")
+    data = stored(picture(20, 10), "JXL", lossless=True)
+    assert same(decode(data, "x"), picture(20, 10))
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    assert "lorabuild[jxl]" in message(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "AVIF"])
 def test_a_truncated_image_is_one_line(form: str):
     data = stored(picture(64, 64), form)
     for length in (len(data) // 2, 12):
@@ -117,8 +222,10 @@ def test_a_truncated_image_is_one_line(form: str):
 
 
 def test_other_formats_are_refused_whatever_the_file_is_called():
-    assert "not a PNG, JPEG, WebP or BMP image" in message(stored(picture(8, 8), "GIF"))
-    assert "not a PNG, JPEG, WebP or BMP image" in message(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert "not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image" in message(stored(picture(8, 8), "GIF"))
+    assert "not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image" in message(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    )
     assert "empty file" in message(b"")
 
 
@@ -176,6 +283,14 @@ def test_shrinking_by_whole_numbers_is_the_mean_of_blocks():
     pixels = resize_and_crop(source, Geometry((4, 3), (4, 3), (0, 0)))
     blocks = np.asarray(source).astype(float).reshape(3, 3, 4, 3, 3).mean((1, 3))
     assert np.array_equal(pixels, np.rint(blocks))
+
+
+def test_a_mask_is_the_mean_of_what_each_latent_pixel_covers():
+    alpha = np.zeros((16, 8), np.uint8)
+    alpha[:8, :4] = 255
+    alpha[8:, :] = 51
+    mask = to_mask(alpha)
+    assert mask.dtype == np.float32 and mask.tolist() == [[0.5], [pytest.approx(0.2)]]
 
 
 def test_only_the_bucket_is_kept_wherever_it_starts():

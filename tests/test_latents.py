@@ -11,13 +11,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from lab import DATASET, LATENTS, SIZES, Lab, write_vae
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from lorabuild.buckets import Geometry
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_file
 from lorabuild.header import read_header
-from lorabuild.images import decode, resize_and_crop, to_chw
+from lorabuild.images import decode, latent_name, mask_name, resize_and_crop, to_chw
+from lorabuild.nn.latents import open_latents
 from lorabuild.nn.vae import encode, load_vae
 
 
@@ -193,3 +194,91 @@ def test_progress_counts_images(lab: Lab):
     told: list[tuple[int, int]] = []
     LATENTS.run(job, workspace, lambda done, total, text: told.append((done, total)))
     assert told == sorted(told) and {total for _, total in told} == {3}
+
+
+# views of one image by settings of its folder, and masks
+
+
+def test_each_folder_has_its_own_flips(lab: Lab):
+    lab.settings["subset"].append({"image_dir": "more", "num_repeats": 1, "flip_aug": False})
+    lab.picture("../more/x.png", 7, (64, 64))
+    lab.write("more/y.png", (lab.project / "images/1.png").read_bytes())
+    assert lab.both() == {"encoded": 4, "reused": 0}
+    names = list(lab.latents())
+    assert len(names) == 7 and sum(name.endswith(".flip") for name in names) == 3
+
+
+def test_an_interpolation_by_choice_encodes_only_what_it_changes(lab: Lab):
+    lab.both()
+    before = lab.latents()
+    lab.settings["resize_interpolation"] = "bicubic"
+    assert lab.both() == {"encoded": 2, "reused": 1}
+    after = lab.latents()
+    assert len(before.keys() & after.keys()) == 2
+    assert all(".bicubic" in name for name in after.keys() - before.keys())
+    (row,) = (row for row in lab.json("geometry.json") if row["size"] == [50, 100])
+    (path,) = (p for p in (lab.project / "images").glob("*.png") if digest_file(p) == row["file"])
+    place = Geometry(tuple(row["resized"]), tuple(row["bucket"]), tuple(row["crop"]))
+    pixels = to_chw(resize_and_crop(decode(path.read_bytes(), ""), place, "bicubic"))
+    name = latent_name(row, False)
+    assert name.endswith(".bicubic")
+    assert np.array_equal(after[name], encode(load_vae(lab.vae), torch.from_numpy(pixels)[None])[0])
+
+
+def test_masks_lie_beside_the_latents_and_encode_nothing_anew(lab: Lab):
+    transparent = Image.open(lab.project / "images/3.png").convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
+    transparent.save(lab.project / "images/3.png")
+    lab.both()
+    before = lab.latents()
+    lab.settings["alpha_mask"] = True
+    assert lab.both() == {"encoded": 0, "reused": 3}
+    after = lab.latents()
+    (name,) = after.keys() - before.keys()
+    assert all(np.array_equal(value, after[key]) for key, value in before.items())
+    (row,) = (row for row in lab.json("dataset.json")["images"] if "mask" in row)
+    assert name == mask_name(row) and name.endswith(".mask")
+    width, height = row["bucket"]
+    assert after[name].shape == (height // 8, width // 8)
+    # area twice: to the resized picture and to the latents; the gradient runs from 0 to 1 down the picture
+    top = row["crop"][1] / row["resized"][1]
+    bottom = top + row["bucket"][1] / row["resized"][1]
+    assert after[name].mean() == pytest.approx((top + bottom) / 2, abs=0.02)
+    assert (np.diff(after[name][:, 0]) > 0).all()
+
+
+def test_pictures_that_look_the_same_may_have_different_masks(lab: Lab):
+    lab.settings["alpha_mask"] = True
+    for name, alpha in (("1.png", 0), ("2.png", 255)):
+        image = Image.new("RGBA", (64, 64), (255, 255, 255, alpha))
+        image.putpixel((0, 0), (255, 255, 255, 10))
+        image.save(lab.project / "images" / name)
+    assert lab.both() == {"encoded": 2, "reused": 0}
+    rows = [row for row in lab.json("dataset.json")["images"] if "mask" in row]
+    assert len({row["digest"] for row in rows}) == 1 and len({row["mask"] for row in rows}) == 2
+    means = sorted(lab.latents()[mask_name(row)].mean() for row in rows)
+    assert means == pytest.approx([0, 1], abs=1e-3)
+
+
+def test_a_sample_is_drawn_once_an_image_and_near_its_mean(lab: Lab, tmp_path: Path):
+    lab.both()
+    means = lab.latents()
+    lab.settings["latents"] = "sample"
+    assert lab.both() == {"encoded": 3, "reused": 0}
+    drawn = lab.latents()
+    assert not any(np.array_equal(means[name], value) for name, value in drawn.items())
+    (lab.project / "images/2.png").unlink()
+    lab.both()
+    assert all(np.array_equal(value, drawn[name]) for name, value in lab.latents().items()), "whatever is beside it"
+    lab.settings["latents"] = "mean"
+    assert lab.both() == {"encoded": 0, "reused": 2}
+
+
+def test_latents_are_mapped_on_a_cpu_and_kept_on_another_device_where_they_fit(lab: Lab):
+    lab.both()
+    path, expected = lab.output("latents"), lab.latents()
+    name = next(iter(expected))
+    assert np.array_equal(open_latents(path)(name).numpy(), expected[name])
+    kept = open_latents(path, "meta", room_bytes=path.stat().st_size)
+    assert kept(name).device.type == "meta" and kept(name) is kept(name)
+    assert open_latents(path, "meta", room_bytes=path.stat().st_size - 1)(name).device.type == "cpu"

@@ -314,7 +314,7 @@ def test_beside_a_source_a_data_set_may_have_no_images(files: Files):
     files.write("recipes/shared.toml", "[dataset]\nkeep_tokens = 1\n")
     source = 'extends = "shared"\n[project]\nbase = "tiny"\nsource = "a.safetensors"\n'
     assert files.settings(source)["dataset"]["subset"] == []
-    files.write("recipes/shared.toml", "[dataset]\nkeep_tokns = 1\nmax_token_length = 150\nsubset = []\n")
+    files.write("recipes/shared.toml", "[dataset]\nkeep_tokns = 1\nmax_token_length = 80\nsubset = []\n")
     assert [one.message.partition(":")[0] for one in files.mistakes()] == [
         "dataset.keep_tokns",
         "dataset.max_token_length",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabuild.order import batches_per_epoch, epoch_batches, micro_batches
+from lorabuild.order import batches_per_epoch, epoch_batches, matched_repeats, micro_batches
 from lorabuild.streams import python_random, stream_seed
 
 BUCKETS = [[64, 64], [64, 96], [96, 64]]
@@ -67,6 +67,35 @@ def images_bucket(batch):
 def test_a_training_taken_up_in_the_middle_sees_the_same_batches(start: int):
     straight = list(islice(micro_batches(IMAGES, 2, 7), start + 12))
     assert list(islice(micro_batches(IMAGES, 2, 7, start), 12)) == straight[start:]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "samples", "shown"),
+    [
+        ([1, 1, 1], 3, [1, 1, 1]),
+        ([1, 1, 1], 8, [3, 3, 2]),
+        ([2, 3], 6, [3, 3]),
+        ([1, 1, 1], 2, [1, 1, 0]),
+        ([5, 5], 3, [5, 0]),
+        ([], 4, []),
+    ],
+)
+def test_regularisation_images_are_as_many_as_the_others(repeats: list[int], samples: int, shown: list[int]):
+    assert matched_repeats(repeats, samples) == shown
+
+
+@given(repeats=st.lists(st.integers(1, 5), max_size=9), samples=st.integers(1, 60))
+def test_they_are_counted_as_sd_scripts_counts(repeats: list[int], samples: int):
+    """Its loop, in words: go round, first by their own repeats, then one more each, until there are enough."""
+    shown, total, first = [0] * len(repeats), 0, True
+    while repeats and total < samples:
+        for number, own in enumerate(repeats):
+            shown[number] += own if first else 1
+            total += own if first else 1
+            if total >= samples:
+                break
+        first = False
+    assert matched_repeats(repeats, samples) == shown
 
 
 def test_a_data_set_without_images_is_refused():

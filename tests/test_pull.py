@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,31 @@ def test_what_is_damaged_is_told_and_the_rest_is_restored(shared: World, clone: 
     (said,) = result.err.splitlines()
     assert said == f"ember: train:ember: blob {digest}: damaged"
     assert not (clone.root / f".lorabuild/store/blob/{digest[:2]}/{digest}").exists()
+
+
+def test_what_is_made_of_something_damaged_is_restored(shared: World, clone: World, url: str):
+    record = json.loads(
+        next(p for p in records(shared) if json.loads(p.read_bytes())["stage"] == "spectrum").read_bytes()
+    )
+    (spectrum,) = record["outputs"].values()
+    digest = spectrum["digest"]
+    Folder(url).upload(f"v1/blob/{digest[:2]}/{digest}", b"x" * spectrum["size"], replace=True)
+    result = clone.lorabuild("pull")
+    assert (result.code, result.err) == (1, f"ember: spectrum:ember: blob {digest}: damaged\n")
+    assert clone.built_files() == shared.built_files()
+
+
+def records(world: World) -> Iterator[Path]:
+    return (world.root / ".lorabuild/store/record").rglob("*.json")
+
+
+def test_one_damaged_lock_stops_no_other_project(shared: World, clone: World):
+    clone.write("projects/other/lora.toml", (clone.root / "projects/ember/lora.toml").read_text())
+    clone.write("projects/other/lora.lock", "<<<<<<< HEAD\n")
+    result = clone.lorabuild("pull")
+    assert result.code == 3 and len(result.err.splitlines()) == 1
+    assert result.err.startswith("other: projects/other/lora.lock: cannot be read: ")
+    assert clone.built_files() == shared.built_files()
 
 
 def test_a_remote_that_lacks_something_is_told(clone: World, url: str):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -241,10 +242,63 @@ def test_the_images_of_a_short_batch_weigh_as_much_as_others():
         loop = loop_on(adapter, recipe)
         data = loop.training.data
         with torch.no_grad():
-            full = loop._losses(micro_batch(data, recipe, 7, 0, [(0, 0), (2, 0)], 0, 0))
-            short = loop._losses(micro_batch(data, recipe, 7, 0, [(3, 0)], 0, 1))
+            full = loop._losses(micro_batch(data, recipe, 7, 0, [(0, 0), (2, 0)], 0, 0), loop.objective)
+            short = loop._losses(micro_batch(data, recipe, 7, 0, [(3, 0)], 0, 1), loop.objective)
         loss = loop.update([(0, [(0, 0), (2, 0)]), (0, [(3, 0)])])
         assert loss == pytest.approx((full.sum() + short.sum()).item() / 3, rel=1e-5)
+
+
+EVERYTHING = {
+    "noise_offset": 0.1,
+    "noise_offset_random_strength": True,
+    "adaptive_noise_scale": 0.01,
+    "pyramid_std": "sample",
+    "ip_noise_gamma": 0.1,
+    "ip_noise_gamma_random_strength": True,
+    "min_timestep": 200,
+    "max_timestep": 900,
+    "zero_terminal_snr": True,
+    "loss_type": "huber",
+    "min_snr_gamma": 5.0,
+    "debiased_estimation_loss": True,
+    "scale_v_pred_loss_like_noise_pred": True,
+}
+
+
+def test_the_held_out_loss_is_the_same_measure_for_every_recipe():
+    """Before the first update all recipes are the base; what they train on differs."""
+    held_out, trained = [], []
+    for recipe in (RECIPE | {"multires_noise_iterations": 0}, RECIPE | EVERYTHING):
+        with adapted(tiny_base(), Shape.of(recipe), recipe["seed"], ("unet",)) as adapter:
+            loop = _Loop(replace(loop_on(adapter, recipe).training, prediction_type="v_prediction"))
+            loop.measure("before")
+            trained.append(loop.update([(0, [(0, 0)])]))
+            held_out.append(loop.log[0]["loss"])
+    assert held_out[0] == held_out[1]
+    assert trained[1] != pytest.approx(trained[0], rel=0.1)
+
+
+def test_on_a_v_base_the_network_is_asked_for_the_velocity():
+    batch = micro_batch(Data(dataset(), latents().__getitem__), RECIPE, 7, 0, [(0, 0)], 0, 0)
+    answers: list[torch.Tensor] = []
+    with adapted(tiny_base(), Shape.of(RECIPE), 7, ("unet",)) as adapter, torch.no_grad():
+        loop = _Loop(replace(loop_on(adapter, RECIPE).training, prediction_type="v_prediction"))
+        hook = loop.training.base.unet.register_forward_hook(lambda unet, given, out: answers.append(out.sample))
+        loss = loop._losses(batch, loop.objective).item()
+        hook.remove()
+    kept = loop.objective.kept[batch.timesteps].item()
+    velocity = kept**0.5 * batch.noise - (1 - kept) ** 0.5 * batch.latents
+    assert loss == pytest.approx((answers[0] - velocity).square().mean().item(), rel=1e-5)
+    assert loss != pytest.approx((answers[0] - batch.noise).square().mean().item(), rel=1e-2)
+
+
+def test_a_training_on_a_v_base_learns(tmp_path: Path):
+    objective = {"zero_terminal_snr": True, "min_snr_gamma": 5.0, "multires_noise_iterations": 0}
+    job, workspace = training(tmp_path, recipe=objective)
+    job = replace(job, params=job.params | {"base": {"prediction_type": "v_prediction"}})
+    STAGE.run(job, workspace, lambda done, total, text: None)
+    facts = json.loads(outputs(tmp_path)["facts.json"])
+    assert facts["loss_after"] < 0.9 * facts["loss_before"]
 
 
 def test_gradients_are_clipped_over_all_parameters_at_once():

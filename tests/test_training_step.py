@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lorabuild.lora.keymap import to_sgm
-from lorabuild.nn.objective import STEPS, add_noise, alphas_cumprod, epsilon_losses
+from lorabuild.nn.batches import MicroBatch
+from lorabuild.nn.objective import Objective, alphas_cumprod
 from lorabuild.nn.text import PAD2, TOKENS, encode, size_ids, tokenise
 
 GOLDEN = Path(__file__).parent / "goldens/training_step.npz"
@@ -79,13 +80,15 @@ def test_text_conditioning_is_the_peers(golden: dict[str, Tensor]):
 @torch.no_grad()
 def test_noise_prediction_and_loss_are_the_peers(golden: dict[str, Tensor]):
     """By the peer's text conditioning; the sizes are given as data sets have them, width first."""
-    noisy = add_noise(golden["latents_scaled"], golden["noise"], golden["timesteps"].long())
     sizes = size_ids(*(golden[name].flip(1).tolist() for name in ("original_hw", "crop_top_left", "target_hw")))
+    batch = MicroBatch(golden["latents_scaled"], golden["noise"], golden["timesteps"].long(), [], sizes)
+    objective = Objective.of({})
+    noisy, target = objective.noisy(batch)
     hidden = torch.cat([golden["hs1"], golden["hs2"]], 2)
     conditions = {"text_embeds": golden["pool2"], "time_ids": sizes}
     prediction = unet()(noisy, golden["timesteps"], hidden, added_cond_kwargs=conditions).sample
     torch.testing.assert_close(prediction, golden["noise_pred"], rtol=0, atol=5e-6)  # float32, by processor 0 to 1.3e-6
-    losses = epsilon_losses(prediction, golden["noise"])
+    losses = objective.losses(prediction, target, batch)
     assert losses.shape == (2,)
     assert losses.mean().item() == pytest.approx(golden["loss"].item(), abs=1e-6)
 
@@ -93,10 +96,6 @@ def test_noise_prediction_and_loss_are_the_peers(golden: dict[str, Tensor]):
 def test_the_noise_schedule_is_ddpms():
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     torch.testing.assert_close(alphas_cumprod(), scheduler.alphas_cumprod, rtol=0, atol=0)
-    latents, noise = torch.randn(2, 3, 4, 8, 8)
-    timesteps = torch.tensor([0, 500, STEPS - 1])
-    expected = scheduler.add_noise(latents, noise, timesteps)
-    torch.testing.assert_close(add_noise(latents, noise, timesteps), expected, rtol=0, atol=1e-6)
 
 
 class Words:

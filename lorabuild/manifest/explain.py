@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_origin
 
 from lorabuild.errors import Problem, near_miss
-from lorabuild.manifest.later import later_key, later_value
+from lorabuild.manifest.later import REFUSED, later_key, later_value
 from lorabuild.manifest.layers import KeyPath
 from lorabuild.manifest.merge import Merged
 from lorabuild.manifest.schema import Table, table_at, walk
@@ -101,6 +101,8 @@ def _said(error: dict[str, Any], cause: ValueError | None, path: KeyPath, model:
 def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
     *above, key = path
     table, what = table_at(model, tuple(above)), "table" if isinstance(value, dict) else "key"
+    if why := REFUSED.get(f"{_name(table)}.{key}"):
+        return why
     if later_key(_name(table), key):
         return "not supported yet"
     if owner := _owner(key, model):

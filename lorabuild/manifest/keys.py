@@ -17,19 +17,35 @@ KEYS: dict[str, dict[Class, str]] = {
     "dataset": {
         "result": (
             "resolution enable_bucket min_bucket_reso max_bucket_reso bucket_reso_steps bucket_no_upscale flip_aug "
-            "caption_extension caption_separator shuffle_caption keep_tokens max_token_length"
+            "caption_extension caption_separator shuffle_caption keep_tokens max_token_length caption_prefix "
+            "caption_suffix keep_tokens_separator secondary_separator caption_dropout_rate "
+            "caption_dropout_every_n_epochs caption_tag_dropout_rate enable_wildcard token_warmup_min "
+            "token_warmup_step alpha_mask alpha_policy resize_interpolation crop_conditioning latents random_crop "
+            "color_aug train_data_dir reg_data_dir"
         ),
     },
-    "dataset.subset": {"result": "image_dir num_repeats caption_extension"},
+    "dataset.subset": {
+        "result": (
+            "image_dir num_repeats caption_extension is_reg class_tokens flip_aug shuffle_caption keep_tokens "
+            "caption_separator caption_prefix caption_suffix keep_tokens_separator secondary_separator "
+            "caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate enable_wildcard "
+            "token_warmup_min token_warmup_step alpha_mask resize_interpolation random_crop color_aug"
+        ),
+    },
     "recipe": {
         "result": (
             "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
             "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
-            "multires_noise_discount mixed_precision save_precision seed max_grad_norm"
+            "multires_noise_discount mixed_precision save_precision seed max_grad_norm prior_loss_weight weighted_captions "
+            "pyramid_std noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma "
+            "ip_noise_gamma_random_strength min_timestep max_timestep zero_terminal_snr loss_type huber_schedule "
+            "huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
+            "v_pred_like_loss snr_weights"
         ),
         "saved": "save_every_n_steps",
         "execution": "gradient_checkpointing",
-        "presentation": "learning_rate",  # the default of the two rates that training reads, and nothing by itself
+        # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
+        "presentation": "learning_rate v_parameterization masked_loss",
     },
     "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
     "recipe.optimizer_args": {"result": "betas eps weight_decay"},

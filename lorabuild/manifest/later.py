@@ -4,22 +4,12 @@ from __future__ import annotations
 
 # table of the schema -> keys
 KEYS = {
-    "DatasetTable": (
-        "alpha_mask caption_dropout_every_n_epochs caption_dropout_rate caption_prefix caption_suffix "
-        "caption_tag_dropout_rate color_aug enable_wildcard face_crop_aug_range keep_tokens_separator random_crop "
-        "resize_interpolation secondary_separator token_warmup_min token_warmup_step"
-    ),
-    "SubsetTable": (
-        "cache_info caption_prefix caption_suffix class_tokens flip_aug is_reg keep_tokens metadata_file random_crop "
-        "shuffle_caption"
-    ),
+    "SubsetTable": "cache_info metadata_file",
     "RecipeTable": (
-        "adaptive_noise_scale base_weights clip_skip debiased_estimation_loss dim_from_weights full_bf16 full_fp16 "
-        "huber_c huber_schedule init ip_noise_gamma loss_type lr_scheduler_num_cycles lr_scheduler_power "
-        "lr_scheduler_type masked_loss max_timestep max_train_epochs min_snr_gamma min_timestep network_dropout "
-        "network_train_text_encoder_only network_train_unet_only network_weights noise_offset "
-        "noise_offset_random_strength phases prior_loss_weight save_every_n_epochs save_last_n_epochs "
-        "save_last_n_steps scale_weight_norms sdpa v_parameterization weighted_captions xformers zero_terminal_snr"
+        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init lr_scheduler_num_cycles lr_scheduler_power "
+        "lr_scheduler_type max_train_epochs network_dropout network_train_text_encoder_only network_train_unet_only "
+        "network_weights phases save_every_n_epochs save_last_n_epochs save_last_n_steps "
+        "scale_weight_norms sdpa xformers"
     ),
     "NetworkArgs": (
         "block_size bypass_mode constraint decompose_both dora_wd dropout factor full_matrix loraplus_lr_ratio "
@@ -34,7 +24,6 @@ KEYS = {
 
 # table.key -> values, compared without regard to case
 VALUES = {
-    "DatasetTable.max_token_length": "150 225",
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
     "RecipeTable.optimizer_type": (
         "AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov SGDNesterov8bit "
@@ -47,9 +36,15 @@ VALUES = {
     ),
     "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
     "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
-    "BaseTable.prediction_type": "v_prediction",
     "BuildTable.default": "report",
 }
+
+
+# table.key -> why it will never be one
+REFUSED = dict.fromkeys(
+    ("DatasetTable.face_crop_aug_range", "SubsetTable.face_crop_aug_range"),
+    "not possible: latents are made once an image and kept; crop the images beforehand",
+)
 
 
 def later_key(table: str, key: str) -> bool:

@@ -11,13 +11,14 @@ from pydantic.fields import FieldInfo
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.chop import ChopTable
 from lorabuild.manifest.tables.dataset import DatasetTable, TrainedDatasetTable
+from lorabuild.manifest.tables.objective import base_misfits, mask_misfits
 from lorabuild.manifest.tables.project import ProjectTable
 from lorabuild.manifest.tables.recipe import RecipeTable
 from lorabuild.manifest.tables.resize import ResizeTable
 from lorabuild.manifest.tables.samples import SamplesTable
 from lorabuild.manifest.tables.shared import SharedFile
 from lorabuild.manifest.tables.table import Name, Table
-from lorabuild.manifest.values import Misfit
+from lorabuild.manifest.values import Misfit, Misfits
 
 __all__ = ["Manifest", "SharedFile", "Table", "TrainedManifest", "inner_table", "table_at", "walk"]
 
@@ -60,6 +61,25 @@ class Manifest(Table):
                 raise Misfit("resize.step", f"the training ends at step {last} (recipe.max_train_steps)")
             if self.resize.step == last:
                 self.resize.step = "last"
+        return self
+
+    @model_validator(mode="after")
+    def _regularised(self) -> Manifest:
+        dataset = self.dataset
+        if not (dataset and (dataset.reg_data_dir or any(subset.is_reg for subset in dataset.subset))):
+            self.recipe.prior_loss_weight = 1.0  # it weighs nothing: another value is no other training
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self, info: ValidationInfo) -> Manifest:
+        if self.project.source is not None:
+            return self
+        found = list(mask_misfits(self.recipe, self.dataset))
+        if base := (info.context or {}).get(self.project.base):
+            prediction_type = base.get("prediction_type", "epsilon")
+            found += base_misfits(self.recipe, self.project.base, prediction_type)
+        if found:
+            raise Misfits(*(Misfit(f"recipe.{misfit.key}", str(misfit)) for misfit in found))
         return self
 
     @model_validator(mode="after")

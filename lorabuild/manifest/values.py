@@ -118,6 +118,19 @@ def warmup(value: Any) -> int | float:
     raise ValueError(f"expected a number of steps, or a part of all steps below 1, got {shown(value)}")
 
 
+def interpolation(value: Any) -> Any:
+    """OpenCV's "linear" and "cubic" are its bilinear and bicubic, "lanczos4" is read as PIL's Lanczos."""
+    known = {"linear": "bilinear", "cubic": "bicubic", "lanczos4": "lanczos"}
+    return known.get(value, value) if isinstance(value, str) else value
+
+
+def never(value: bool) -> bool:
+    """Of an augmentation that would show each time other pixels."""
+    if value:
+        raise ValueError("expected false, got true: latents are made once an image and kept; crop or vary the images")
+    return value
+
+
 def step(value: Any) -> int | str:
     """A saved step."""
     if value == "last" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):

@@ -44,8 +44,8 @@ class Whence:
         merged = self._of(target)
         if table == "base":  # a setting of the base, in lorabuild.toml
             return _first(self._shared(), [("bases", self._base(target), rest)])
-        if name == "dataset.subset.num_repeats":
-            return _first(merged, self._subsets(target, merged, inner))
+        if name.startswith("dataset.subset."):
+            return _first(merged, self._subsets(target, merged, inner, name.rpartition(".")[2]))
         return _first(merged, _ways(merged, name, inner))
 
     def base(self, name: str) -> Spot | None:
@@ -80,13 +80,13 @@ class Whence:
         manifest = self._reader.read(project.manifest) if project else None
         return self._reader.stack(manifest)[0] if manifest else []
 
-    def _subsets(self, target: str, merged: Merged, folders: Sequence[str]) -> Iterator[KeyPath]:
+    def _subsets(self, target: str, merged: Merged, folders: Sequence[str], key: str) -> Iterator[KeyPath]:
         """The subsets of these image folders, as paths seen from the repository."""
         root, project = self._repository.root, self._repository.projects[target]
         for number, subset in enumerate(merged.values.get("dataset", {}).get("subset", ())):
             whole = Path(os.path.normpath(project.folder / subset["image_dir"]))
             if (whole.relative_to(root) if whole.is_relative_to(root) else whole).as_posix() in folders:
-                yield ("dataset", "subset", number, "num_repeats")
+                yield ("dataset", "subset", number, key)
 
 
 def _ways(merged: Merged, name: str, inner: Sequence[str]) -> Iterator[KeyPath]:

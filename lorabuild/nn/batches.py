@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorabuild.buckets import peer_crop
 from lorabuild.captions import draw_caption
-from lorabuild.images import latent_name
-from lorabuild.nn.noise import batch_noise, generator
-from lorabuild.nn.objective import LATENT_SCALE, STEPS
+from lorabuild.images import MASKED, latent_name, mask_name
+from lorabuild.nn.noise import batch_noise, draw_timesteps, perturbation
+from lorabuild.nn.objective import LATENT_SCALE, STEPS, plain
 from lorabuild.nn.text import size_ids
 from lorabuild.order import Sample, micro_batches
 from lorabuild.streams import python_random, stream_seed
@@ -47,13 +48,19 @@ class Data:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B samples of one bucket, on the CPU. Latents are scaled; the noise is not yet added."""
+    """B samples of one bucket. Latents are scaled; the noise is not yet added.
+
+    On the CPU, but for latents and masks that are kept on the training's device.
+    """
 
     latents: Tensor  # [B, 4, h, w]
     noise: Tensor  # [B, 4, h, w]
     timesteps: Tensor  # [B]
     captions: list[str]
     sizes: Tensor  # [B, 6]
+    masks: Tensor | None = None  # [B, 1, h, w], 0 to 1: how much of each pixel's error counts
+    weights: Tensor | None = None  # [B] of the samples' losses
+    perturbation: Tensor | None = None  # [B, 4, h, w], added to the noise of the input alone
 
 
 def micro_batch(
@@ -62,38 +69,49 @@ def micro_batch(
     """Micro-batch `micro` of update `update` (from 0): `samples` of `epoch`, as `lorabuild.order` deals them.
 
     Flip, caption, timestep and white noise of a sample come from streams keyed by (epoch, picture, repeat), whatever
-    else is in its batch. The size conditioning tells the crop that was made, mirrored with the picture.
+    else is in its batch. The size conditioning tells the crop that was made, mirrored with the picture, unless
+    `crop_conditioning` wants the peer's.
     """
     images = [data.images[index] for index, _ in samples]
     names = [
         (epoch, image["digest"], data.first_repeat[index] + repeat)
         for image, (index, repeat) in zip(images, samples, strict=True)
     ]
-    settings = data.dataset["settings"]
-    flips = [settings["flip_aug"] and python_random(seed, "flip", *name).random() < 0.5 for name in names]
-    latents = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    settings = [data.dataset["settings"] | image.get("settings", {}) for image in images]
+    flips = [
+        said["flip_aug"] and python_random(seed, "flip", *name).random() < 0.5
+        for said, name in zip(settings, names, strict=True)
+    ]
+    crop = _peer_crop if data.dataset["settings"].get("crop_conditioning") == "peer" else _crop
+    updates, prior = recipe.get("max_train_steps", 0), recipe.get("prior_loss_weight", 1.0)
+    encoded = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
+    latents = encoded * LATENT_SCALE
     return MicroBatch(
-        latents=latents * LATENT_SCALE,
-        noise=batch_noise(latents.shape, names, recipe, seed, update, micro),
-        timesteps=torch.cat([torch.randint(0, STEPS, (1,), generator=generator(seed, "timestep", *n)) for n in names]),
+        latents=latents,
+        noise=batch_noise(latents, names, recipe, seed, update, micro),
+        timesteps=draw_timesteps(names, recipe, seed),
         captions=[
-            draw_caption(image["caption"], settings, python_random(seed, "caption", *name))
-            for image, name in zip(images, names, strict=True)
+            draw_caption(image["caption"], said, python_random(seed, "caption", *name), epoch, update, updates)
+            for image, said, name in zip(images, settings, names, strict=True)
         ],
         sizes=size_ids(
             [image["size"] for image in images],
-            [_crop(image, flip) for image, flip in zip(images, flips, strict=True)],
+            [crop(image, flip) for image, flip in zip(images, flips, strict=True)],
             [image["bucket"] for image in images],
         ),
+        weights=torch.tensor([prior if image.get("is_reg") else 1.0 for image in images]),
+        masks=_masks(data, images, flips, latents),
+        perturbation=perturbation(latents.shape, names, recipe, seed, update, micro),
     )
 
 
 def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[MicroBatch]:
     """A few micro-batches from streams of their own, always the same, on which a training is measured, never trained.
 
-    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss.
+    Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss. Their noise is white,
+    and nothing is masked or weighted, whatever the recipe: so that recipes can be compared by their losses.
     """
-    seed = stream_seed(seed, "held_out")
+    seed, recipe = stream_seed(seed, "held_out"), plain(recipe)
     dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), HELD_OUT_BATCHES)
     batches = [micro_batch(data, recipe, seed, epoch, samples, 0, n) for n, (epoch, samples) in enumerate(dealt)]
     count = sum(len(batch.captions) for batch in batches)
@@ -101,9 +119,25 @@ def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[M
     spread = torch.tensor([int((number + offset) / count * STEPS) for number in range(count)])
     parts = spread.split([len(batch.captions) for batch in batches])
     return [
-        MicroBatch(batch.latents, batch.noise, timesteps, batch.captions, batch.sizes)
+        replace(batch, timesteps=timesteps, masks=None, weights=None)
         for batch, timesteps in zip(batches, parts, strict=True)
     ]
+
+
+def _masks(data: Data, images: Sequence[Mapping[str, Any]], flips: Sequence[bool], latents: Tensor) -> Tensor | None:
+    """[B, 1, h, w] like `latents`; ones for an image without a mask, None if none of them has one."""
+    if not any(MASKED in image for image in images):
+        return None
+    masks = []
+    for image, flip in zip(images, flips, strict=True):
+        mask = data.latents(mask_name(image)) if MASKED in image else torch.ones_like(latents[0, 0])
+        masks.append(mask.flip(-1) if flip else mask)
+    return torch.stack(masks)[:, None]
+
+
+def _peer_crop(image: Mapping[str, Any], flip: bool) -> tuple[int, int]:
+    """(left, top) that sd-scripts would tell."""
+    return peer_crop(image["size"], image["bucket"], flip)
 
 
 def _crop(image: Mapping[str, Any], flip: bool) -> tuple[int, int]:

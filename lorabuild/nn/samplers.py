@@ -22,8 +22,14 @@ from diffusers import (
 )
 from torch import Tensor
 
-# SDXL's own, as each of its checkpoints' configurations has them.
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+from lorabuild.nn.objective import BETA_END, BETA_START, STEPS, alphas_cumprod, zero_terminal
+
+BETAS = {
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": STEPS,
+}
 LAST_ALPHA = 2.0**-24  # of zero terminal SNR: not 0, so that the noise level 1/alpha stays finite (as diffusers has it)
 LMS_ORDER = 4
 PRK_STEPS = 4  # that pndm begins with, by Runge-Kutta; with fewer it does without
@@ -119,10 +125,6 @@ def make_sampler(
 
 @cache
 def _zero_terminal_betas() -> tuple[float, ...]:
-    """SDXL's betas, shifted and scaled so that the last timestep is noise alone (Lin et al. 2024, algorithm 1)."""
-    steps = BETAS["num_train_timesteps"]
-    betas = torch.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, steps, dtype=torch.float64) ** 2
-    root = torch.cumprod(1 - betas, 0).sqrt()
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alphas = (root**2).clamp(min=LAST_ALPHA)
-    return tuple((1 - torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])).tolist())
+    """SDXL's betas such that the last timestep is noise alone."""
+    kept = zero_terminal(alphas_cumprod().double()).clamp(min=LAST_ALPHA)
+    return tuple((1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])).tolist())

@@ -15,10 +15,10 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
-from lorabuild.nn.objective import add_noise, epsilon_losses
+from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import learning_rate_factor
-from lorabuild.nn.text import encode, tokenise
+from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
 
 RATES = {"te": "text_encoder_lr", "unet": "unet_lr"}  # part of the adapter -> key of its learning rate
@@ -27,13 +27,17 @@ LOGGED = {"te": "textencoder", "unet": "unet"}  # the names that sd-scripts logs
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained on what. `recipe` holds sd-scripts' arguments; `device` is "cpu" or "cuda"."""
+    """What is trained on what. `recipe` holds sd-scripts' arguments; `device` is "cpu" or "cuda".
+
+    `prediction_type` is what the base predicts: "epsilon" or "v_prediction".
+    """
 
     base: Base
     adapter: Adapter
     data: Data
     recipe: Mapping[str, Any]
     device: str = "cpu"
+    prediction_type: str = "epsilon"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class _Loop:
     def __init__(self, training: Training, stopping: Callable[[], bool] = lambda: False):
         self.training, self.stopping = training, stopping
         recipe, adapter = training.recipe, training.adapter
+        self.objective = Objective.of(recipe, training.prediction_type, training.device)
+        self.yardstick = Objective.of(plain(recipe), training.prediction_type, training.device)
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
         self.parameters = {name: p for part in adapter.parts for name, p in adapter.parameters(part).items()}
@@ -119,7 +125,7 @@ class _Loop:
             if self.stopping():
                 raise Interrupted
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
-            share = self._losses(batch).sum() / images
+            share = self._losses(batch, self.objective).sum() / images
             loss += _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
         norm = self._apply_gradients()
@@ -131,9 +137,10 @@ class _Loop:
 
     @torch.no_grad()
     def measure(self, when: str) -> None:
-        """Log the mean loss over the held-out micro-batches."""
+        """Log the mean loss over the held-out micro-batches: the plain one, so that recipes can be compared by it."""
         recipe = self.training.recipe
-        losses = [self._losses(batch) for batch in held_out_batches(self.training.data, recipe, recipe["seed"])]
+        held_out = held_out_batches(self.training.data, recipe, recipe["seed"])
+        losses = [self._losses(batch, self.yardstick) for batch in held_out]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
 
@@ -158,20 +165,22 @@ class _Loop:
                 moments.setdefault(numbers[name], {})[kind] = tensor.clone()
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def _losses(self, batch: MicroBatch) -> Tensor:
+    def _losses(self, batch: MicroBatch, objective: Objective) -> Tensor:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        ids = tokenise(base.tokenizer1, base.tokenizer2, batch.captions)
-        noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
-        noisy = add_noise(batch.latents.to(device), noise, timesteps)
+        settings, weighted = (
+            self.training.data.dataset["settings"],
+            self.training.recipe.get("weighted_captions", False),
+        )
+        noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             with torch.set_grad_enabled(torch.is_grad_enabled() and "te" in self.training.adapter.parts):
-                ids1, ids2 = (one.to(device) for one in ids)
-                hidden, pooled = encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id)
+                hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
+            timesteps = batch.timesteps.to(device)
             prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
-        return epsilon_losses(prediction, noise)
+        return objective.losses(prediction, target, batch)
 
     def _apply_gradients(self) -> float:
         """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""

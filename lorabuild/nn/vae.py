@@ -38,10 +38,13 @@ def _load(folder: Path) -> AutoencoderKL:
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode(vae: AutoencoderKL, pixels: Tensor, chance: torch.Generator | None = None) -> Tensor:
     """The posterior mean [B, 4, h/8, w/8] (fp32, CPU, not scaled) of `pixels` [B, 3, h, w] in -1..1.
 
     The mean, not a draw: the latents of an image are then a function of the image, and SDXL's posterior is so narrow
-    that a draw adds little. For equal bytes give one image at a time: in a batch the last bits come out otherwise.
+    that a draw adds little. With `chance` it is a draw nevertheless, by that stream. For equal bytes give one image at a
+    time: in a batch the last bits come out otherwise.
     """
-    return vae.encode(pixels.to(vae.device, torch.float32)).latent_dist.mean.float().cpu()
+    found = vae.encode(pixels.to(vae.device, torch.float32)).latent_dist
+    mean = found.mean.float().cpu()
+    return mean if chance is None else mean + found.std.float().cpu() * torch.randn(mean.shape, generator=chance)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.buckets import PIXELS_PER_LATENT, Geometry
 from lorabuild.errors import JobError
-from lorabuild.images import decode, latent_name, resize_and_crop, to_chw
+from lorabuild.images import (
+    MASKED,
+    decode,
+    decode_alpha,
+    latent_name,
+    mask_name,
+    resize_and_crop,
+    to_chw,
+    to_mask,
+)
 from lorabuild.stage import Artifact, Component, Images, Job, Stage
 from lorabuild.stages.dataset import DECODING, image_folders
 from lorabuild.workspace import ImageFile, Progress, Workspace
@@ -24,15 +33,18 @@ Row = Mapping[str, Any]  # a row of geometry.json
 
 ENCODING = 1  # raised by hand when equal pixels should give other latents
 CHANNELS = 4  # of SDXL's latents
+MASKING = 1  # raised by hand when equal alpha channels should give other masks
+READ = ("flip_aug", "alpha_policy", "latents")  # of [dataset]; all else comes with geometry.json
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
         folders = image_folders(repository, project)
         if folders and not project.settings["project"]["source"]:
+            dataset = project.settings["dataset"]
             yield Job(
                 name=f"latents:{name}",
-                params={"dataset": {"flip_aug": project.settings["dataset"]["flip_aug"]}},
+                params={"dataset": {key: dataset[key] for key in READ if key in dataset}},
                 inputs={
                     "geometry": Artifact(f"dataset:{name}", "geometry.json"),
                     "vae": Component(project.settings["project"]["base"], "vae"),
@@ -45,39 +57,53 @@ def jobs(repository: Repository) -> Iterable[Job]:
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Write `latents`: `<digest>.<w>x<h>` [4, h/8, w/8] fp32 of each image, by `flip_aug` `<digest>.<w>x<h>.flip` too.
 
-    Each view of an image is a piece. Its bytes depend on nothing else that is encoded with it, and turning `flip_aug`
-    on keeps the pieces that are there. One image at a time is in memory. Raises JobError for latents that are not
-    finite.
+    Beside them the masks of pictures that have one, [h/8, w/8]. Each view of an image is a piece. Its bytes depend on
+    nothing else that is encoded with it, and turning `flip_aug` on keeps the pieces that are there. One image at a time
+    is in memory. Raises JobError for latents that are not finite.
     """
-    rows: dict[str, Row] = {row["digest"]: row for row in json.loads(workspace.path("geometry").read_bytes())}
+    settings = job.params["dataset"]
+    rows = json.loads(workspace.path("geometry").read_bytes())
     files = {image.digest: image for image in workspace.images["images"]}
-    pixels_of = lru_cache(maxsize=1)(lambda digest: _pixels(workspace, rows[digest], files))  # the flip comes next
-    flips = (False, True) if job.params["dataset"]["flip_aug"] else (False,)
+
+    @lru_cache(maxsize=1)  # the flip comes next
+    def pixels_of(number: int) -> np.ndarray:
+        return to_chw(_pixels(workspace, rows[number], files, settings.get("alpha_policy", "white")))
+
+    images = {row["digest"] for row in rows}
     done: set[str] = set()
     encoded: set[str] = set()
 
-    def view(digest: str, flip: bool) -> bytes:
+    def view(number: int, flip: bool) -> bytes:
+        row = rows[number]
+
         def make() -> bytes:
-            encoded.add(digest)
-            return _encode(workspace, rows[digest], pixels_of(digest), flip, files)
+            encoded.add(row["digest"])
+            return _encode(workspace, row, pixels_of(number), flip, files, settings.get("latents", "mean"))
 
-        progress(len(done), len(rows), f"{len(encoded)} encoded")
-        done.add(digest)
-        return workspace.piece(_identity(rows[digest], flip, workspace.digests["vae"]), make)[0]
+        progress(len(done), len(images), f"{len(encoded)} encoded")
+        done.add(row["digest"])
+        return workspace.piece(_identity(row, flip, workspace.digests["vae"], settings), make)[0]
 
-    views = [
-        (latent_name(row, flip), "F32", _shape(row), partial(view, digest, flip))
-        for digest, row in rows.items()
-        for flip in flips
-    ]
-    write_body(workspace.output("latents"), views)  # asks for one after the other, in name order
-    workspace.note(encoded=len(encoded), reused=len(rows) - len(encoded))
+    views: dict[str, tuple[tuple[int, ...], Callable[[], bytes]]] = {}
+    for number, row in enumerate(rows):
+        for flip in (False, True) if row.get("flip", settings["flip_aug"]) else (False,):
+            views.setdefault(latent_name(row, flip), (_shape(row), partial(view, number, flip)))
+        if MASKED in row:
+            views.setdefault(mask_name(row), (_shape(row)[1:], partial(_mask, workspace, row, files)))
+    # It asks for one after the other, in name order.
+    write_body(workspace.output("latents"), [(name, "F32", shape, make) for name, (shape, make) in views.items()])
+    workspace.note(encoded=len(encoded), reused=len(images) - len(encoded))
 
 
-def _identity(row: Row, flip: bool, vae: str) -> dict[str, Any]:
+def _identity(row: Row, flip: bool, vae: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that shapes the latents of one view of an image."""
-    place = {key: row[key] for key in ("digest", "resized", "bucket", "crop")}
-    return {"piece": "latents", "version": [DECODING, ENCODING], "vae": vae, "flip": flip, **place}
+    drawn = {"latents": settings["latents"]} if settings.get("latents", "mean") != "mean" else {}
+    return {"piece": "latents", "version": [DECODING, ENCODING], "vae": vae, "flip": flip, **_place(row), **drawn}
+
+
+def _place(row: Row) -> dict[str, Any]:
+    """Which pixels they are, and how they are cut."""
+    return {key: row[key] for key in ("digest", "resized", "bucket", "crop", "interpolation") if key in row}
 
 
 def _shape(row: Row) -> tuple[int, int, int]:
@@ -85,24 +111,38 @@ def _shape(row: Row) -> tuple[int, int, int]:
     return CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
 
 
-def _pixels(workspace: Workspace, row: Row, files: Mapping[str, ImageFile]) -> np.ndarray:
-    """float32 [3, h, w] in -1..1, as training sees the image."""
+def _pixels(workspace: Workspace, row: Row, files: Mapping[str, ImageFile], alpha_policy: str) -> np.ndarray:
+    """uint8 [h, w, 3] of the picture as training sees it, [h, w] of its alpha channel for the policy "mask"."""
     image = _file(row, files)
-    picture = decode(workspace.read(image.path, image.digest), image.shown)
+    data = workspace.read(image.path, image.digest)
+    picture = decode_alpha(data, image.shown) if alpha_policy == MASKED else decode(data, image.shown, alpha_policy)
     place = Geometry(*(tuple(row[key]) for key in ("resized", "bucket", "crop")))
-    return to_chw(resize_and_crop(picture, place))
+    return resize_and_crop(picture, place, row.get("interpolation"))
 
 
-def _encode(workspace: Workspace, row: Row, pixels: np.ndarray, flip: bool, files: Mapping[str, ImageFile]) -> bytes:
-    """The raw fp32 bytes of one view's latents. The flipped view is that of the flipped pixels, not flipped latents."""
+def _mask(workspace: Workspace, row: Row, files: Mapping[str, ImageFile]) -> bytes:
+    """The raw fp32 bytes of an image's mask."""
+    identity = {"piece": "mask", "version": [DECODING, MASKING], **_place(row), "digest": row[MASKED]}
+    return workspace.piece(identity, lambda: to_mask(_pixels(workspace, row, files, MASKED)).tobytes())[0]
+
+
+def _encode(
+    workspace: Workspace, row: Row, pixels: np.ndarray, flip: bool, files: Mapping[str, ImageFile], kind: str
+) -> bytes:
+    """The raw fp32 bytes of one view's latents. The flipped view is that of the flipped pixels, not flipped latents.
+
+    Of `kind` "mean", or "sample": a draw from a stream of the image's own.
+    """
     import numpy as np
     import torch
 
+    from lorabuild.nn.noise import generator
     from lorabuild.nn.vae import encode, load_vae
 
     vae = load_vae(workspace.path("vae"), workspace.digests["vae"])
     seen = np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
-    latents = encode(vae, torch.from_numpy(seen)[None])[0].numpy()
+    chance = generator(0, "latents", row["digest"], int(flip)) if kind == "sample" else None
+    latents = encode(vae, torch.from_numpy(seen)[None], chance)[0].numpy()
     if latents.shape != _shape(row):
         raise JobError(f"the VAE makes latents of shape {latents.shape}, not {_shape(row)}: it is not one of SDXL")
     if not np.isfinite(latents).all():

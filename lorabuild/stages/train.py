@@ -89,7 +89,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if live:
             live.begin(anew=state is None)
         observer = Observer(steps, snapshot, progress, workspace.stopping, after)
-        training = Training(base, adapter, _data(dataset, workspace), recipe, device)
+        predicts = job.params["base"]["prediction_type"]
+        training = Training(base, adapter, _data(dataset, workspace, device), recipe, device, predicts)
         log = train(training, observer, state_file, state)
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
@@ -176,12 +177,11 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
     return state_file, state
 
 
-def _data(dataset: Mapping[str, Any], workspace: Workspace) -> Any:
-    from safetensors import safe_open
-
+def _data(dataset: Mapping[str, Any], workspace: Workspace, device: str) -> Any:
     from lorabuild.nn.batches import Data
+    from lorabuild.nn.latents import open_latents
 
-    return Data(dataset, safe_open(workspace.path("latents"), framework="pt").get_tensor)
+    return Data(dataset, open_latents(workspace.path("latents"), device))
 
 
 def _facts(
@@ -209,4 +209,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 1, jobs, run, slot="gpu")
+STAGE = Stage("train", 2, jobs, run, slot="gpu")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lorabuild.pulling import Pulled, pull
 from lorabuild.session import opened
@@ -32,12 +33,12 @@ def main(args: Sequence[str]) -> int:
         with using(remote):
             found = {name: pull(engine, remote, name) for name in names}
     if options.json:
-        print(json.dumps({"projects": {name: asdict(one) for name, one in found.items()}}, indent=2))
+        print(json.dumps({"projects": {name: _facts(one) for name, one in found.items()}}, indent=2))
     else:
         print("\n".join(_told(name, one) for name, one in found.items()) or "no project has a lock: nothing to pull")
     problems = [f"{name}: {problem}\n" for name, one in found.items() for problem in one.problems]
     sys.stderr.writelines(problems)
-    return 1 if problems else 0
+    return max((one.exit_code for one in found.values() if one.problems), default=0)
 
 
 def parser() -> Parser:
@@ -45,6 +46,12 @@ def parser() -> Parser:
     found.add_argument("name", metavar="NAME", nargs="*", help="a project; all that have a lock, without any")
     found.add_argument("--json", action="store_true", help="what came, as JSON")
     return found
+
+
+def _facts(done: Pulled) -> dict[str, Any]:
+    facts = asdict(done)
+    del facts["exit_code"]
+    return facts
 
 
 def _told(name: str, done: Pulled) -> str:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole
-from lorabuild.manifest.values import Misfit
+from lorabuild.manifest.tables import objective
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
+from lorabuild.manifest.values import Misfit, Misfits
 
 
 class NetworkArgs(Table):
@@ -60,6 +61,46 @@ class RecipeTable(Table):
     multires_noise_discount: Annotated[float, Field(ge=0, le=1)] = Field(
         0.3, description="How much each level of pyramid noise weighs of the one before."
     )
+    pyramid_std: Literal["batch", "sample"] = off(
+        "batch", "What pyramid noise has standard deviation 1 over: the whole batch, as in sd-scripts, or each sample."
+    )
+    noise_offset: Rate = off(0.0, "How much a channel's noise is shifted as a whole, at random; 0 is plain noise.")
+    noise_offset_random_strength: bool = off(False, "Draw the strength anew for each batch, from 0 to noise_offset.")
+    adaptive_noise_scale: float = off(
+        0.0, "Added to noise_offset for each unit of a channel's absolute mean; needs noise_offset."
+    )
+    ip_noise_gamma: Rate = off(0.0, "How much more noise the input has than the target knows of: 0.1 is usual.")
+    ip_noise_gamma_random_strength: bool = off(
+        False, "Draw the strength anew for each batch, from 0 to ip_noise_gamma."
+    )
+    min_timestep: Annotated[int, Field(ge=0, le=1000)] = off(0, "The first timestep that is drawn; 0 is the image.")
+    max_timestep: Annotated[int, Field(ge=0, le=1000)] = off(
+        1000, "The first timestep that is no longer drawn; equal to min_timestep, the only one that is."
+    )
+    v_parameterization: bool | None = Field(
+        None,
+        exclude=True,
+        description="sd-scripts' switch for v-prediction: here the base says it, and this must agree.",
+    )
+    zero_terminal_snr: bool = off(False, "Leave nothing of the image at the last timestep; for v-prediction.")
+    loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = off("l2", "How the error of a pixel is counted.")
+    huber_schedule: Literal["snr", "exponential", "constant"] = off(
+        "snr", "How the threshold of huber and smooth_l1 goes with the timestep."
+    )
+    huber_c: Annotated[float, Field(gt=0)] = off(0.1, "The threshold of huber and smooth_l1 at the last timestep.")
+    huber_scale: Annotated[float, Field(gt=0)] = off(
+        1.0, 'Multiplies the threshold of the schedules "exponential" and "constant".'
+    )
+    min_snr_gamma: Rate = off(0.0, "Weigh timesteps by min-SNR: 5 is usual; 0 weighs all alike.")
+    debiased_estimation_loss: bool = off(False, "Weigh timesteps by debiased estimation: the noisy ones more.")
+    scale_v_pred_loss_like_noise_pred: bool = off(False, "Weigh timesteps of v-prediction as epsilon's are.")
+    v_pred_like_loss: Rate = off(0.0, "Add so much of the loss as v-prediction would weigh it; for epsilon.")
+    snr_weights: Literal["exact", "peer"] = off(
+        "exact", "With zero_terminal_snr, timesteps are weighed by its own SNR, or by the plain one as in sd-scripts."
+    )
+    masked_loss: bool | None = Field(
+        None, exclude=True, description="sd-scripts' switch for masks: here alpha_mask is it, and this must agree."
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="Precision of the forward pass.")
     save_precision: Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(values.save_precision)] = Field(
         "fp16", description='Precision of the LoRA files; "float" is fp32.'
@@ -69,18 +110,23 @@ class RecipeTable(Table):
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
     max_grad_norm: Rate = Field(1.0, description="Longer gradients are scaled down to this norm; 0 leaves them.")
+    prior_loss_weight: Rate = off(1.0, "How much the loss of regularisation images weighs.")
+    weighted_captions: bool = off(
+        False, "Read (this:1.3), (this) and [this] in captions as weights of words, as A1111 does in prompts."
+    )
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
     @model_validator(mode="after")
     def _complete(self) -> RecipeTable:
+        if found := list(objective.misfits(self)):
+            raise Misfits(*found)
+        objective.settle(self)
         if self.lr_scheduler == "constant" and self.lr_scheduler_args.model_fields_set:
             raise Misfit("lr_scheduler_args", 'lr_scheduler "constant" takes no arguments')
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
         if self.lr_warmup_steps < 1:
             self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
-        if self.multires_noise_iterations == 0:
-            self.multires_noise_discount = 0.3  # it weighs nothing: another value is no other training
         self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
         self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
         if self.unet_lr == self.text_encoder_lr == 0:

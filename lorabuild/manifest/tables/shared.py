@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables.table import Count, Name, Table, Text
+from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
 from lorabuild.names import BY_DEFAULT, STAGES
 
 
@@ -21,9 +21,7 @@ class BaseTable(Table):
         description="A .safetensors file in SGM's layout (what UIs load), or a diffusers folder: a path seen from the "
         "repository, or else from a folder of [models] dirs.",
     )
-    prediction_type: Literal["epsilon"] = Field(
-        "epsilon", exclude=True, description="What the base predicts. With one answer only, no setting depends on it."
-    )
+    prediction_type: Literal["epsilon", "v_prediction"] = off("epsilon", "What the base predicts.")
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseTable:
