@@ -126,5 +126,5 @@ def make_sampler(
 @cache
 def _zero_terminal_betas() -> tuple[float, ...]:
     """SDXL's betas such that the last timestep is noise alone."""
-    kept = zero_terminal(alphas_cumprod().double()).clamp(min=LAST_ALPHA)
+    kept = zero_terminal(alphas_cumprod()).double().clamp(min=LAST_ALPHA)
     return tuple((1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])).tolist())
