@@ -11,7 +11,6 @@ from lorabuild.manifest.layers import Layer
 from lorabuild.manifest.merge import Merged, merge, variant
 from lorabuild.manifest.schema import Manifest, SharedFile, Table, TrainedManifest
 
-
 DRAWING = ("seed", "mixed_precision", "zero_terminal_snr")  # what of [recipe] counts for pictures
 
 
