@@ -25,6 +25,8 @@ lorabuild: make for LoRAs
   lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
   lorabuild push [NAME …]      upload what the remote store lacks
 
+  lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
+  lorabuild explain CODE       what a finding means, and what helps
   lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
   lorabuild why TARGET         the value that makes it stale, with its file and line
   lorabuild status             projects and stages at a glance

@@ -16,6 +16,7 @@ from lorabuild.pictures import COMPONENTS, Painter, png, settings_of
 from lorabuild.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.workspace import Workspace
 
@@ -53,7 +54,7 @@ class Live:
                 for path in sorted(self._folder.glob("step*-*.png")):
                     path.unlink()
 
-    def draw(self, step: int, adapter: Any, saved: Path | None) -> None:
+    def draw(self, step: int, adapter: Adapter, saved: Path | None) -> None:
         """Draw all prompts after update `step`: from the file `saved` as a piece, which the stage samples finds again;
         from the `adapter` as it is where nothing was saved. Training goes on as if nothing had happened."""
         if step not in self.steps or not self.prompts:
@@ -67,7 +68,7 @@ class Live:
         except _Stopping:
             pass
 
-    def _all(self, step: int, adapter: Any, saved: Path | None, digest: str | None) -> None:
+    def _all(self, step: int, adapter: Adapter, saved: Path | None, digest: str | None) -> None:
         with ExitStack() as stack:
             for index, prompt in enumerate(self.prompts):
                 if index in self._failed:
@@ -146,13 +147,11 @@ class Live:
 
 
 @contextmanager
-def _evaluating(adapter: Any) -> Iterator[None]:
-    """The adapter's modules without their dropout."""
-    modes = {module: module.training for one in adapter.modules.values() for module in one.modules()}
+def _evaluating(adapter: Adapter) -> Iterator[None]:
+    """The adapter without dropout, as its file will be."""
+    moment = adapter.chance.moment
     try:
-        for module in modes:
-            module.training = False
+        adapter.measuring()
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        adapter.chance.moment = moment

@@ -102,6 +102,15 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         )
 
 
+@contextmanager
+def state_of(root: Path) -> Iterator[State]:
+    """What is remembered of a repository, for a verb that asks nothing else of it. Raises JobError as `opened` does."""
+    with _state_in_one_line(), ExitStack() as stack:
+        state = _state(root / ".lorabuild" / "state.sqlite", root, False, stack)
+        stack.callback(state.close)
+        yield state
+
+
 def _state(path: Path, root: Path, writing: bool, stack: ExitStack) -> State:
     """Who only reads, and may not write here, gets a copy."""
     try:

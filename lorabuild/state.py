@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lorabuild.hashing import digest_file
@@ -171,9 +171,21 @@ class State:
         return row[0] if row else None
 
     def put(self, key: str, value: str) -> None:
+        self.put_all({key: value})
+
+    def put_all(self, values: Mapping[str, str]) -> None:
+        """Keep many texts, in one transaction."""
         with self._lock:
-            self._db.execute("replace into memo values (?,?,?)", (key, value, time.time()))
-            self._db.execute("delete from memo where used < ?", (time.time() - 90 * DAY,))
+            self._db.execute("begin immediate")
+            try:
+                self._db.executemany(
+                    "replace into memo values (?,?,?)", [(key, value, time.time()) for key, value in values.items()]
+                )
+                self._db.execute("delete from memo where used < ?", (time.time() - 90 * DAY,))
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
 
 
 def _open(path: Path) -> sqlite3.Connection:

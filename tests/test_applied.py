@@ -117,8 +117,28 @@ def forwards() -> list[str]:
 
 
 @torch.no_grad()
-def test_what_was_trained_and_saved_acts_as_it_did_in_training(tmp_path: Path):
-    base, shape = tiny_base(), Shape.of(RECIPE)
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"algo": "locon", "train_norm": True},
+        pytest.param({"algo": "locon", "dora_wd": True, "use_tucker": True}, marks=pytest.mark.slow),
+        pytest.param({"algo": "loha"}, marks=pytest.mark.slow),
+        pytest.param({"algo": "lokr", "dora_wd": True}, marks=pytest.mark.slow),
+        pytest.param({"algo": "full"}, marks=pytest.mark.slow),
+        pytest.param({"algo": "dylora", "block_size": 2}, marks=pytest.mark.slow),
+        pytest.param({"algo": "diag-oft"}, marks=pytest.mark.slow),
+        pytest.param({"algo": "boft"}, marks=pytest.mark.slow),
+        pytest.param({"algo": "glora"}, marks=pytest.mark.slow),
+        pytest.param({"algo": "ia3"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda args: "+".join(map(str, args.values())),
+)
+def test_what_was_trained_and_saved_acts_as_it_did_in_training(tmp_path: Path, args: dict[str, Any]):
+    dim = 16 if args["algo"] == "boft" else 4  # butterflies are of some sizes only
+    own = {"preset": "full", "conv_dim": dim, "conv_alpha": 1.0}
+    recipe = RECIPE | {"network_dim": dim, "network_args": own | args}
+    base, shape = tiny_base(), Shape.of(recipe)
+    torch.manual_seed(1)
     ids, x, timestep = torch.arange(77)[None] % 100, torch.randn(1, 4, 8, 8), torch.tensor([500])
     conditions = {"text_embeds": torch.randn(1, 56), "time_ids": torch.full((1, 6), 64.0)}
 
@@ -128,9 +148,11 @@ def test_what_was_trained_and_saved_acts_as_it_did_in_training(tmp_path: Path):
 
     plain = answer()
     with adapted(base, shape, 7, ("te", "unet")) as adapter:
-        for number, module in enumerate(adapter.modules.values()):
-            chance = torch.Generator().manual_seed(number)
-            module.lora_up.weight.copy_(torch.randn(module.lora_up.weight.shape, generator=chance) * 0.01)
+        adapter.measuring()
+        for number, (name, parameter) in enumerate(adapter.parameters().items()):
+            if "dora_scale" not in name:
+                chance = torch.Generator().manual_seed(number)
+                parameter.add_(torch.randn(parameter.shape, generator=chance) * 0.01)
         write_adapter(tmp_path / "w", adapter, shape.alpha, "fp32")
         live, before = answer(), forwards()
         with bare(base):
@@ -142,7 +164,7 @@ def test_what_was_trained_and_saved_acts_as_it_did_in_training(tmp_path: Path):
         assert forwards() == before
     change = (live - plain).norm()
     assert change > 1e-3
-    assert (saved - live).norm() < 1e-4 * change
+    assert (saved - live).norm() < 1e-3 * change
     assert forwards() == []
 
 

@@ -230,24 +230,6 @@ def test_a_job_finds_the_libraries_as_in_a_new_process():
     assert state() == before
 
 
-def test_an_adapter_leaves_lycoris_as_it_was():
-    from lycoris.kohya import LycorisNetworkKohya
-    from tiny_base import RECIPE, tiny_base
-
-    from lorabuild.nn.adapter import Shape, adapted
-
-    def presets() -> dict[str, Any]:
-        classes = [one for one in LycorisNetworkKohya.__mro__ if one.__module__.startswith("lycoris")]
-        found = {f"{one.__name__}.{name}": value for one in classes for name, value in vars(one).items()}
-        return {name: repr(value) for name, value in found.items() if name.rpartition(".")[2].isupper()}
-
-    before = presets()
-    assert "LycorisNetworkKohya.TARGET_EXCLUDE_NAME" in before
-    with adapted(tiny_base(), Shape.of(RECIPE), 7, ("te", "unet")):
-        assert presets() == before
-    assert presets() == before
-
-
 def test_the_stages_that_load_a_base_have_gpu_slots():
     assert {name for name, stage in STAGES.items() if stage.slot == "gpu"} >= {"latents", "train"}
     assert RealStage("any", 1, lambda repository: [], lambda job, workspace, progress: None).slot == "cpu"

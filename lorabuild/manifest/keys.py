@@ -40,14 +40,22 @@ KEYS: dict[str, dict[Class, str]] = {
             "pyramid_std noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma "
             "ip_noise_gamma_random_strength min_timestep max_timestep zero_terminal_snr loss_type huber_schedule "
             "huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
-            "v_pred_like_loss snr_weights"
+            "v_pred_like_loss snr_weights network_train_unet_only network_train_text_encoder_only network_dropout "
+            "scale_weight_norms"
         ),
         "saved": "save_every_n_steps",
         "execution": "gradient_checkpointing",
         # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
         "presentation": "learning_rate v_parameterization masked_loss",
     },
-    "recipe.network_args": {"result": "algo preset conv_dim conv_alpha"},
+    "recipe.network_args": {
+        "result": (
+            "algo preset conv_dim conv_alpha block_dims block_alphas conv_block_dims conv_block_alphas dropout "
+            "rank_dropout rank_dropout_scale module_dropout use_tucker use_scalar rs_lora dora_wd wd_on_output train_norm "
+            "block_size factor decompose_both full_matrix unbalanced_factorization constraint rescaled loraplus_lr_ratio "
+            "loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio"
+        ),
+    },
     "recipe.optimizer_args": {"result": "betas eps weight_decay"},
     "recipe.lr_scheduler_args": {"result": "num_cycles"},
     "resize": {
@@ -56,6 +64,7 @@ KEYS: dict[str, dict[Class, str]] = {
             "subspace params rescale step allow_empty"
         ),
     },
+    "check": {"presentation": "levels"},
     "chop": {"result": "keep weights vector vector_style allow_empty"},
     "samples": {
         "result": "prompts sample_sampler parity",  # of the stage samples; a training's key has none of them

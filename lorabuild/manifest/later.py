@@ -7,14 +7,9 @@ KEYS = {
     "SubsetTable": "cache_info metadata_file",
     "RecipeTable": (
         "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init lr_scheduler_num_cycles lr_scheduler_power "
-        "lr_scheduler_type max_train_epochs network_dropout network_train_text_encoder_only network_train_unet_only "
+        "lr_scheduler_type max_train_epochs "
         "network_weights phases save_every_n_epochs save_last_n_epochs save_last_n_steps "
-        "scale_weight_norms sdpa xformers"
-    ),
-    "NetworkArgs": (
-        "block_size bypass_mode constraint decompose_both dora_wd dropout factor full_matrix loraplus_lr_ratio "
-        "module_dropout rank_dropout rank_dropout_scale rescaled rs_lora train_norm unbalanced_factorization use_cp "
-        "use_scalar use_tucker wd_on_output"
+        "sdpa xformers"
     ),
     "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
     "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
@@ -34,8 +29,7 @@ VALUES = {
         "linear cosine_with_restarts polynomial constant_with_warmup inverse_sqrt cosine_with_min_lr "
         "warmup_stable_decay piecewise_constant adafactor"
     ),
-    "NetworkArgs.algo": "loha lokr dylora glora full diag-oft boft ia3 tlora",
-    "NetworkArgs.preset": "full-lin attn-mlp attn-only unet-only unet-transformer-only unet-convblock-only",
+    "NetworkArgs.algo": "tlora",
     "BuildTable.default": "report",
 }
 
@@ -45,6 +39,18 @@ REFUSED = dict.fromkeys(
     ("DatasetTable.face_crop_aug_range", "SubsetTable.face_crop_aug_range"),
     "not possible: latents are made once an image and kept; crop the images beforehand",
 )
+REFUSED |= {
+    "NetworkArgs.bypass_mode": (
+        "no such choice here: a change is never added to the base's weights before it is used, so that none is rounded away"
+    ),
+    "NetworkArgs.use_cp": 'it is called use_tucker now (LyCORIS took "cp" for another decomposition)',
+    "NetworkArgs.use_conv_cp": "it is called use_tucker now",
+    "NetworkArgs.disable_conv_cp": "it is called use_tucker now, and is false unless it is set",
+    "NetworkArgs.use_reentrant": "nothing reads it, in LyCORIS neither: leave it out",
+    "NetworkArgs.train_t5xxl": "SDXL has no T5 text encoder",
+    "NetworkArgs.train_llm_adapter": "SDXL has no language model",
+    "NetworkArgs.train_on_input": "nothing reads it in LyCORIS's network_args: ia3 scales outputs",
+}
 
 
 def later_key(table: str, key: str) -> bool:

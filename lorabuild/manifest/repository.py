@@ -22,7 +22,10 @@ HERE = Path(__file__).parent
 # What decides how a file is read: if any of it changes, nothing remembered counts.
 CODE = [
     *sorted(HERE.rglob("*.py")),
-    *(HERE.parent / name for name in ("names.py", "vectors.py", "buckets.py", "prompts.py", "lora/ranks.py")),
+    *(
+        HERE.parent / name
+        for name in ("names.py", "vectors.py", "buckets.py", "prompts.py", "findings.py", "lora/ranks.py")
+    ),
 ]
 
 
@@ -78,6 +81,22 @@ def load(
     With a `memo`, what was found for equal bytes is not worked out again; then neither pydantic nor a TOML parser is
     imported. `scan` is the look at the folders that manifests are found by.
     """
+    repository, problems = survey(root, memo, scan, skip)
+    if repository is None or problems:
+        raise ConfigError(*problems)
+    return repository
+
+
+def survey(
+    root: Path,
+    memo: Memo | None = None,
+    scan: Scan | None = None,
+    skip: Callable[[Path], bool] = lambda manifest: False,
+) -> tuple[Repository | None, list[Problem]]:
+    """As `load`, but with all that can be read: the projects without a mistake, and every mistake of the others.
+
+    There is no repository at all where lorabuild.toml is wrong.
+    """
     root = Path(os.path.abspath(root))
     reader = Reader(root, memo)
     remembered = _Remembered(memo)
@@ -105,12 +124,13 @@ def load(
         try:
             found = _project(path, reader, remembered, bases, shared_layers)
         except ConfigError as error:
-            found = {"settings": {}, "variants": {}}
             problems += error.problems
+            continue
         projects.setdefault(folder.name, Project(folder.name, folder, path, **found))
-    if problems or shared is None or bases is None:
-        raise ConfigError(*sorted(set(problems)))
-    return Repository(
+    problems = sorted(set(problems))
+    if shared is None or bases is None:
+        return None, problems
+    repository = Repository(
         root=root,
         projects=dict(sorted(projects.items())),
         bases=bases,
@@ -120,6 +140,7 @@ def load(
         store=shared["store"],
         files=sorted(reader.looked_for),
     )
+    return repository, problems
 
 
 class _Remembered:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
 from lorabuild.manifest import values
+from lorabuild.manifest.tables.check import CheckTable
 from lorabuild.manifest.tables.chop import ChopTable
 from lorabuild.manifest.tables.dataset import DatasetTable, TrainedDatasetTable
 from lorabuild.manifest.tables.objective import base_misfits, mask_misfits
@@ -17,7 +18,7 @@ from lorabuild.manifest.tables.recipe import RecipeTable
 from lorabuild.manifest.tables.resize import ResizeTable
 from lorabuild.manifest.tables.samples import SamplesTable
 from lorabuild.manifest.tables.shared import SharedFile
-from lorabuild.manifest.tables.table import Name, Table
+from lorabuild.manifest.tables.table import Name, Table, off
 from lorabuild.manifest.values import Misfit, Misfits
 
 __all__ = ["Manifest", "SharedFile", "Table", "TrainedManifest", "inner_table", "table_at", "walk"]
@@ -45,6 +46,7 @@ class Manifest(Table):
     samples: SamplesTable | None = Field(
         None, description="[samples]: pictures of what was learnt, drawn while it trains and by `doit samples`."
     )
+    check: CheckTable | None = off(None, "[check]: how severe findings are.")
     variants: dict[Name, VariantTable] = Field(
         default_factory=dict,
         exclude=True,

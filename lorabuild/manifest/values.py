@@ -118,6 +118,14 @@ def warmup(value: Any) -> int | float:
     raise ValueError(f"expected a number of steps, or a part of all steps below 1, got {shown(value)}")
 
 
+def text_rates(value: Any) -> float | list[float]:
+    """A learning rate for both text encoders, or one for each."""
+    rates = value if isinstance(value, list) and len(value) == 2 else [value]
+    if all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one < float("inf") for one in rates):
+        return [float(one) for one in rates] if isinstance(value, list) else float(value)
+    raise ValueError(f"expected a number, or a list of two, 0 or more, got {shown(value)}")
+
+
 def interpolation(value: Any) -> Any:
     """OpenCV's "linear" and "cubic" are its bilinear and bicubic, "lanczos4" is read as PIL's Lanczos."""
     known = {"linear": "bilinear", "cubic": "bicubic", "lanczos4": "lanczos"}

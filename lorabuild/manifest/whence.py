@@ -17,8 +17,9 @@ Spot = tuple[str, int]  # file as messages call it, line from 1
 # Key of a job's parameters -> where else the manifest may say it: the first that is written counts.
 ELSEWHERE: dict[str, Sequence[KeyPath]] = {
     "chop.keep": (("chop", "vector"), ("chop", "weights")),
-    "recipe.unet_lr": (("recipe", "learning_rate"),),
-    "recipe.text_encoder_lr": (("recipe", "learning_rate"),),
+    "recipe.unet_lr": (("recipe", "network_train_text_encoder_only"), ("recipe", "learning_rate")),
+    "recipe.text_encoder_lr": (("recipe", "network_train_unet_only"), ("recipe", "learning_rate")),
+    "recipe.network_args.dropout": (("recipe", "network_dropout"),),
     "recipe.network_alpha": (("recipe", "network_dim"),),
     "recipe.network_args.conv_dim": (("recipe", "network_dim"),),
     "recipe.network_args.conv_alpha": (("recipe", "network_alpha"), ("recipe", "network_dim")),
@@ -47,6 +48,10 @@ class Whence:
         if name.startswith("dataset.subset."):
             return _first(merged, self._subsets(target, merged, inner, name.rpartition(".")[2]))
         return _first(merged, _ways(merged, name, inner))
+
+    def subset(self, target: str, number: int, key: str) -> Spot | None:
+        """Where a key of a project's [[dataset.subset]] is written; subsets are numbered from 0."""
+        return _first(self._of(target), [("dataset", "subset", number, key)])
 
     def base(self, name: str) -> Spot | None:
         """Where a base is named in lorabuild.toml."""

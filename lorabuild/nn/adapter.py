@@ -1,199 +1,227 @@
-"""Put LyCORIS' LoCon adapter on a diffusers SDXL, exactly where kohya's trainer puts it, and take it off again."""
+"""Put an adapter on a diffusers SDXL, exactly where kohya's trainer puts LyCORIS', and take it off again."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lorabuild.errors import JobError
-from lorabuild.lora.keymap import EXPECTED, adaptable_modules
+from lorabuild.lora.adapter_shape import Shape, component_of, expanded, plus_ratio, rates_of
+from lorabuild.lora.adapter_tensors import Start, layout, norm_layout
+from lorabuild.lora.keymap import EXPECTED, adaptable_modules, lora_name
+from lorabuild.lora.presets import COMPONENTS, TEXT_PARTS, preset_layers, preset_norms
+from lorabuild.nn.adapters.chance import Chance
+from lorabuild.nn.adapters.limits import Norms, limit_norms
+from lorabuild.nn.adapters.module import Module
+from lorabuild.nn.adapters.start import FromFile, check_fits, drawn, dylora_blocks, layers_of_file
+from lorabuild.nn.adapters.weights import scale_of
 from lorabuild.nn.base import Base
-from lorabuild.nn.lowrank import lowrank_linear
-from lorabuild.nn.noise import generator
 
-# kohya's layers of preset "full". LyCORIS' own preset of this name does not fit a diffusers U-Net: it names a layer
-# twice, and adds four that have no block.
-PRESET = {
-    "enable_conv": True,
-    "unet_target_module": ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"],
-    "unet_target_name": [],
-    # The second class is what some versions of transformers call the first: without it no attention would be trained.
-    "text_encoder_target_module": ["CLIPAttention", "CLIPSdpaAttention", "CLIPMLP"],
-    "text_encoder_target_name": [],
-    "module_algo_map": {},
-    "name_algo_map": {},
-    "use_fnmatch": False,
-    "exclude_name": [],
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Rank and alpha: of linear layers and 1x1 convolutions, of other convolutions. alpha / rank scales the update."""
-
-    dim: int
-    alpha: float
-    conv_dim: int
-    conv_alpha: float
-
-    @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> Shape:
-        """From network_dim, network_alpha and network_args, as kohya's trainer reads them; alpha 0 is the rank."""
-        args = recipe.get("network_args") or {}
-        dim, alpha = int(recipe["network_dim"]), float(recipe["network_alpha"])
-        conv_dim = int(args.get("conv_dim") or dim)
-        conv_alpha = float(alpha if args.get("conv_alpha") is None else args["conv_alpha"])
-        return cls(dim, alpha or dim, conv_dim, conv_alpha or conv_dim)
+SCALES = "norm_scales"  # in a training's state: what scale_weight_norms has done to each layer, in name order
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in place: LyCORIS' modules by kohya's names, in name order; `parts`: "te", "unet" or both."""
+    """An adapter in place: its modules by kohya's names, in name order; `parts`: which of te1, te2 and unet are trained."""
 
-    modules: dict[str, Any]
+    modules: dict[str, Module]
     parts: tuple[str, ...]
+    chance: Chance
 
-    def parameters(self, part: str) -> dict[str, Parameter]:
-        """Trained parameters of a part by the names that they have in a file, float32."""
+    def parameters(self, part: str | None = None) -> dict[str, Parameter]:
+        """Trained parameters of a part ("te": both text encoders; None: all) by the names that they have in a file."""
+        parts = set(expanded([part]) if part else self.parts)
         return {
-            f"{name}.{kind}.weight": getattr(module, kind).weight
-            for name, module in self.modules.items()
-            if _part(name) == part
-            for kind in ("lora_down", "lora_up")
+            name: parameter
+            for own, module in self.modules.items()
+            if component_of(own) in parts
+            for name, parameter in module.parameters()
+            if parameter.requires_grad
         }
 
+    def groups(self, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The optimizer's groups: {"params", "name", "logged", "lr"}, `lr` as the recipe sets it, before its schedule.
+
+        "te1", "te2", "unet"; with LoRA+ the up matrices apart, as "unet+plus" (Hayou et al. 2024). `logged` is sd-scripts'
+        name of the rate: "textencoder" is both, where they have one rate.
+        """
+        rates, found = rates_of(recipe), []
+        one_rate = not isinstance(recipe.get("text_encoder_lr"), Sequence)
+        for part in self.parts:
+            ratio = plus_ratio(recipe, part)
+            parameters = self.parameters(part)
+            plus = [p for name, p in parameters.items() if ratio and ".lora_up." in name]
+            chosen = {id(parameter) for parameter in plus}
+            rest = [p for p in parameters.values() if id(p) not in chosen]
+            logged = part if part == "unet" else "textencoder" if one_rate else f"textencoder {part[-1]}"
+            if rest:
+                found.append({"params": rest, "name": part, "logged": logged, "lr": rates[part]})
+            if plus:
+                rate = rates[part] * ratio
+                found.append({"params": plus, "name": f"{part}+plus", "logged": f"{logged} plus", "lr": rate})
+        return found
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether gradients are to reach a text encoder."""
+        return any(part in self.parts for part in TEXT_PARTS)
+
     def counts(self) -> dict[str, int]:
-        """Modules of each part: {"unet": 788, "te": 264} where both are trained."""
-        return {part: sum(_part(name) == part for name in self.modules) for part in ("unet", "te")}
+        """Modules of each part: {"unet": 788, "te": 264} where both are there."""
+        components = [component_of(name) for name in self.modules]
+        return {"unet": components.count("unet"), "te": len(components) - components.count("unet")}
+
+    def at(self, *moment: int) -> None:
+        """Which micro-batch comes next, as (update, micro-batch): dropout follows from that, and from nothing else."""
+        self.chance.moment = moment
+
+    def measuring(self) -> None:
+        """Nothing is dropped from now on, and DyLoRA has all ranks: as the file will be."""
+        self.chance.moment = None
+
+    def limit_norms(self, limit: float) -> Norms:
+        """scale_weight_norms, to be called after each update: in between nothing changes, so that it is the same."""
+        return limit_norms((module for name, module in self.modules.items() if component_of(name) in self.parts), limit)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, for its state."""
+        scales = torch.tensor([module.norm_scale for module in self.modules.values()], dtype=torch.float64)
+        return {**self.parameters(), SCALES: scales}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the parameters of a state, in place."""
-        for part in self.parts:
-            for name, parameter in self.parameters(part).items():
-                parameter.copy_(tensors[name])
+        """Take over `tensors` of a state, in place."""
+        for name, parameter in self.parameters().items():
+            parameter.copy_(tensors[name])
+        for module, scale in zip(self.modules.values(), tensors[SCALES].tolist(), strict=True):
+            module.norm_scale = scale
 
 
 @contextmanager
-def adapted(base: Base, shape: Shape, seed: int, parts: tuple[str, ...], device: str = "cpu") -> Iterator[Adapter]:
-    """`base` with a fresh adapter on its U-Net ("unet" in `parts`) and both text encoders ("te"), within a with block.
+def adapted(
+    base: Base,
+    shape: Shape,
+    seed: int,
+    parts: Sequence[str],
+    device: str = "cpu",
+    init: Mapping[str, Tensor] | None = None,
+) -> Iterator[Adapter]:
+    """`base` with an adapter on its U-Net ("unet" in `parts`) and text encoders ("te1", "te2"), within a with block.
 
-    Fresh: up is zero, so that it changes nothing yet; down is uniform in ±1/sqrt(fan-in), each drawn from a stream of
-    its own, so that it depends on the seed and the layer's name alone. Afterwards the base is as it was before.
-    Raises JobError unless LyCORIS finds exactly the layers that it must find.
+    Fresh, it changes nothing yet, and each tensor is drawn from a stream of its own, so that it depends on the seed and
+    its name alone. `init` holds the tensors of a LoRA file: then its layers, ranks and alphas are the adapter's, and those
+    of parts that are not trained are there, too, and stay as they are. Afterwards the base is as it was before.
+    Raises JobError unless the base has exactly SDXL's layers.
     """
-    network = _create(base, shape, parts)
+    trained, chance = expanded(parts), Chance(seed)
+    made = _from_file(base, shape, init, chance) if init is not None else _fresh(base, shape, seed, trained, chance)
+    modules = dict(sorted(made.items()))
+    for name, module in modules.items():
+        learns = component_of(name) in trained
+        module.tensors = {
+            kind: Parameter(tensor.to(device, torch.float32), requires_grad=learns)
+            for kind, tensor in module.tensors.items()
+        }
+    if not any(component_of(name) in trained for name in modules):
+        raise JobError("the adapter has no layer to train: see network_args, the learning rates and init")
     try:
-        modules = _named(network, base, parts)
-        for name, module in modules.items():
-            _draw(module, seed, name)
-            module.bypass_forward = _linear(module) if module.module_type == "linear" else _convolution(module)
-        with _quiet():
-            network.apply_to(None, None, "te" in parts, "unet" in parts)
-        network.to(device)
-        yield Adapter(modules, parts)
+        for module in modules.values():
+            module.attach()
+        yield Adapter(modules, tuple(part for part in trained if any(component_of(n) == part for n in modules)), chance)
     finally:
-        for module in network.loras:
-            module.restore()
-            vars(module.org_module[0]).pop("forward", None)  # LyCORIS leaves the class's own method behind
+        for module in modules.values():
+            module.detach()
 
 
-def _create(base: Base, shape: Shape, parts: tuple[str, ...]) -> Any:
-    from lycoris.kohya import LycorisNetworkKohya as Network
-
-    before = {name: value for name, value in vars(Network).items() if name.isupper()}
-    try:
-        Network.apply_preset(PRESET)  # sets attributes of the class, for all networks of the process
-        with _quiet():
-            return Network(
-                [base.te1, base.te2] if "te" in parts else None,
-                base.unet,
-                multiplier=1.0,
-                lora_dim=shape.dim,
-                alpha=shape.alpha,
-                conv_lora_dim=shape.conv_dim,
-                conv_alpha=shape.conv_alpha,
-                network_module="locon",
-                bypass_mode=True,  # W + dW in the base's own bf16 would round most of a young dW away
-                warn_on_unmatched=False,
-            )
-    finally:
-        for name, value in before.items():
-            setattr(Network, name, value)
+def sdxl_layers(base: Base, component: str) -> dict[str, nn.Module]:
+    """kohya's name -> layer, of all that preset "full" adapts and all norms. Raises JobError unless it is SDXL's set."""
+    root = {"unet": base.unet, "te1": base.te1, "te2": base.te2}[component]
+    modules = dict(root.named_modules())
+    layers = adaptable_modules(component, modules)
+    if len(layers) != EXPECTED[component] or layers.keys() != preset_layers("full", component):
+        raise JobError(
+            f"{component}: the adapter found {len(layers)} layers, SDXL has {EXPECTED[component]}; the base is not SDXL, or "
+            "diffusers or transformers is not the version of constraints.txt"
+        )
+    norms = {}
+    if component == "unet":
+        for path, module in modules.items():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and path != "conv_norm_out":
+                norms[lora_name(component, path)] = path
+    return {name: modules[path] for name, path in {**layers, **norms}.items()}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without LyCORIS' account of what it does."""
-    from lycoris.logging import logger
-
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _named(network: Any, base: Base, parts: tuple[str, ...]) -> dict[str, Any]:
-    """kohya's name -> module, in name order, once it is sure that it is the whole set, name by name."""
-    components = {"unet": base.unet} if "unet" in parts else {}
-    components |= {"te1": base.te1, "te2": base.te2} if "te" in parts else {}
-    adapters = {id(module.org_module[0]): module for module in network.loras}
-    found: dict[str, Any] = {}
-    for component, root in components.items():
-        modules = dict(root.named_modules())
-        layers = adaptable_modules(component, modules)
-        named = {name: adapters[id(modules[path])] for name, path in layers.items() if id(modules[path]) in adapters}
-        count = sum(id(module) in adapters for module in modules.values())
-        if not len(named) == len(layers) == count == EXPECTED[component]:
-            raise JobError(
-                f"{component}: the adapter found {count} layers, SDXL has {EXPECTED[component]}; the base is not SDXL, or "
-                "diffusers, transformers or lycoris-lora is not the version of constraints.txt"
-            )
-        found |= named
-    return dict(sorted(found.items()))
+def _fresh(base: Base, shape: Shape, seed: int, parts: Sequence[str], chance: Chance) -> dict[str, Module]:
+    found = {}
+    for component in parts:
+        layers = sdxl_layers(base, component)
+        for name in sorted(preset_layers(shape.preset, component)):
+            layer = layers[name]
+            dim, alpha = shape.rank(name, any(side > 1 for side in layer.weight.shape[2:]))
+            if not dim:
+                continue
+            options = {**shape.options, "bias": layer.bias is not None}
+            try:
+                starts = layout(shape.algo, tuple(layer.weight.shape), dim, options)
+            except ValueError as error:
+                raise JobError(f"recipe.network_args: {name}: {error}") from None
+            scale = scale_of(options, shape.algo, dim, alpha, starts)
+            found[name] = _module(name, layer, shape.algo, starts, dim, scale, shape, seed, chance)
+        if component == "unet" and shape.options.get("train_norm"):
+            for name in sorted(preset_norms(shape.preset)):
+                if shape.rank(name, False)[0]:
+                    starts = norm_layout(len(layers[name].weight))
+                    found[name] = _module(name, layers[name], "norm", starts, 1, 1.0, shape, seed, chance)
+    return found
 
 
-@torch.no_grad()
-def _draw(module: Any, seed: int, name: str) -> None:
-    torch.nn.init.kaiming_uniform_(module.lora_down.weight, a=5**0.5, generator=generator(seed, "init", name))
-    torch.nn.init.zeros_(module.lora_up.weight)
+def _module(
+    name: str,
+    layer: nn.Module,
+    algo: str,
+    starts: Mapping[str, Start],
+    dim: int,
+    scale: float,
+    shape: Shape,
+    seed: int,
+    chance: Chance,
+) -> Module:
+    tensors: dict[str, Any] = {kind: drawn(seed, name, kind, start, layer.weight) for kind, start in starts.items()}
+    return Module(name, layer, algo, tensors, dim, scale, shape.options, chance)
 
 
-def _linear(module: Any) -> Callable[..., Tensor]:
-    """LyCORIS' `bypass_forward` of a linear layer without dropout, in one autograd node."""
-    layer, own_scale = module.org_module[0], module.scale
-    weight, bias, down, up = layer.weight, layer.bias, module.lora_down.weight, module.lora_up.weight
-
-    def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
-        return lowrank_linear(x, weight, bias, down, up, own_scale * scale)
-
-    return bypass_forward
-
-
-def _convolution(module: Any) -> Callable[..., Tensor]:
-    """LyCORIS' `bypass_forward` of a convolution without dropout, scaled where there are fewest channels.
-
-    Theirs asks a kernel library for each call, which on a GPU compiles for each new shape of an image.
-    """
-    base_forward, own_scale = module.org_module[0].forward, module.scale
-    down, up = module.lora_down, module.lora_up
-
-    def bypass_forward(x: Tensor, scale: float = 1.0) -> Tensor:
-        base, update = base_forward(x), up(down(x) * (own_scale * scale))
-        # In float32, also where both come in half precision: their sum in bf16 would swallow a young update.
-        return base.float() + update.float()
-
-    return bypass_forward
+def _from_file(base: Base, shape: Shape, init: Mapping[str, Tensor], chance: Chance) -> dict[str, Module]:
+    layers = {name: layer for component in COMPONENTS for name, layer in sdxl_layers(base, component).items()}
+    found = {}
+    for name, one in layers_of_file(init).items():
+        if name not in layers:
+            raise JobError(f"init: {name} is no layer that can be trained")
+        check_fits(name, one, layers[name])
+        wanted = "locon" if shape.algo == "dylora" else shape.algo
+        if one.algo not in (wanted, "norm"):
+            raise JobError(f'init: {name} is {one.algo}; set recipe.network_args.algo = "{one.algo}" to go on from it')
+        found[name] = _continued(name, layers[name], one, shape, chance)
+    return found
 
 
-def _part(name: str) -> str:
-    return "unet" if name.startswith("lora_unet_") else "te"
+def _continued(name: str, layer: nn.Module, one: FromFile, shape: Shape, chance: Chance) -> Module:
+    tensors: dict[str, Any] = dict(one.tensors)
+    algo = "norm" if one.algo == "norm" else shape.algo
+    options = dict(shape.options)
+    if algo == "dylora":
+        block = options.get("block_size", 4)
+        if one.dim % block:
+            raise JobError(f"init: {name}: its rank {one.dim} is not a multiple of block_size {block}")
+        tensors = dylora_blocks(tensors, block)
+    if algo in ("diag-oft", "boft"):
+        options["constraint"] = one.alpha
+    if options.get("use_scalar") and algo in ("locon", "loha", "lokr", "glora"):
+        tensors["scalar"] = torch.ones(())
+    scale = scale_of({}, algo, one.dim, one.alpha, tensors)
+    return Module(name, layer, algo, tensors, one.dim, scale, options, chance)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorabuild.errors import JobError
 from lorabuild.nn.adapter import Adapter
+from lorabuild.nn.adapters.files import file_tensors
 from lorabuild.writing import write_body
 
 # recipe.save_precision -> (dtype, the file format's name for it)
@@ -17,7 +18,7 @@ PRECISIONS = {"fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16"), 
 
 
 def write_adapter(path: Path, adapter: Adapter, network_alpha: float, save_precision: str) -> None:
-    """Write `adapter` to `path` as a canonical body: `.alpha`, `.lora_down.weight`, `.lora_up.weight` for each module.
+    """Write `adapter` to `path` as a canonical body: each module's tensors by LyCORIS' names, and its alpha.
 
     The file's one alpha is `network_alpha`, or what is nearest to it in the dtype: diffusers loses alphas that differ.
     Raises JobError, with the tensor's name, where the dtype cannot hold a weight.
@@ -34,23 +35,9 @@ def one_alpha(network_alpha: float, dtype: torch.dtype) -> float:
     return alpha if 0 < alpha < float("inf") else 1.0
 
 
-def fold(down: Tensor, up: Tensor, own_alpha: float, alpha: float) -> tuple[Tensor, Tensor]:
-    """(down, up) float32 that have with `alpha` the effect that the given pair has with `own_alpha`.
-
-    A loader computes alpha / rank · up @ down: own_alpha / alpha goes into the weights, its root into each, so that
-    neither leaves the range that half precision resolves well.
-    """
-    root = (own_alpha / alpha) ** 0.5
-    return (down, up) if root == 1.0 else (down * root, up * root)
-
-
 def _tensors(adapter: Adapter, alpha: float) -> Iterator[tuple[str, Tensor]]:
-    for name, module in adapter.modules.items():
-        down, up = module.lora_down.weight.detach(), module.lora_up.weight.detach()
-        down, up = fold(down, up, module.alpha.item(), alpha)
-        yield f"{name}.alpha", torch.tensor(alpha)
-        yield f"{name}.lora_down.weight", down
-        yield f"{name}.lora_up.weight", up
+    for module in adapter.modules.values():
+        yield from file_tensors(module, alpha)
 
 
 def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> bytes:

@@ -22,12 +22,12 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        dtype = _compute_dtype(x)
-        rows = _as(x.reshape(-1, x.shape[-1]), dtype)
-        middle = rows.mm(_as(down, dtype).t()).mul_(scale)
+        dtype = compute_dtype(x)
+        rows = as_dtype(x.reshape(-1, x.shape[-1]), dtype)
+        middle = rows.mm(as_dtype(down, dtype).t()).mul_(scale)
         # The small product first and the large one added onto it: the sum is rounded once. The other way round, a base
         # output in bf16 would swallow every update below half of its last bit.
-        out = middle.mm(_as(up, dtype).t()).addmm_(rows, _as(weight, dtype).t())
+        out = middle.mm(as_dtype(up, dtype).t()).addmm_(rows, as_dtype(weight, dtype).t())
         if bias is not None:
             out += bias
         ctx.save_for_backward(rows, middle, weight, down, up)
@@ -38,22 +38,23 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, middle, weight, down, up = ctx.saved_tensors
         dtype = rows.dtype
-        grad = _as(grad.reshape(-1, grad.shape[-1]), dtype)
-        grad_middle = grad.mm(_as(up, dtype)).mul_(ctx.scale)
+        grad = as_dtype(grad.reshape(-1, grad.shape[-1]), dtype)
+        grad_middle = grad.mm(as_dtype(up, dtype)).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_middle.mm(_as(down, dtype)).addmm_(grad, _as(weight, dtype))
-            grad_x = _as(grad_x.view(ctx.shape), ctx.dtype)
-        grad_down = _as(grad_middle.t().mm(rows), down.dtype)
-        grad_up = _as(grad.t().mm(middle), up.dtype)
+            grad_x = grad_middle.mm(as_dtype(down, dtype)).addmm_(grad, as_dtype(weight, dtype))
+            grad_x = as_dtype(grad_x.view(ctx.shape), ctx.dtype)
+        grad_down = as_dtype(grad_middle.t().mm(rows), down.dtype)
+        grad_up = as_dtype(grad.t().mm(middle), up.dtype)
         return grad_x, None, None, grad_down, grad_up, None
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, which even where nothing is to be done costs as much as a small product."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a layer of the base computes in on the input x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorabuild.errors import Interrupted, JobError
+from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
@@ -20,9 +21,6 @@ from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import learning_rate_factor
 from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
-
-RATES = {"te": "text_encoder_lr", "unet": "unet_lr"}  # part of the adapter -> key of its learning rate
-LOGGED = {"te": "textencoder", "unet": "unet"}  # the names that sd-scripts logs them by
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,6 @@ class Observer:
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
     after: Callable[[int], None] = lambda step: None
-
-
-def trained_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts with a learning rate. One with rate 0 is frozen: no modules, no gradients, nothing in the file."""
-    parts = tuple(part for part, key in RATES.items() if recipe[key])
-    if not parts:
-        raise JobError("recipe: unet_lr and text_encoder_lr are both 0: nothing would be trained")
-    return parts
 
 
 def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
@@ -108,8 +98,10 @@ class _Loop:
         self.yardstick = Objective.of(plain(recipe), training.prediction_type, training.device)
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
-        self.parameters = {name: p for part in adapter.parts for name, p in adapter.parameters(part).items()}
-        groups = [{"params": list(adapter.parameters(part).values()), "part": part} for part in adapter.parts]
+        self.parameters = adapter.parameters()
+        groups = [group | {"rate": group["lr"]} for group in adapter.groups(recipe)]  # lr: with the schedule's factor
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.order = [names[id(p)] for group in groups for p in group["params"]]  # as the optimizer numbers them
         self.optimizer = torch.optim.AdamW(groups, fused=True, **(recipe.get("optimizer_args") or {}))
         self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
 
@@ -118,27 +110,30 @@ class _Loop:
         recipe = self.training.recipe
         factor = learning_rate_factor(recipe, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe[RATES[group["part"]]] * factor
+            group["lr"] = group["rate"] * factor
         images = sum(len(samples) for _, samples in dealt)
         loss = 0.0
         for micro, (epoch, samples) in enumerate(dealt):
             if self.stopping():
                 raise Interrupted
+            self.training.adapter.at(self.step, micro)
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
             share = self._losses(batch, self.objective).sum() / images
             loss += _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
         norm = self._apply_gradients()
         self.step += 1
-        rates = {LOGGED[part]: _rounded((recipe[key] or 0) * factor) for part, key in RATES.items()}
+        rates = {"unet": 0.0, "textencoder": 0.0}
+        rates |= {group["logged"]: _rounded(group["lr"]) for group in self.optimizer.param_groups}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), "lr": rates}
-        self.log.append({**record, "grad_norm": _rounded(norm), "images": images})
+        self.log.append({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
         return loss
 
     @torch.no_grad()
     def measure(self, when: str) -> None:
         """Log the mean loss over the held-out micro-batches: the plain one, so that recipes can be compared by it."""
         recipe = self.training.recipe
+        self.training.adapter.measuring()
         held_out = held_out_batches(self.training.data, recipe, recipe["seed"])
         losses = [self._losses(batch, self.yardstick) for batch in held_out]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
@@ -151,14 +146,14 @@ class _Loop:
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict()}
-        return State({**self.parameters, **moments}, facts)
+        return State({**self.training.adapter.tensors(), **moments}, facts)
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
         self.scaler.load_state_dict(state.facts["scaler"])
         self.training.adapter.load(state.tensors)
         moments: dict[int, dict[str, Tensor]] = {}
-        numbers = {name: number for number, name in enumerate(self.parameters)}  # the optimizer's own, in this order
+        numbers = {name: number for number, name in enumerate(self.order)}
         for key, tensor in state.tensors.items():
             name, bar, kind = key.partition("|")
             if bar:
@@ -175,12 +170,21 @@ class _Loop:
         )
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and "te" in self.training.adapter.parts):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
                 hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
             timesteps = batch.timesteps.to(device)
             prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
         return objective.losses(prediction, target, batch)
+
+    def _limit_norms(self) -> dict[str, Any]:
+        """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""
+        limit = self.training.recipe.get("scale_weight_norms")
+        if not limit:
+            return {}
+        norms = self.training.adapter.limit_norms(limit)
+        keys = {"keys_scaled": norms.scaled, "average_key_norm": norms.mean, "max_key_norm": norms.largest}
+        return {"max_norm": {key: _rounded(value) for key, value in keys.items()}}
 
     def _apply_gradients(self) -> float:
         """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""

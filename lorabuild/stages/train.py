@@ -54,10 +54,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
     `gradient_checkpointing` saves memory, `samples` says which prompts are drawn on the way, and when.
     """
-    from lorabuild.nn.adapter import Shape, adapted
+    from lorabuild.lora.adapter_shape import Shape, trained_parts
+    from lorabuild.nn.adapter import adapted
     from lorabuild.nn.base import checkpointing
     from lorabuild.nn.export import write_adapter
-    from lorabuild.nn.trainer import Observer, Training, train, trained_parts
+    from lorabuild.nn.trainer import Observer, Training, train
 
     recipe, options = job.params["recipe"], job.options
     dataset = json.loads(workspace.path("dataset").read_bytes())

@@ -8,15 +8,9 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lorabuild.manifest import values
 from lorabuild.manifest.tables import objective
+from lorabuild.manifest.tables.network import NetworkArgs, settle
 from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
 from lorabuild.manifest.values import Misfit, Misfits
-
-
-class NetworkArgs(Table):
-    algo: Annotated[Literal["locon"], BeforeValidator(values.algo)] = Field("locon", description="LyCORIS's algorithm.")
-    preset: Literal["full"] = Field("full", description="LyCORIS's preset: which layers get an adapter.")
-    conv_dim: Count | None = Field(None, description="Rank of 3x3 convolutions; default network_dim.")
-    conv_alpha: Rate | None = Field(None, description="Alpha of 3x3 convolutions; default network_alpha.")
 
 
 class OptimizerArgs(Table):
@@ -46,8 +40,14 @@ class RecipeTable(Table):
     optimizer_args: OptimizerArgs = Field(default_factory=OptimizerArgs, description="The optimizer's arguments.")
     learning_rate: Rate = Field(1e-4, description="What unet_lr and text_encoder_lr are if they are not set.")
     unet_lr: Rate | None = Field(None, description="Learning rate of the U-Net; default learning_rate, 0 freezes it.")
-    text_encoder_lr: Rate | None = Field(
-        None, description="Learning rate of both text encoders; default learning_rate, 0 freezes them."
+    text_encoder_lr: Annotated[float | list[float] | None, PlainValidator(values.text_rates)] = Field(
+        None, description="Learning rate of both text encoders, or a list of two; default learning_rate, 0 freezes."
+    )
+    network_train_unet_only: bool = off(False, "text_encoder_lr is 0, whatever is set.")
+    network_train_text_encoder_only: bool = off(False, "unet_lr is 0, whatever is set.")
+    network_dropout: Part = off(0.0, "sd-scripts' name for network_args.dropout.")
+    scale_weight_norms: Annotated[float, Field(gt=0)] | None = off(
+        None, "After each update, layers whose change has a larger norm are scaled down to this one; 1 is usual."
     )
     lr_scheduler: Literal["constant", "cosine"] = Field("constant", description="How the learning rate goes on.")
     lr_scheduler_args: SchedulerArgs = Field(default_factory=SchedulerArgs, description="The scheduler's arguments.")
@@ -129,12 +129,7 @@ class RecipeTable(Table):
             self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
         self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
         self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        settle(self)
         if self.unet_lr == self.text_encoder_lr == 0:
             raise Misfit("learning_rate", "unet_lr and text_encoder_lr are both 0: nothing would be trained")
-        convolutions = self.network_args
-        convolutions.conv_dim = convolutions.conv_dim or self.network_dim
-        if convolutions.conv_alpha is None:
-            convolutions.conv_alpha = self.network_alpha
-        convolutions.conv_alpha = convolutions.conv_alpha or float(convolutions.conv_dim)
-        self.network_alpha = self.network_alpha or float(self.network_dim)
         return self

@@ -1,0 +1,86 @@
+"""Decode every picture once, several at a time, and remember what was seen of each by its content."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.errors import JobError
+from lorabuild.hashing import digest_bytes
+from lorabuild.images import FORMATS, decode, pixels_digest
+from lorabuild.state import State
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LOOKING = 1  # raised by hand when the same file should give other facts
+MOST_AT_ONCE = 8  # a picture of the largest size allowed takes half a gigabyte
+
+Facts = Mapping[str, Any]  # "digest" of the pixels, "size" [w, h], "dhash", "format", "mode", "frames"; or "fault"
+
+
+def look_at(paths: Iterable[Path], state: State, told: Callable[[int], None] = lambda done: None) -> dict[Path, Facts]:
+    """The facts of each file; `fault` says why one cannot be used. `told` hears how many are done."""
+    wanted = list(dict.fromkeys(paths))
+    fresh: dict[str, str] = {}
+    facts: dict[Path, Facts] = {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as threads:  # decoders let other threads run
+        looks = threads.map(lambda path: _look(path, state, fresh), wanted)
+        for done, (path, seen) in enumerate(zip(wanted, looks, strict=True), 1):
+            facts[path] = seen
+            told(done)
+    state.put_all(fresh)
+    return facts
+
+
+def _look(path: Path, state: State, fresh: dict[str, str]) -> Facts:
+    try:
+        if (known := state.get(_key(state.digest(path)))) is not None:
+            return json.loads(known)
+        data = path.read_bytes()
+    except OSError as error:
+        return {"fault": error.strerror or str(error)}
+    facts = facts_of(data)
+    fresh[_key(digest_bytes(data))] = json.dumps(facts)
+    return facts
+
+
+def facts_of(data: bytes) -> Facts:
+    """What is to be known of a picture, or `fault`: in one line, why it cannot be decoded."""
+    try:
+        picture = decode(data, "")
+    except JobError as error:
+        return {"fault": str(error).removeprefix(": ")}
+    from PIL import Image
+
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=formats) as stored:  # its header alone: as it was before it became RGB
+        kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
+    return {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{dhash(picture):016x}", **kind}
+
+
+def dhash(picture: Image) -> int:
+    """64 bits: of a grey 9 x 8 picture, row by row, whether a cell is darker than its right neighbour.
+
+    The difference hash of N. Krawetz ("Kind of Like That", hackerfactor.com, 2013). Scaling and recompression turn few
+    of its bits.
+    """
+    from PIL.Image import Resampling
+
+    cells = picture.convert("L").resize((9, 8), Resampling.BOX).tobytes()
+    bits = 0
+    for row in range(8):
+        for left, right in zip(cells[9 * row : 9 * row + 8], cells[9 * row + 1 : 9 * row + 9], strict=True):
+            bits = bits << 1 | (left < right)
+    return bits
+
+
+def _key(digest: str) -> str:
+    """Another Pillow may read what this one does not."""
+    return f"check picture {LOOKING} {version('pillow')} {digest}"

@@ -1,0 +1,133 @@
+"""Try recipes out without weights and images: adapter, optimizer and schedule, made dry in a process that has torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lorabuild
+from lorabuild.components import FOLDERS
+from lorabuild.findings import Finding, found
+from lorabuild.hashing import digest_bytes, digest_json
+from lorabuild.state import State
+
+HERE = Path(lorabuild.__file__).parent
+CONFIGS = ("unet", "te1", "te2")
+SECONDS = 300  # for all recipes: torch and diffusers take some three to load, a recipe one
+
+Tried = Mapping[str, Any]  # what the other process says of a recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe to try, on a base's architecture: the folder's, or the built-in one."""
+
+    recipe: Mapping[str, Any]
+    base: Path | None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "base": None if self.base is None else str(self.base)}
+
+
+class Trials:
+    """The trials of all projects. Those whose outcome is not remembered run, together, in one process beside this one."""
+
+    def __init__(self, tasks: Mapping[str, Task], state: State):
+        self._state = state
+        tools = _tools()
+        self._keys = {name: f"check recipe {digest_json([tools, *_identity(task)])}" for name, task in tasks.items()}
+        self._known = {name: json.loads(text) for name, key in self._keys.items() if (text := state.get(key))}
+        self._unknown = [name for name in tasks if name not in self._known]
+        self._process = _start([tasks[name].plain for name in self._unknown]) if self._unknown else None
+
+    def outcome(self) -> dict[str, Tried]:
+        """What was found, by project. What went well is remembered; what did not is tried again next time."""
+        if self._process is None:
+            return self._known
+        tried = _ended(self._process, len(self._unknown))
+        for name, one in zip(self._unknown, tried, strict=True):
+            self._known[name] = one
+            if not one["faults"]:
+                self._state.put(self._keys[name], json.dumps(one))
+        return self._known
+
+    def close(self) -> None:
+        """End the other process if it still runs: nobody waits for it any more."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def tried_findings(tried: Tried, file: str, line: int) -> Iterator[Finding]:
+    """`file` and `line` are where the recipe stands."""
+    for code, said in tried["faults"]:
+        yield found(code, file, said, line)
+
+
+def _start(tasks: Sequence[Mapping[str, Any]]) -> subprocess.Popen[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # a GPU may be busy
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorabuild.checks.dry"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(tasks))
+    process.stdin.flush()
+    return process
+
+
+def _ended(process: subprocess.Popen[str], count: int) -> list[Tried]:
+    """What it said of each of its `count` tasks; of those that it did not come to, that it died."""
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+        said = (err.strip().splitlines() or ["it said nothing"])[-1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+        said = f"not done after {SECONDS} s"
+    tried = [json.loads(line) for line in out.splitlines()]
+    lost = {"adapter": None, "faults": [("LB070", f"recipe: trying it out ended early: {said[:300]}")], "notes": []}
+    return [*tried, *[lost] * (count - len(tried))]
+
+
+def _identity(task: Task) -> list[Any]:
+    """All of a task that its outcome hangs on."""
+    if task.base is None:
+        return [task.recipe, None]
+    return [task.recipe, *(_config_digest(task.base / FOLDERS[name] / "config.json") for name in CONFIGS)]
+
+
+def _config_digest(path: Path) -> str:
+    try:
+        return digest_bytes(path.read_bytes())
+    except OSError:
+        return "none"
+
+
+def _tools() -> str:
+    """A digest of our own code that is tried, and of the names and versions of all packages that are installed."""
+    code = [
+        digest_bytes(path.read_bytes())
+        for name in ("nn", "lora", "checks")
+        for path in sorted((HERE / name).rglob("*.py"))
+    ]
+    packages = sorted({name for folder in sys.path for name in _listed(folder) if name.endswith(".dist-info")})
+    return digest_json([code, packages])
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder or ".")
+    except OSError:
+        return []

@@ -1,0 +1,309 @@
+"""What `check` can find, by code: titles, levels and explanations; and a finding at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from lorabuild.errors import Problem, near_miss
+from lorabuild.names import quoted
+
+Level = Literal["off", "warn", "error"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kind of finding. `level` holds unless a manifest says otherwise; `text` says why it matters, and what helps."""
+
+    title: str
+    level: Level
+    text: str
+
+
+# The tens group them: TOML files, project, base, images, their sizes, captions, batches, recipe, prompts, outputs.
+CODES: dict[str, Code] = {
+    "LB001": Code(
+        "a TOML file is wrong",
+        "error",
+        "A manifest, a recipe or lorabuild.toml is not TOML, has an unknown key, or a value that does not fit. Nothing can be built of it, "
+        "so that its level cannot be changed; other projects are checked all the same. The exit code is 3.",
+    ),
+    "LB002": Code(
+        "a setting has no effect",
+        "warn",
+        "The manifest says something that nothing reads: [recipe] of a project that starts from a LoRA file, say. Remove it.",
+    ),
+    "LB010": Code(
+        "the project's kind is not said",
+        "warn",
+        '[project] kind is "character", "style" or "concept". It goes into the file\'s metadata, where UIs and people look for it.',
+    ),
+    "LB011": Code(
+        "the project has no trigger",
+        "warn",
+        "[project] trigger is the word in a prompt that calls the LoRA. It goes into the file's metadata, and captions are checked for it. "
+        "A style that needs no word may turn this off.",
+    ),
+    "LB020": Code(
+        "the base is not there",
+        "error",
+        "The file or folder of [bases.<name>] is looked for in the repository and in [models] dirs of lorabuild.local.toml.",
+    ),
+    "LB021": Code(
+        "the base is not whole",
+        "error",
+        "A part that is read (U-Net, VAE, text encoders, tokenizers) is missing, truncated or of another kind. Only headers are read here, not weights.",
+    ),
+    "LB022": Code(
+        "the base has no tokenizers to count with",
+        "warn",
+        "Tokens of captions and prompts are counted by the base's own two tokenizers. A single file holds none, so that no length is checked. "
+        "A diffusers folder (tokenizer/ and tokenizer_2/, each with vocab.json and merges.txt) has them.",
+    ),
+    "LB030": Code(
+        "an image folder is missing or empty",
+        "error",
+        "image_dir of a [[dataset.subset]] is seen from the manifest's folder. Folders inside it are not searched.",
+    ),
+    "LB031": Code(
+        "an image cannot be read",
+        "error",
+        "The file is truncated, damaged, empty, of another format, too large, a broken link, or may not be read. Every image is decoded whole here, "
+        "so that no build stops for it after hours. Save it anew, or take it away.",
+    ),
+    "LB032": Code(
+        "an image fits no bucket",
+        "error",
+        "It is so long, or with bucket_no_upscale so small, that nothing would be left of it, or that resizing it would exhaust memory.",
+    ),
+    "LB033": Code(
+        "a bucket cuts much of an image off",
+        "warn",
+        "More than 15 % of the resized image lie outside its bucket: its shape is beyond what min_bucket_reso and max_bucket_reso allow, or "
+        "bucket_reso_steps are coarse, or enable_bucket is off. Crop it by hand, to what should be learnt.",
+    ),
+    "LB034": Code(
+        "an image is much enlarged",
+        "warn",
+        "It is scaled up by more than 1.5: the LoRA learns its blur. A larger original helps, or bucket_no_upscale, or a smaller resolution.",
+    ),
+    "LB035": Code(
+        "an image is there twice",
+        "warn",
+        "Two files hold the same pixels, so that the picture counts twice. If that is meant, num_repeats of a subset says it plainly.",
+    ),
+    "LB036": Code(
+        "two images are nearly the same",
+        "warn",
+        "Their difference hashes (dHash: which of two neighbouring cells of a 9 x 8 grid is darker) differ in 4 of 64 bits or fewer: one may be a "
+        "smaller or recompressed copy of the other. Variants of one picture may be meant.",
+    ),
+    "LB037": Code(
+        "an image's name says another format",
+        "warn",
+        "The file is decoded by its content and trains well, but other programs go by the ending. Rename it.",
+    ),
+    "LB038": Code(
+        "only the first frame of an animation is seen",
+        "warn",
+        "An animated PNG or WebP trains as its first frame. Save the frame that is meant as a file of its own.",
+    ),
+    "LB039": Code(
+        "the colours of an image are converted",
+        "warn",
+        "CMYK is converted to RGB without a colour profile, and 16-bit grey is cut to 8 bits: look whether the result is what is meant.",
+    ),
+    "LB040": Code(
+        "a picture's format is not read",
+        "warn",
+        "The file's ending is that of a picture, but not of one that is read here, so that it is no part of the data set. Convert it.",
+    ),
+    "LB050": Code(
+        "a caption cannot be read",
+        "error",
+        "A caption is UTF-8 text. The message has the offset of the first byte that is not.",
+    ),
+    "LB051": Code(
+        "an image has no caption",
+        "warn",
+        "A caption has its image's name with caption_extension. Without one the image trains with an empty text.",
+    ),
+    "LB052": Code(
+        "a caption is empty",
+        "warn",
+        "The image trains with an empty text. If that is meant, remove the file and turn LB051 off.",
+    ),
+    "LB053": Code(
+        "a tag stands twice",
+        "warn",
+        "The same tag, without regard to case, stands twice between caption_separator: it takes tokens and weighs double.",
+    ),
+    "LB054": Code(
+        "a caption lacks the trigger",
+        "warn",
+        "[project] trigger does not stand in it as a word of its own, so that this image does not teach it.",
+    ),
+    "LB055": Code(
+        "a caption is too long",
+        "warn",
+        "By one of the two CLIP tokenizers it has more tokens than max_token_length (start and end are not counted): what comes last is cut "
+        "off. With shuffle_caption that is other tags each time.",
+    ),
+    "LB056": Code(
+        "a caption has no image",
+        "warn",
+        "A file with caption_extension has no image of its name beside it: it may have been renamed.",
+    ),
+    "LB057": Code(
+        "only the first line of a caption counts",
+        "warn",
+        "What stands on further lines is not read, as in sd-scripts. Put all tags on one line.",
+    ),
+    "LB060": Code(
+        "buckets do not fill a batch",
+        "warn",
+        "A batch is of one bucket. A bucket with fewer images (with repeats) than train_batch_size gives short batches only: its images train "
+        "in small company, and an update takes more batches. Fewer buckets (larger bucket_reso_steps) or cropping help.",
+    ),
+    "LB061": Code(
+        "an update sees the whole data set",
+        "warn",
+        "train_batch_size x gradient_accumulation_steps is at least as many images as an epoch has: one update takes all of them, some twice.",
+    ),
+    "LB070": Code(
+        "the adapter cannot be made",
+        "error",
+        "The adapter was built on the base's architecture, without weights, and failed or found other layers than its preset has.",
+    ),
+    "LB071": Code(
+        "the optimizer cannot be made",
+        "error",
+        "optimizer_type or optimizer_args are not accepted by the optimizer's own code, or its package is not installed.",
+    ),
+    "LB072": Code(
+        "the schedule cannot be made",
+        "error",
+        "lr_scheduler, its arguments or its warm-up do not give a learning rate for every update.",
+    ),
+    "LB073": Code(
+        "the LoRA to continue from is not usable",
+        "error",
+        "[recipe] init or network_weights names a file or project that is not there, or whose layers or ranks do not fit.",
+    ),
+    "LB074": Code(
+        "this machine cannot train at this precision",
+        "warn",
+        'mixed_precision = "fp16" needs a GPU, and there is none here: the training would end at its start. "bf16" and "no" work on a CPU.',
+    ),
+    "LB075": Code(
+        "the snapshots do not fit on the disk",
+        "warn",
+        "The files that this training saves, in the store and in build/, are larger than the space that is free. Save fewer, or smaller ones.",
+    ),
+    "LB080": Code(
+        "the prompt file is wrong",
+        "error",
+        "The file of [samples] prompts is missing, or a line of it has an option that does not exist or a value that does not fit.",
+    ),
+    "LB081": Code(
+        "a prompt is not taken as it stands",
+        "warn",
+        "Something in the line means nothing here, or is rounded. The picture is drawn all the same.",
+    ),
+    "LB082": Code(
+        "a prompt is too long",
+        "warn",
+        "By one of the two CLIP tokenizers it has more than 75 tokens: what comes last is not seen by both encoders at once.",
+    ),
+    "LB090": Code(
+        "the output cannot be written",
+        "error",
+        "build/ and .lorabuild/ take what is built; here one of them, or a folder above, may not be written to or is no folder.",
+    ),
+}
+FIXED = ("LB001",)  # codes whose level no manifest can change: it could not be read
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """What was found, and where: `file` as messages call it, `line` from 1, 0 if it has none."""
+
+    file: str
+    line: int
+    code: str
+    message: str
+    level: Level
+
+    def __str__(self) -> str:
+        said = f"{self.level}: {self.message} [{self.code}]"
+        return str(Problem(one_line(self.file), self.line, said))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For --json: a line that is not known is null."""
+        return {
+            "code": self.code,
+            "level": self.level,
+            "file": self.file,
+            "line": self.line or None,
+            "message": self.message,
+        }
+
+
+def found(code: str, file: str, message: str, line: int = 0) -> Finding:
+    """A finding, at the level that its code has by default."""
+    return Finding(file, line, code, message, CODES[code].level)
+
+
+def of_problems(code: str, problems: Iterable[Problem]) -> list[Finding]:
+    """Findings of one code at the places of these problems. One without a place has its file in its message."""
+    findings = []
+    for problem in problems:
+        file, message = problem.file, problem.message
+        if not file:
+            file, _, message = message.partition(": ")
+        findings.append(found(code, file, message or problem.message, problem.line))
+    return findings
+
+
+def one_line(name: str) -> str:
+    """A file's name as messages show it: what does not print, a line break say, is escaped."""
+    return name if name.isprintable() else quoted(name)[1:-1]
+
+
+def at_levels(findings: Iterable[Finding], levels: Mapping[str, Level]) -> list[Finding]:
+    """The findings at the levels that a manifest gives their codes, in the order of their places; "off" drops them."""
+    changed = (replace(one, level=levels.get(one.code, one.level)) for one in findings)
+    return sorted({one for one in changed if one.level != "off"})
+
+
+def known_code(name: str) -> str:
+    """`name` as a code of the table. Raises ValueError with a near miss."""
+    code = name.upper()
+    if code not in CODES:
+        raise ValueError(f"{quoted(name)}: no such code{near_miss(code, CODES)}; `lorabuild explain` lists them")
+    return code
+
+
+def changeable_code(name: str) -> str:
+    """`name` as a code whose level a manifest may set. Raises ValueError."""
+    if (code := known_code(name)) in FIXED:
+        raise ValueError(f"{code}: {CODES[code].title}: that is always an error")
+    return code
+
+
+def page() -> str:
+    """docs/findings.md: `python -m lorabuild.findings > docs/findings.md`."""
+    head = (
+        "# What `check` finds\n\n*Generated from the table of codes: `python -m lorabuild.findings > docs/findings.md`.*\n\n"
+        'A level is `off`, `warn` or `error`; `[check] levels = { LB051 = "off", LB035 = "error" }` in a manifest, or in a recipe that it extends, '
+        "changes it. `lorabuild explain LB051` prints the text.\n"
+    )
+    parts = [f"## {name}: {code.title}\n\n*{code.level}*. {code.text}\n" for name, code in CODES.items()]
+    return "\n".join([head, *parts])
+
+
+if __name__ == "__main__":
+    print(page(), end="")

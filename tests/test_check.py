@@ -1,0 +1,409 @@
+"""`check` finds all that is wrong at once, at its place, and changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from world import World
+
+from lorabuild.checks import repository
+from lorabuild.checks.captions import doubled, holds
+from lorabuild.checks.images import twins
+from lorabuild.checks.pictures import dhash, facts_of
+from lorabuild.checks.repository import Report, check
+from lorabuild.errors import UsageError
+from lorabuild.findings import CODES, LEVELS, page
+from lorabuild.session import state_of
+from lorabuild.verbs import check as verb
+
+MANIFEST = """\
+[project]
+base = "tiny"
+kind = "character"
+trigger = "ember"
+
+[dataset]
+resolution = [64, 64]
+min_bucket_reso = 32
+max_bucket_reso = 128
+bucket_reso_steps = 32
+[[dataset.subset]]
+image_dir = "images"
+
+[recipe]
+max_train_steps = 4
+"""
+
+
+class NoTrials:
+    """Stands for the process that has torch, where a test is not about it."""
+
+    def __init__(self, tasks: Any, state: Any):
+        self.tasks = tasks
+
+    def outcome(self) -> dict[str, Any]:
+        return {name: {"adapter": None, "faults": [], "notes": []} for name in self.tasks}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "Trials", NoTrials)
+
+
+@pytest.fixture
+def world(empty: World, light: None) -> World:
+    """A repository with one project and nothing wrong: two pictures with captions."""
+    empty.write("projects/ember/lora.toml", MANIFEST)
+    for number in (1, 2):
+        picture(empty, f"{number}.png", number)
+        empty.write(f"projects/ember/images/{number}.txt", f"ember, red, sit, {number}")
+    return empty
+
+
+def drawn(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A picture that is unlike that of another seed."""
+    image = Image.new("RGB", size, (40 * seed % 256, 90, 120))
+    draw = ImageDraw.Draw(image)
+    for number in range(6):
+        x, y = (seed * 37 + number * 29) % size[0], (seed * 53 + number * 17) % size[1]
+        draw.ellipse((x, y, x + 25, y + 20), fill=((seed * 99 + number * 60) % 256, number * 40, 255 - 30 * number))
+    return image
+
+
+def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64, 64), **saved: Any) -> Path:
+    data = io.BytesIO()
+    drawn(seed, size).save(data, **{"format": "PNG", **saved})
+    return world.write(f"projects/ember/images/{name}", data.getvalue())
+
+
+def checked(world: World, *names: str) -> Report:
+    with state_of(world.root) as state:
+        return check(world.root, names, state)
+
+
+def told(world: World, name: str = "ember") -> dict[str, list[str]]:
+    """code -> "file:line: message" of the project's findings."""
+    found: dict[str, list[str]] = {}
+    for one in checked(world).findings[name]:
+        found.setdefault(one.code, []).append(f"{one.file.removeprefix('projects/ember/')}:{one.line}: {one.message}")
+    return found
+
+
+def test_a_good_project_has_no_findings_and_its_images_are_told(world: World):
+    report = checked(world)
+    assert report.exit_code == 0 and report.findings == {"ember": []} and report.others == []
+    assert report.projects["ember"].images()[0] == {
+        "path": "projects/ember/images/1.png",
+        "repeats": 1,
+        "size": [64, 64],
+        "bucket": [64, 64],
+        "resized": [64, 64],
+        "crop": [0, 0],
+        "tokens": 7,  # ember , red , sit , 1
+    }
+
+
+def test_every_bad_picture_is_found_in_one_run(world: World):
+    whole = picture(world, "whole.png", 3).read_bytes()
+    cmyk = io.BytesIO()
+    drawn(4).convert("CMYK").save(cmyk, "JPEG")
+    grey = io.BytesIO()
+    Image.new("I;16", (64, 64), 900).save(grey, "PNG")
+    moving = io.BytesIO()
+    drawn(5).save(moving, "PNG", save_all=True, append_images=[drawn(6)])
+    images = {
+        "truncated.png": whole[: len(whole) // 2],
+        "empty.jpg": b"",
+        "no picture.webp": b"hello",
+        "really a png.jpg": whole,
+        "cmyk.jpg": cmyk.getvalue(),
+        "grey16.png": grey.getvalue(),
+        "moving.png": moving.getvalue(),
+        "line\nbreak.png": b"",
+        "“quoted” 'name'.png": b"x",
+        "日本語 🔥.png": b"x",
+        "clip.gif": b"GIF89a",
+    }
+    for name, data in images.items():
+        world.write(f"projects/ember/images/{name}", data)
+    os.symlink("round.png", world.root / "projects/ember/images/round.png")
+    os.symlink("nowhere.png", world.root / "projects/ember/images/link.png")
+    (world.root / "projects/ember/images/folder.png").mkdir()
+    found = told(world)
+    bad = {line.partition(":0")[0].removeprefix("images/") for line in found["LB031"]}
+    assert bad == {
+        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png",
+    }  # fmt: skip
+    assert "images/really a png.jpg:0: is a PNG file: its name should end in .png" in found["LB037"]
+    assert "first of 2 frames" in found["LB038"][0]
+    assert [line.partition(":")[0] for line in found["LB039"]] == ["images/cmyk.jpg", "images/grey16.png"]
+    assert "clip.gif" in found["LB040"][0]
+    assert "images/whole.png" in found["LB035"][0] or "really a png" in found["LB035"][0]
+    assert all("\n" not in str(one) for one in checked(world).findings["ember"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_that_may_not_be_read_is_found(world: World):
+    picture(world, "secret.png", 4).chmod(0)
+    assert "images/secret.png:0: Permission denied" in told(world)["LB031"]
+
+
+def test_captions_are_judged_at_their_lines(world: World):
+    for number, text in enumerate(
+        [b"red, caf\xe9", b"", b"ember, Red, sit, red", b"a dog", b"ember " + b"red " * 80, b"ember, one\nmore"], 3
+    ):
+        picture(world, f"{number}.png", number)
+        world.write(f"projects/ember/images/{number}.txt", text)
+    picture(world, "9.png", 9)
+    world.write("projects/ember/images/lonely.txt", "ember")
+    found = told(world)
+    assert "offset 8" in found["LB050"][0] and found["LB050"][0].startswith("images/3.txt:1:")
+    assert found["LB051"] == ["images/9.png:0: no caption (9.txt)"]
+    assert found["LB052"] == ["images/4.txt:1: empty"]
+    assert found["LB053"] == ['images/5.txt:1: "red" stands twice']
+    assert found["LB054"] == ['images/6.txt:1: the trigger "ember" is not in it']
+    assert found["LB055"] == ["images/7.txt:1: 81 tokens, 6 more than max_token_length 75: they are cut off"]
+    assert found["LB056"] == ["images/lonely.txt:0: a caption without an image"]
+    assert found["LB057"][0].startswith("images/8.txt:2:")
+
+
+def test_captions_are_judged_as_training_sees_them(world: World):
+    dataset = 'caption_prefix = "ember,"\nenable_wildcard = true\n[[dataset'
+    world.write("projects/ember/lora.toml", MANIFEST.replace("[[dataset", dataset))
+    world.write("projects/ember/images/1.txt", "a {red|small big blue} cat\na dog")
+    world.write("projects/ember/images/2.txt", "ember, red")
+    found = told(world)
+    assert found == {"LB053": ['images/2.txt:1: "ember" stands twice']}
+    tokens = [row["tokens"] for row in checked(world).projects["ember"].images()]
+    assert tokens == [7, 5]  # ember , a small big blue cat
+
+
+def test_folders_named_by_repeats_and_regularisation_are_looked_into(world: World):
+    picture(world, "../raw/3_ember fox/1.png", 5)
+    picture(world, "../reg/1_fox/1.png", 6, (32, 128))
+    picture(world, "../reg/1_fox/2.png", 7, (32, 128)).with_suffix(".txt").write_text("a fox")
+    folders = 'train_data_dir = "raw"\nreg_data_dir = "reg"\n'
+    world.write("projects/ember/lora.toml", MANIFEST.replace('[[dataset.subset]]\nimage_dir = "images"\n', folders))
+    report = checked(world)
+    rows = {row["path"]: row["repeats"] for row in report.projects["ember"].images()}
+    assert rows == {
+        "projects/ember/raw/3_ember fox/1.png": 3,
+        "projects/ember/reg/1_fox/1.png": 1,
+        "projects/ember/reg/1_fox/2.png": 1,
+    }
+    assert report.findings == {"ember": []}  # class tokens are captions; regularisation needs no trigger
+    assert [one.samples for one in report.projects["ember"].buckets] == [3, 3]
+    world.write("projects/ember/lora.toml", MANIFEST.replace("[[dataset", 'train_data_dir = "images"\n[[dataset'))
+    assert told(world)["LB030"][0].startswith("lora.toml:11: dataset.train_data_dir: projects/ember/images: no folders")
+
+
+def test_tags_and_triggers_are_found_as_words():
+    assert doubled("a, b, A, , , c, b", ",") == ["A", "b"]
+    assert holds("A photo of Ember.", "ember") and not holds("embers, remember", "ember")
+    assert holds("a (ember fox:1.2)", "ember fox")
+
+
+def test_tokens_are_those_of_the_tokenizers_that_train(world: World):
+    from tiny_base import tiny_folder
+
+    from lorabuild.nn.base import load_tokenizers
+
+    texts = ["ember, Red cat's  dog", "(weird:1.2), 日本語 123 <|endoftext|> é", "x" * 400, ""]
+    lengths = [[len(row) - 2 for row in one(texts).input_ids] for one in load_tokenizers(tiny_folder())]
+    from lorabuild.checks.tokens import token_counts
+
+    with state_of(world.root) as state:
+        for folder in (None, tiny_folder()):
+            counts = token_counts({"builtin": "tiny-sdxl"}, folder, texts, state)
+            assert counts == [max(both) for both in zip(*lengths, strict=True)]
+            assert token_counts({"builtin": "tiny-sdxl"}, folder, texts, state) == counts  # remembered
+
+
+def test_images_that_do_not_fit_their_bucket_are_told(world: World):
+    picture(world, "long.png", 3, (300, 20))
+    picture(world, "small.png", 4, (16, 16))
+    found = told(world)
+    assert found["LB033"][0].startswith("images/long.png") and "of its area" in found["LB033"][0]
+    assert any(line.startswith("images/small.png:0: 16x16 is enlarged 4.00 times") for line in found["LB034"])
+
+
+def test_an_image_for_which_there_is_no_bucket_is_an_error(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST.replace("[[dataset", "bucket_no_upscale = true\n[[dataset"))
+    picture(world, "small.png", 4, (16, 16))
+    assert told(world)["LB032"][0].startswith("images/small.png:0: 16x16 is smaller than one bucket step")
+
+
+def test_copies_and_near_copies_are_told_once_and_others_not(world: World):
+    picture(world, "same.png", 1, compress_level=1)
+    data = io.BytesIO()
+    drawn(2, (64, 64)).resize((80, 80)).save(data, "JPEG", quality=80)
+    world.write("projects/ember/images/smaller.jpg", data.getvalue())
+    found = told(world)
+    assert found["LB035"] == ["images/same.png:0: the same pixels as projects/ember/images/1.png"]
+    assert len(found["LB036"]) == 1 and "as projects/ember/images/2.png" in found["LB036"][0]
+
+
+def test_pictures_without_edges_are_near_to_none():
+    flat = {}
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        data = io.BytesIO()
+        Image.new("RGB", (32, 32), colour).save(data, "PNG")
+        flat[Path(name)] = (name, facts_of(data.getvalue()))
+    assert twins(flat) == []
+    assert dhash(Image.new("RGB", (32, 32))) == 0
+
+
+def test_dhash_is_a_bit_a_pair_of_neighbours():
+    rising = Image.linear_gradient("L").rotate(90).convert("RGB")
+    assert dhash(rising) in (2**64 - 1, 0) and dhash(rising.rotate(180)) == 2**64 - 1 - dhash(rising)
+
+
+def test_buckets_that_do_not_fill_a_batch_are_told(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST + "train_batch_size = 3\ngradient_accumulation_steps = 2\n")
+    found = told(world)
+    assert found["LB060"] == [
+        "lora.toml:16: recipe.train_batch_size: 1 of 1 buckets do not fill one batch of 3: 64x64 (2)"
+    ]
+    assert found["LB061"] == [
+        "lora.toml:16: recipe.train_batch_size: batch 3 x accumulation 2 is an epoch or more: 2 samples"
+    ]
+    (bucket,) = checked(world).projects["ember"].buckets
+    assert (bucket.samples, bucket.batches, bucket.tail) == (2, 1, 2)
+
+
+def test_an_empty_and_a_missing_folder_are_errors_at_the_line_that_names_them(world: World):
+    (world.root / "projects/ember/none").mkdir()
+    world.write(
+        "projects/ember/lora.toml",
+        MANIFEST.replace(
+            'image_dir = "images"', 'image_dir = "none"\n[[dataset.subset]]\nimage_dir = "gone"\nnum_repeats = 2'
+        ),
+    )
+    lines = [line.partition(": projects")[0] for line in told(world)["LB030"]]
+    assert lines == ["lora.toml:12: dataset.subset.image_dir", "lora.toml:14: dataset.subset.image_dir"]
+    assert checked(world).exit_code == 1
+
+
+def test_an_image_in_two_subsets_has_two_rows_and_its_findings_once(world: World):
+    world.write(
+        "projects/ember/lora.toml",
+        MANIFEST.replace("[recipe]", '[[dataset.subset]]\nimage_dir = "images"\nnum_repeats = 3\n[recipe]'),
+    )
+    picture(world, "9.png", 9)
+    report = checked(world)
+    rows = report.projects["ember"].images()
+    assert [row["repeats"] for row in rows] == [1, 1, 1, 3, 3, 3]
+    assert [one.code for one in report.findings["ember"]] == ["LB051"]
+
+
+def test_a_wrong_manifest_is_told_beside_the_findings_of_the_others(world: World):
+    world.write("projects/frost/lora.toml", MANIFEST + "max_train_stepz = 3\n")
+    picture(world, "bad.png").write_bytes(b"x")
+    report = checked(world)
+    (wrong,) = report.findings["frost"]
+    assert (wrong.code, wrong.file, wrong.line) == ("LB001", "projects/frost/lora.toml", 16)
+    assert "LB031" in [one.code for one in report.findings["ember"]]
+    assert report.exit_code == 3
+
+
+def test_wrong_shared_files_and_recipes_are_of_no_project(world: World):
+    world.write("lorabuild.toml", "[base]\n")
+    report = checked(world, "ember")
+    assert report.exit_code == 3 and [one.file for one in report.others] == ["lorabuild.toml"]
+
+
+def test_levels_of_a_manifest_count(world: World):
+    picture(world, "9.png", 9)
+    assert checked(world).exit_code == 0
+    world.write("projects/ember/lora.toml", MANIFEST + '[check]\nlevels = { lb051 = "error" }\n')
+    assert checked(world).exit_code == 1
+    world.write("projects/ember/lora.toml", MANIFEST + '[check.levels]\nLB051 = "off"\n')
+    assert checked(world).findings == {"ember": []}
+    world.write("projects/ember/lora.toml", MANIFEST + '[check.levels]\nLB001 = "off"\nLB51 = "off"\n')
+    said = " ".join(one.message for one in checked(world).findings["ember"])
+    assert "always an error" in said and 'did you mean "LB051"' in said
+
+
+def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST.replace('"tiny"', '"big"'))
+    world.write("lorabuild.toml", '[bases.big]\nfile = "big"\n')
+    report = checked(world)
+    assert [(one.code, one.line) for one in report.others] == [("LB020", 2)] and report.exit_code == 1
+    assert "not tried" in " ".join(report.projects["ember"].notes)
+    world.write("big/unet/config.json", "{}")
+    others = checked(world).others
+    assert {one.code for one in others} == {"LB021"}
+    assert any("tokenizer1" in one.message for one in others) and any("unet" in one.message for one in others)
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error(world: World):
+    world.write("build", "a file")
+    (one,) = checked(world).others
+    assert (one.code, one.file) == ("LB090", "build")
+
+
+def test_nothing_changes_but_the_cache_and_nothing_is_decoded_twice(world: World, monkeypatch: pytest.MonkeyPatch):
+    def files() -> dict[str, tuple[int, bytes]]:
+        paths = [path for path in world.root.rglob("*") if path.is_file() and ".lorabuild" not in path.parts]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+    before, first = files(), checked(world)
+    assert files() == before
+    assert {path.name.partition("-")[0] for path in (world.root / ".lorabuild").iterdir()} == {"state.sqlite"}
+
+    def decode(data: bytes, *args: Any) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("lorabuild.checks.pictures.decode", decode)
+    assert checked(world).projects["ember"].images() == first.projects["ember"].images()
+
+
+def test_the_json_is_the_public_face(world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    picture(world, "bad.png").write_bytes(b"")
+    monkeypatch.chdir(world.root / "projects")
+    assert verb.main(["--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["findings"] == [] and [*facts["projects"]] == ["ember"]
+    assert [row["path"][-5:] for row in facts["projects"]["ember"]["images"]] == ["1.png", "2.png"]
+    assert {
+        "code": "LB031",
+        "level": "error",
+        "file": "projects/ember/images/bad.png",
+        "line": None,
+        "message": "an empty file",
+    } in facts["projects"]["ember"]["findings"]
+
+
+def test_an_unknown_project_is_a_mistake_of_usage(world: World):
+    with pytest.raises(UsageError, match='did you mean "ember"'):
+        checked(world, "embr")
+
+
+def test_the_page_of_codes_is_the_tables():
+    docs = Path(__file__).resolve().parents[1] / "docs/findings.md"
+    assert docs.read_text() == page(), "python -m lorabuild.findings > docs/findings.md"
+    assert all(code.level in LEVELS and code.title and code.text for code in CODES.values())
+
+
+def test_the_light_part_imports_no_torch(world: World):
+    code = (
+        "import sys; from pathlib import Path; from lorabuild.checks import repository as r; from lorabuild.session import state_of\n"
+        "sys.path.insert(0, sys.argv[2]); from test_check import NoTrials; r.Trials = NoTrials\n"
+        "before = set(sys.modules)\n"
+        "with state_of(Path(sys.argv[1])) as state: r.check(Path(sys.argv[1]), (), state)\n"
+        "print({'torch', 'diffusers', 'lycoris'} & set(sys.modules))"
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, str(world.root), here], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
