@@ -43,8 +43,8 @@ class Manifest(Table):
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
-    samples: SamplesTable | None = Field(
-        None, description="[samples]: pictures of what was learnt, drawn while it trains and by `doit samples`."
+    samples: SamplesTable | None = off(
+        None, "[samples]: pictures of what was learnt, drawn while it trains and by `doit samples`."
     )
     check: CheckTable | None = off(None, "[check]: how severe findings are.")
     variants: dict[Name, VariantTable] = Field(
