@@ -62,6 +62,11 @@ CODES: dict[str, Code] = {
         "Tokens of captions and prompts are counted by the base's own two tokenizers. A single file holds none, so that no length is checked. "
         "A diffusers folder (tokenizer/ and tokenizer_2/, each with vocab.json and merges.txt) has them.",
     ),
+    "LB023": Code(
+        "the LoRA to start from is not usable",
+        "error",
+        "[project] source names a file that is not there, is no .safetensors file, lies in build/, or is no LoRA for SDXL.",
+    ),
     "LB030": Code(
         "an image folder is missing or empty",
         "error",
@@ -190,7 +195,8 @@ CODES: dict[str, Code] = {
     "LB073": Code(
         "the LoRA to continue from is not usable",
         "error",
-        "[recipe] init or network_weights names a file or project that is not there, or whose layers or ranks do not fit.",
+        "[recipe] init or network_weights names a file that is not there, is no .safetensors file, lies in build/, or is no LoRA for SDXL. "
+        "A project that is not there is a wrong manifest (LB001).",
     ),
     "LB074": Code(
         "this machine cannot train at this precision",

@@ -12,7 +12,7 @@ from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images, named_folders
 from lorabuild.manifest.sources import Sources
 from lorabuild.prompts import read_prompts
-from lorabuild.stage import Artifact, Component, File, Images, Input, Job, Subset, TextFile
+from lorabuild.stage import MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -159,6 +159,9 @@ def named_subsets(subset: Subset) -> list[Subset]:
     if not found:
         said = f"{subset.shown}: no folders in it that are named as 10_ember is: repeats, then what the images show"
         raise InputMissing(said, "its images are")
+    for folder, repeats, _ in found:
+        if repeats > MOST_REPEATS:
+            raise JobError(f"{subset.shown}/{folder.name}: {repeats} repeats, at most {MOST_REPEATS} are possible")
     return [
         Subset(
             folder,

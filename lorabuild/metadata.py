@@ -213,6 +213,8 @@ def _network(tables: Mapping) -> dict[str, Any]:
         "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
         "ss_network_alpha": recipe.get("network_alpha"),
         "ss_network_args": None if resized else recipe.get("network_args"),  # lorabuild.recipe has them
+        "ss_network_dropout": recipe.get("network_args", {}).get("dropout"),
+        "ss_scale_weight_norms": recipe.get("scale_weight_norms"),
         "block_vector_string": block_vector(tables["chop"]["keep"]) if "chop" in tables else None,
     }
 

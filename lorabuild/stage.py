@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from lorabuild.workspace import Progress, Workspace
 
 
+MOST_REPEATS = 10_000  # of an image in an epoch
+
+
 @dataclass(frozen=True)
 class Artifact:
     """Output `role` of the job named `job`."""

@@ -86,7 +86,8 @@ def made(kind: str, layer: nn.Module, dim: int = 4, alpha: float = 2.0, size: fl
     for number, (name, start) in enumerate(starts.items()):
         tensor = drawn(7, "layer", name, start, layer.weight)
         noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(number))
-        tensors[name] = Parameter(tensor + size * noise * (0.1 if name in ("dora_scale", "rescale") else 1))
+        move = size**0.5 if name == "scalar" else size * (0.1 if name in ("dora_scale", "rescale") else 1)
+        tensors[name] = Parameter(tensor + move * noise)
     scale = scale_of(options, algo, dim, alpha, starts)
     return Module("layer", layer.requires_grad_(False), algo, tensors, dim, scale, options, Chance(7))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,12 @@ def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64,
     return world.write(f"projects/ember/images/{name}", data.getvalue())
 
 
+def enlarged(png: bytes, side: int) -> bytes:
+    """The same PNG, whose header says that it is larger."""
+    head = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
 def checked(world: World, *names: str) -> Report:
     with state_of(world.root) as state:
         return check(world.root, names, state)
@@ -134,23 +143,27 @@ def test_every_bad_picture_is_found_in_one_run(world: World):
         "“quoted” 'name'.png": b"x",
         "日本語 🔥.png": b"x",
         "clip.gif": b"GIF89a",
+        "bomb.png": enlarged(whole, 40_000),
     }
     for name, data in images.items():
         world.write(f"projects/ember/images/{name}", data)
+    with open(os.path.join(os.fsencode(world.root), b"projects/ember/images/\xff.png"), "wb") as file:
+        file.write(whole)
     os.symlink("round.png", world.root / "projects/ember/images/round.png")
     os.symlink("nowhere.png", world.root / "projects/ember/images/link.png")
     (world.root / "projects/ember/images/folder.png").mkdir()
     found = told(world)
     bad = {line.partition(":0")[0].removeprefix("images/") for line in found["LB031"]}
     assert bad == {
-        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png",
+        "truncated.png", "empty.jpg", "no picture.webp", "line\nbreak.png", "“quoted” 'name'.png", "日本語 🔥.png", "round.png", "link.png", "bomb.png", "\udcff.png",
     }  # fmt: skip
     assert "images/really a png.jpg:0: is a PNG file: its name should end in .png" in found["LB037"]
     assert "first of 2 frames" in found["LB038"][0]
     assert [line.partition(":")[0] for line in found["LB039"]] == ["images/cmyk.jpg", "images/grey16.png"]
     assert "clip.gif" in found["LB040"][0]
     assert "images/whole.png" in found["LB035"][0] or "really a png" in found["LB035"][0]
-    assert all("\n" not in str(one) for one in checked(world).findings["ember"])
+    lines = "\n".join(map(str, checked(world).findings["ember"]))
+    assert all(": error: " in line or ": warn: " in line for line in lines.splitlines()) and lines.encode()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -347,6 +360,14 @@ def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: 
     assert any("tokenizer1" in one.message for one in others) and any("unet" in one.message for one in others)
 
 
+def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World):
+    start = 'kind = "character"\nsource = "old.safetensors"\n'
+    world.write("projects/ember/lora.toml", MANIFEST.replace('kind = "character"\n', start) + "[chop]\n")
+    assert told(world)["LB023"] == ['lora.toml:4: project.source: "old.safetensors": no such file']
+    world.write("projects/ember/old.safetensors", b"\x80\x04")
+    assert told(world)["LB023"][0].startswith('lora.toml:4: project.source: "old.safetensors": ')
+
+
 def test_a_place_that_cannot_be_written_to_is_an_error(world: World):
     world.write("build", "a file")
     (one,) = checked(world).others
@@ -407,3 +428,54 @@ def test_the_light_part_imports_no_torch(world: World):
     here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, str(world.root), here], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, monkeypatch: pytest.MonkeyPatch):
+    from tiny_base import tiny_folder
+
+    for name in ("ember", "frost"):
+        empty.write(f"projects/{name}/lora.toml", MANIFEST.replace('"tiny"', '"odd"' if name == "frost" else '"tiny"'))
+        empty.write(f"projects/{name}/images/1.txt", "ember")
+        empty.write(f"projects/{name}/images/1.png", picture(empty, "1.png").read_bytes())
+    shutil.copytree(tiny_folder(), empty.root / "odd", copy_function=os.link)
+    config = empty.root / "odd/unet/config.json"
+    facts = json.loads(config.read_text()) | {"layers_per_block": 1}
+    config.unlink()
+    config.write_text(json.dumps(facts))
+    empty.write("lorabuild.toml", '[bases.odd]\nfile = "odd"\n')
+    report = checked(empty)
+    assert report.findings["ember"] == []
+    adapter = report.projects["ember"].adapter
+    assert adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
+    (wrong,) = report.findings["frost"]
+    assert wrong.code == "LB070" and "SDXL has 788" in wrong.message and report.exit_code == 1
+
+    started: list[Any] = []
+
+    def start(tasks: Any) -> Any:
+        started.extend(tasks)
+        return subprocess.Popen([sys.executable, "-c", "import sys; sys.exit('no torch')"], **PIPES)
+
+    monkeypatch.setattr("lorabuild.checks.recipe._start", start)
+    report = checked(empty)
+    assert len(started) == 1 and report.findings["ember"] == []
+    assert "ended early: no torch" in report.findings["frost"][0].message
+
+
+PIPES: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def test_the_size_told_is_that_of_the_file_but_for_its_metadata(tmp_path: Path):
+    from tiny_base import RECIPE, tiny_base
+
+    from lorabuild.nn.adapter import Shape, adapted
+    from lorabuild.nn.dry import dry
+    from lorabuild.nn.export import write_adapter
+    from lorabuild.nn.trainer import trained_parts
+
+    shape = Shape.of(RECIPE)
+    with adapted(tiny_base(), shape, 1, trained_parts(RECIPE)) as adapter:
+        write_adapter(tmp_path / "a.safetensors", adapter, shape.alpha, "fp16")
+        parameters = sum(p.numel() for part in adapter.parts for p in adapter.parameters(part).values())
+    told = dry(RECIPE, None)
+    assert (told.bytes, told.parameters) == ((tmp_path / "a.safetensors").stat().st_size, parameters)

@@ -78,6 +78,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
         found.root / "projects/ember/images", found.root / "pictures"
     )  # a folder that no walk for manifests sees
     manifest.write_text(manifest.read_text().replace('"images"', '"../../pictures"'))
+    manifest.write_text(manifest.read_text().replace("[dataset]\n", '[dataset]\ntrain_data_dir = "../../named"\n'))
+    found.picture("named/2_ember fox/1.png", 11)
     checkpoint(found.root / "models/own.safetensors")
     found.write("projects/moss/lora.toml", SOURCED)
     write_lora(found.root / "projects/moss/old.safetensors", {
@@ -128,6 +130,9 @@ CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "caption edited": (lambda w: edit(w.root / "pictures/6.txt"), {"ember"}),
     "caption deleted": (lambda w: (w.root / "pictures/6.txt").unlink(), {"ember"}),
     "image deleted": (lambda w: (w.root / "pictures/6.png").unlink(), {"ember"}),
+    "folder of images added": (lambda w: w.picture("named/1_coal/1.png", 12), {"ember"}),
+    "image in such a folder added": (lambda w: w.picture("named/1_coal/2.png", 13), {"ember"}),
+    "such a folder renamed": (lambda w: (w.root / "named/1_coal").rename(w.root / "named/3_coal"), {"ember"}),
     "source edited": (lambda w: os.utime(w.root / "projects/moss/old.safetensors"), {"moss"}),
     "base edited": (lambda w: os.utime(w.root / "models/own.safetensors", (9, 9)), {"moss"}),
     "base found earlier": (lambda w: shutil.copy(w.root / "models/own.safetensors", w.root), {"moss"}),

@@ -261,6 +261,10 @@ def test_a_folder_of_the_wrong_kind_is_one_line_that_says_what_would_do(lab: Lab
     lab.settings |= {"subset": [], "train_data_dir": "images"}
     with pytest.raises(JobError, match=r"^projects/ember/images: no folders in it that are named as 10_ember"):
         lab.prepare(DATASET)
+    lab.write("many/20000_ember/1.png", b"")
+    lab.settings["train_data_dir"] = "many"
+    with pytest.raises(JobError, match=r"^projects/ember/many/20000_ember: 20000 repeats, at most 10000"):
+        lab.prepare(DATASET)
     lab.settings["train_data_dir"] = "nowhere"
     with pytest.raises(JobError, match=r"^projects/ember/nowhere: no such folder \(train_data_dir or reg_data_dir"):
         lab.prepare(DATASET)

@@ -164,6 +164,16 @@ def test_repeats_are_told_with_the_subset_that_sets_them(built: World):
     ]
 
 
+def test_what_a_folder_has_otherwise_is_told_where_it_stands(built: World):
+    before = (built.root / MANIFEST).read_text()
+    edit(built, "[[dataset.subset]]\n", '[[dataset.subset]]\ncaption_prefix = "a fox"\nkeep_tokens = 1\n')
+    assert reasons(built, "dataset:ember") == [
+        f'dataset.subset.caption_prefix: projects/ember/images unset -> "a fox" '
+        f"({MANIFEST}:{line_of(built, 'caption_prefix')})"
+    ], "keep_tokens is the data set's own"
+    built.write(MANIFEST, before)
+
+
 # base, stage
 
 

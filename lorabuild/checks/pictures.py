@@ -46,6 +46,8 @@ def _look(path: Path, state: State, fresh: dict[str, str]) -> Facts:
         data = path.read_bytes()
     except OSError as error:
         return {"fault": error.strerror or str(error)}
+    except UnicodeEncodeError:
+        return {"fault": "its name is not UTF-8: rename it"}
     facts = facts_of(data)
     fresh[_key(digest_bytes(data))] = json.dumps(facts)
     return facts

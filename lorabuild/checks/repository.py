@@ -13,6 +13,7 @@ from lorabuild.checks.outputs import output_findings
 from lorabuild.checks.pictures import look_at
 from lorabuild.checks.project import Checked, Places, begin, finish
 from lorabuild.checks.recipe import Task, Trials, Tried, tried_findings
+from lorabuild.checks.sources import source_findings
 from lorabuild.errors import Problem, UsageError, near_miss
 from lorabuild.findings import Finding, at_levels, of_problems
 from lorabuild.manifest import Repository
@@ -20,7 +21,7 @@ from lorabuild.manifest.keys import result_keys
 from lorabuild.manifest.repository import survey
 from lorabuild.manifest.whence import Whence
 from lorabuild.session import jobs_of
-from lorabuild.stage import Component
+from lorabuild.stage import Component, Job
 from lorabuild.state import State
 
 Told = Callable[[int, int], None]  # pictures looked at, of so many
@@ -63,11 +64,14 @@ def _checked(
     """The projects, and findings of none."""
     whence = Whence(repository)
     places = {name: Places(repository, repository.projects[name], whence) for name in names}
-    bases = _bases(repository, names, whence)
+    jobs = jobs_of(repository)
+    bases = _bases(repository, jobs.values(), names, whence)
     projects = {name: begin(one) for name, one in places.items()}
     trials = Trials(_tasks(projects, bases), state)  # beside what follows
     try:
         _judge(projects, places, bases, state, told)
+        for name, one in source_findings(repository, jobs.values(), names, state).items():
+            projects[name].findings += one
         _try_out(projects, places, trials.outcome())
     finally:
         trials.close()
@@ -111,10 +115,12 @@ def _try_out(projects: Mapping[str, Checked], places: Mapping[str, Places], trie
             checked.notes.append(f"adapter, optimizer and schedule are not tried: base {checked.base} is not whole")
 
 
-def _bases(repository: Repository, names: Collection[str], whence: Whence) -> dict[str, CheckedBase]:
+def _bases(
+    repository: Repository, jobs: Iterable[Job], names: Collection[str], whence: Whence
+) -> dict[str, CheckedBase]:
     """The bases of these projects, each judged by the parts of it that any of their jobs reads."""
     parts: dict[str, set[str]] = defaultdict(set)
-    for job in jobs_of(repository).values():
+    for job in jobs:
         for item in job.inputs.values():
             if isinstance(item, Component) and (job.project is None or job.project in names):
                 parts[item.base].add(item.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,12 @@ def dry(recipe: Mapping[str, Any], folder: Path | None) -> Dry:
     return Dry(modules, numbers, size)
 
 
+@cache
 def meta_base(folder: Path | None) -> Base:
-    """A base whose tensors have shapes and no numbers: nothing but its config.json files is read. Raises JobError."""
+    """A base whose tensors have shapes and no numbers: nothing but its config.json files is read. Raises JobError.
+
+    It takes a second and no memory, so that it is kept for the next recipe.
+    """
     configs = {name: _config(folder, name) for name in NETWORKS}
     with torch.device("meta"):
         unet, te1, te2 = (_network(name, config) for name, config in configs.items())

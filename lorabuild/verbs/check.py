@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def parser() -> Parser:
 def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     root = root_here()
+    warnings.simplefilter("ignore")  # PIL's, of pictures that it reads all the same: what counts is among the findings
     with state_of(root) as state:
         report = check(root, options.names, state, _told)
     if options.json:
@@ -73,7 +75,14 @@ def _lines(report: Report, images: bool) -> Iterator[str]:
     yield from _told_findings(report.others)
     everything = [*report.others, *(one for findings in report.findings.values() for one in findings)]
     counts = Counter(one.level for one in everything)
-    yield f"{len(report.findings)} projects, {counts['error']} errors, {counts['warn']} warnings"
+    yield ", ".join(
+        _counted(number, word)
+        for number, word in ((len(report.findings), "project"), (counts["error"], "error"), (counts["warn"], "warning"))
+    )
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _told_findings(findings: Iterable[Finding]) -> Iterator[str]:

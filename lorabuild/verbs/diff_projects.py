@@ -108,7 +108,10 @@ def _plain(value: Any) -> str:
 
 def _of_image(row: Mapping[str, Any]) -> str:
     def said(uses: Sequence[Image]) -> str:
-        return ", ".join(_plain(caption) + (f" × {repeats}" if repeats != 1 else "") for caption, repeats in uses)
+        return ", ".join(
+            " ".join([_plain(caption), *([f"× {repeats}"] if repeats != 1 else []), *own])
+            for caption, repeats, *own in uses
+        )
 
     if row["change"] == "changed":
         return f"{said(row['a'])} -> {said(row['b'])}"

@@ -22,7 +22,7 @@ from lorabuild.names import resolve_chop
 from lorabuild.recorded import recorded
 from lorabuild.verbs.common import warn
 
-Image = tuple[str, int]  # caption, repeats
+Image = tuple[str, int, *tuple[str, ...]]  # caption, repeats, and where its folder differs, how, as JSON
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def _images_of(engine: Engine, made: Lines) -> dict[str, list[Image]] | None:
         return None
     found: dict[str, list[Image]] = {}
     for row in dataset["images"]:
-        found.setdefault(row["digest"], []).append((row["caption"], row["repeats"]))
+        own = {**row.get("settings", {}), **({"is_reg": True} if "is_reg" in row else {})}
+        said = [json.dumps(own, ensure_ascii=False, sort_keys=True)] if own else []
+        found.setdefault(row["digest"], []).append((row["caption"], row["repeats"], *said))
     return found
 
 
