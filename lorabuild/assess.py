@@ -60,6 +60,8 @@ class Assessor:
         job = self.jobs[name]
         stage = self.stages[job.stage]
         inputs = self._resolver.resolve(job)
+        if stage.snapshots:
+            job = replace(job, snapshots=stage.snapshots(job, lambda role: _read(inputs[role])))
         key = key_of(stage.name, stage.version, job.params, inputs)
         parts = components(stage.version, job.params, inputs)
         return self._look(Assessment(job=job, inputs=inputs, components=parts, outputs={}, key=key))
@@ -82,7 +84,7 @@ class Assessor:
             known = record.outputs if record else {}
             for role in chain.from_iterable(members(one, known) for one in roles):
                 if role not in known:
-                    missing.append("never built" if record_key == key else f"{role}: never built")
+                    missing.append("never built" if record_key == key else f"{role}: wanted, but never saved")
                 elif not self.whole(known[role]):
                     missing.append(f"{role}: blob damaged or gone")
                 else:
@@ -163,9 +165,8 @@ class Assessor:
     def _lineage(self, name: str) -> dict[str, Assessment]:
         """The job and its ancestors by name: what an artifact's header tells of. All were assessed before it."""
         lineage = {name: self.assessed[name]}
-        for item in self.jobs[name].inputs.values():
-            if (parent := getattr(item, "job", None)) is not None:
-                lineage |= self._lineage(parent)
+        for item in self.jobs[name].lineage.values():
+            lineage |= self._lineage(item.job)
         return lineage
 
     def _artifact(self, job: str, role: str) -> tuple[str, Path]:
@@ -210,6 +211,11 @@ class Assessor:
     def _lock_of(self, key: str) -> threading.Lock:
         with self._mutex:
             return self._keys[key]
+
+
+def _read(made: Resolved) -> bytes:
+    assert made.path is not None  # an artifact
+    return made.path.read_bytes()
 
 
 def records_of(job: Job, key: str) -> dict[str, Sequence[str]]:

@@ -24,7 +24,7 @@ from lorabuild.progress import one_line
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
 from lorabuild.slots import Place
-from lorabuild.stage import Artifact, Component, File, Job, TextFile, present
+from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
@@ -189,7 +189,7 @@ class Engine(Assessor):
     def _record_key(self, item: Artifact) -> str:
         """The key of the record that names an artifact."""
         key = self.assessed[item.job].key
-        return f"{key}/{item.role}" if item.role in self.jobs[item.job].snapshots else key
+        return f"{key}/{item.role}" if item.role in self.assessed[item.job].job.snapshots else key
 
     def _fetch(self, found: Assessment) -> bool:
         """Ask the remote for what is missing here. True if it had any of it."""
@@ -205,14 +205,18 @@ class Engine(Assessor):
     def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
         """By digest, the metadata of each LoRA of the user's that the job reads."""
         digests = {
-            item.path: found.inputs[role].digest for role, item in found.job.inputs.items() if isinstance(item, File)
+            item.path: found.inputs[role].digest
+            for role, item in found.job.inputs.items()
+            if isinstance(item, File) and item.key == SOURCE
         }
         return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
 
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
-            if isinstance(item, File | TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
+            if isinstance(item, TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
+                raise InputChanged(item.path)
+            if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
                 raise InputChanged(item.path)
             path = self.base_path(item.base) if isinstance(item, Component) else None
             if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:
@@ -228,12 +232,13 @@ class Engine(Assessor):
         job = found.job
         run = self.stages[job.stage].run
         have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
+        rest = all(role in found.outputs for role in job.outputs)
         networks, files = self._networks(job, found)
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
             "params": job.params,
-            "options": {**job.options, "have_steps": have},
+            "options": {**job.options, "have_steps": have, "have_rest": job.name not in self.anew and rest},
             "outputs": list(job.outputs),
             "snapshots": list(job.snapshots),
             "inputs": {

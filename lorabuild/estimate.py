@@ -16,6 +16,7 @@ from lorabuild.publish import NAMES
 from lorabuild.reasons import changes
 from lorabuild.stage import Job
 from lorabuild.store import Output, Record
+from lorabuild.updates import update_count, wanted_steps
 
 COMPARED = 50  # jobs of a stage that are looked at for one that is alike: more would only take time
 
@@ -40,6 +41,8 @@ class Steps:
     accumulation: int
     updates: int
     snapshots: int
+    missing: tuple[int, ...] = ()  # of the snapshots those that are not in the store
+    continues: bool = False  # the weights are there: it is trained for the missing snapshots alone
 
     @property
     def updates_per_epoch(self) -> float:
@@ -50,6 +53,11 @@ class Steps:
         """How often the training sees each sample. An update goes on over the end of an epoch."""
         return self.updates * self.accumulation / self.batches
 
+    @property
+    def trained(self) -> int:
+        """The updates that are done: after the last missing snapshot nothing is wanted, if the weights are there."""
+        return max(self.missing, default=0) if self.continues else self.updates
+
 
 class Estimates:
     """What jobs will take. The earlier builds of a stage are looked up once."""
@@ -58,8 +66,8 @@ class Estimates:
         self._engine = engine
         self._built: dict[str, list[tuple[Job, Record]]] = {}
 
-    def of(self, outlook: Outlook) -> Cost:
-        """What the job will take. Of a `maybe`, what it takes if it comes to that."""
+    def of(self, outlook: Outlook, counted: Steps | None = None) -> Cost:
+        """What the job will take; a training, as `counted`. Of a `maybe`, what it takes if it comes to that."""
         if outlook.event in ("fresh", "failed", "blocked"):
             return Cost(0.0, 0)
         if outlook.found and not outlook.found.missing:  # copied from the store
@@ -70,10 +78,24 @@ class Estimates:
         size = sum(_on_disk(job, role, output) for role, output in record.outputs.items())
         if outlook.event == "restored":  # what another job makes is copied
             return Cost(0.0, size // 2)
-        if "weights" in record.outputs:
-            size += sum(_on_disk(job, role, record.outputs["weights"]) for role in job.snapshots)
-        work = _work(job.params) / _work(record.params)
+        if counted is None:
+            return Cost(record.seconds, size)
+        size = 0 if counted.continues else size
+        size += len(counted.missing) * _on_disk(job, "step/0", record.outputs["weights"])
+        work = _work(job.params, counted.trained) / _work(record.params, self._updates(record))
         return Cost(round(record.seconds * work, 3), size)
+
+    def snapshot_bytes(self, job: Job) -> int | None:
+        """What a snapshot takes, by the weights of the last training or of one like it; None if there is none."""
+        record = self._record(job) or self._like(job)
+        return record.outputs["weights"].size if record and "weights" in record.outputs else None
+
+    def _updates(self, record: Record) -> int:
+        """How many updates a training had, also where that is not in its settings."""
+        if (steps := record.params["recipe"]["max_train_steps"]) is not None:
+            return steps
+        facts = self._engine.store.blob(record.outputs["facts.json"].digest)
+        return json.loads(facts.read_bytes()).get("steps", 1) if facts.exists() else 1
 
     def _record(self, job: Job) -> Record | None:
         """The record of the job's last build."""
@@ -95,12 +117,10 @@ def _bare(job: Job) -> dict[str, Any]:
     return {"version": 0, "params": job.params, "inputs": {}}
 
 
-def _work(params: Mapping[str, Any]) -> int:
-    """What a training's time grows with: the images that it sees. 1 for all else."""
-    recipe = params.get("recipe", {})
-    keys = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps")
-    sizes = [recipe[key] for key in keys if key in recipe]
-    return sizes[0] * sizes[1] * sizes[2] if len(sizes) == len(keys) else 1
+def _work(params: Mapping[str, Any], updates: int) -> int:
+    """What a training's time grows with: the images that it sees."""
+    recipe = params["recipe"]
+    return max(1, updates) * recipe["train_batch_size"] * recipe["gradient_accumulation_steps"]
 
 
 def _on_disk(job: Job, role: str, output: Output) -> int:
@@ -112,20 +132,24 @@ def _on_disk(job: Job, role: str, output: Output) -> int:
 
 def steps(engine: Engine, outlook: Outlook, before: Mapping[str, Outlook]) -> Steps | None:
     """The updates of a training; None for other jobs, and where the images cannot be read."""
-    recipe = outlook.job.params.get("recipe", {})
-    if outlook.job.stage != "train" or (data := _images(engine, outlook.job, before)) is None:
+    job, found = outlook.job, outlook.found
+    if job.stage != "train" or (data := _images(engine, job, before)) is None:
         return None
-    images, exact = data
+    recipe, (images, exact) = job.params["recipe"], data
     batch, samples = recipe["train_batch_size"], sum(image["repeats"] for image in images)
+    batches = batches_per_epoch(images, batch) if exact else ceil(samples / batch)
+    wanted = wanted_steps(recipe, job.options["saved"], batches)
     return Steps(
         images=len(images),
         samples=samples,
         batch=batch,
-        batches=batches_per_epoch(images, batch) if exact else ceil(samples / batch),
+        batches=batches,
         exact=exact,
         accumulation=recipe["gradient_accumulation_steps"],
-        updates=recipe["max_train_steps"],
-        snapshots=len(outlook.job.snapshots),
+        updates=update_count(recipe, batches),
+        snapshots=len(wanted),
+        missing=tuple(step for step in wanted if not found or f"step/{step}" not in found.outputs),
+        continues=found is not None and all(role in found.outputs for role in job.outputs),
     )
 
 

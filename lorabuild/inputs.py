@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorabuild.components import tensors_digest
 from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images, named_folders
 from lorabuild.manifest.sources import Sources
 from lorabuild.prompts import read_prompts
-from lorabuild.stage import MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
+from lorabuild.stage import INIT, MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -60,20 +61,30 @@ class Resolver:
         return {role: self._one(item, job) for role, item in job.inputs.items()}
 
     def source(self, item: File, project: str) -> str:
-        """The digest of the LoRA that a project starts from. Raises JobError, at its line, for what is no LoRA for SDXL."""
+        """The digest of a LoRA that a project starts from or continues. Raises JobError, at its line, for what is none."""
         assert self.sources is not None
         try:
-            if said := self.sources.fault(item.path):
+            if said := self.sources.fault(item.path, item.key):
                 raise JobError(said)
-            digest = self._digest(item.path, item.shown)
+            digest = self.content(item)
             if self.state.get(f"lora:{digest}") is None:
                 _check_lora(item)
                 self.state.put(f"lora:{digest}", "SDXL")
             return digest
         except JobError as error:
             said = str(error).removeprefix(f"{item.shown}: ")
-            problem = self.sources.problem(project, said)
-            raise (JobError(problem) if item.path.exists() else InputMissing(problem, "its source is")) from None
+            problem = self.sources.problem(project, said, item.key)
+            what = f"its {item.key[1]} is"
+            raise (JobError(problem) if item.path.exists() else InputMissing(problem, what)) from None
+
+    def content(self, item: File) -> str:
+        """The digest of what counts of a LoRA. Raises JobError."""
+        try:
+            if item.key != INIT:  # its metadata is passed on
+                return self.state.digest(item.path)
+            return self.state.digest_of([item.path], "tensors", lambda: tensors_digest(item.path))
+        except OSError as error:
+            raise JobError(f"{item.shown}: {error.strerror}") from None
 
     def _one(self, item: Input, job: Job) -> Resolved:
         match item:
@@ -212,6 +223,7 @@ def components(version: int, params: Mapping[str, Any], inputs: Mapping[str, Res
         "told": {
             "from": {role: list(one.told) for role, one in inputs.items() if one.told},
             "repeats": {image.shown.rpartition("/")[0]: image.repeats for image in images},
+            "digests": {role: one.digest for role, one in inputs.items() if one.images},
             **({"settings": settings} if settings else {}),
         },
     }

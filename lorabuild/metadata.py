@@ -13,6 +13,7 @@ from lorabuild.captions import tag_counts
 from lorabuild.hashing import sha256_from
 from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
 from lorabuild.order import batches_per_epoch
+from lorabuild.updates import counted
 from lorabuild.vectors import block_vector
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def metadata(
         **_modelspec(about, tables),
         **_training(tables.get("recipe", {}) if "train" in about["made_by"] else {}, about, dataset),
         **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
-        **_network(tables),
+        **_network(tables, "init" in about["made_by"].get("train", {}).get("inputs", {})),
         **_ours(about, tables, facts),
     }
     said = {key: value for key, value in found.items() if value is not None}
@@ -127,8 +128,9 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
     if not recipe:
         return {}
     step = about["trained"].partition("/")[2]
-    steps = int(step) if step else recipe.get("max_train_steps")
     batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"]) if dataset else 0
+    recipe = counted(recipe, batches) if recipe.get("max_train_epochs") and batches else recipe
+    steps = int(step) if step else recipe.get("max_train_steps")
     micro_batches = (steps or 0) * recipe.get("gradient_accumulation_steps", 1)
     optimizer_args = ", ".join(f"{key}={value}" for key, value in sorted((recipe.get("optimizer_args") or {}).items()))
     shown = {
@@ -204,13 +206,16 @@ def _mean_aspect_error(images: list[Mapping]) -> float:
     return round(sum(errors) / len(errors), 6) if errors else 0.0
 
 
-def _network(tables: Mapping) -> dict[str, Any]:
-    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes, and no conv_dim; the one alpha stays."""
+def _network(tables: Mapping, continues: bool) -> dict[str, Any]:
+    """After a resize ranks differ by layer: "Dynamic", as sd-scripts writes, and no conv_dim; the one alpha stays.
+
+    They may, too, where a LoRA is continued (`init`), whose ranks count.
+    """
     recipe = tables.get("recipe", {})
     resized = "resize" in tables
     return {
         "ss_network_module": recipe.get("network_module"),
-        "ss_network_dim": "Dynamic" if resized else recipe.get("network_dim"),
+        "ss_network_dim": "Dynamic" if resized or continues else recipe.get("network_dim"),
         "ss_network_alpha": recipe.get("network_alpha"),
         "ss_network_args": None if resized else recipe.get("network_args"),  # lorabuild.recipe has them
         "ss_network_dropout": recipe.get("network_args", {}).get("dropout"),

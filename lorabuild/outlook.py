@@ -91,7 +91,7 @@ def _outlook(engine: Engine, name: str, before: Mapping[str, Outlook], few: int)
         return _failed(job, str(error))
     event = engine.event_of(assessment)
     reasons = tuple(engine.reasons(assessment, few)) if event != "fresh" else ()
-    return Outlook(job, event, reasons, identity=assessment.key, found=assessment)
+    return Outlook(assessment.job, event, reasons, identity=assessment.key, found=assessment)
 
 
 def _failed(job: Job, said: str) -> Outlook:

@@ -16,7 +16,7 @@ from lorabuild.header import read_header
 from lorabuild.inputs import Resolved
 from lorabuild.metadata import VERSION, body_sha256, metadata
 from lorabuild.reasons import Reason, changes
-from lorabuild.stage import Artifact, File, Job
+from lorabuild.stage import SOURCE, File, Job
 from lorabuild.state import State
 from lorabuild.store import Output, Store
 from lorabuild.writing import spliced
@@ -131,14 +131,15 @@ def _told_by_header(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _trained_role(role: str, lineage: Mapping[str, Made]) -> str:
     """The output of train that an artifact comes from: "weights", or "step/10"."""
-    used = [item for found in lineage.values() for item in found.job.inputs.values() if isinstance(item, Artifact)]
+    used = [item for found in lineage.values() for item in found.job.lineage.values()]
     return next((item.role for item in used if item.job.startswith("train:")), role)
 
 
 def _source(lineage: Mapping[str, Made]) -> tuple[Path, str] | None:
     """The file of the user's that an artifact comes from, and the digest that it was read with."""
     used = [(item, found.inputs[role].digest) for found in lineage.values() for role, item in found.job.inputs.items()]
-    return next(((item.path, digest) for item, digest in used if isinstance(item, File)), None)
+    files = ((item, digest) for item, digest in used if isinstance(item, File) and item.key == SOURCE)
+    return next(((item.path, digest) for item, digest in files), None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lorabuild.locked import Line, read_lock
 from lorabuild.publish import Made, publications
 from lorabuild.remote import Damaged, Remote
 from lorabuild.sharing import note_fetched
-from lorabuild.stage import Artifact, Job, declared, members
+from lorabuild.stage import Job, declared, members
 from lorabuild.store import Output, Record
 
 
@@ -125,9 +125,7 @@ def _lineage(
 ) -> dict[str, Known]:
     """The job and its ancestors by name. One that is not in the lock is found by the record of what was made from it."""
     lineage = {name: made[name]}
-    for role, item in engine.jobs[name].inputs.items():
-        if not isinstance(item, Artifact):
-            continue
+    for role, item in engine.jobs[name].lineage.items():
         if item.job not in made:
             key = made[name].made_from.get(role, "").partition("/")[0]
             if not key:

@@ -29,6 +29,8 @@ class Reason:
     inner: tuple[str, ...] = ()
 
 
+INIT = "init"  # the input that a training continues
+
 # By itself no change of content; it is told where keys differ and no other reason is found: captions changed places, say.
 RENAMED = Reason("file", "", "files were swapped or renamed")
 
@@ -52,13 +54,22 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], few: int = FEW) -> l
     for table in sorted({*old["params"], *new["params"]}):
         found += _values(table, old["params"].get(table, {}), new["params"].get(table, {}), few)
     roles = old["inputs"].keys() & new["inputs"].keys()
+    found += _continued(old, new)
     if not found:  # else a setting decides which inputs there are, and that has been told
         found += [Reason("input", "", f"{role}: added") for role in sorted(new["inputs"].keys() - roles)]
         found += [Reason("input", "", f"{role}: removed") for role in sorted(old["inputs"].keys() - roles)]
     for role in sorted(roles):
+        if _same_content(role, old, new):
+            continue
         found += _input(role, old["inputs"][role], new["inputs"][role], _told(old, role), _told(new, role), few)
     found += _repeats(old, new) + _of_folders(old, new)
     return list(dict.fromkeys(reason for reason in found if reason != RENAMED)) or found
+
+
+def _same_content(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Is it known of a pulled job, which knows no files by name, that it was made from the same images?"""
+    digests = [side.get("told", {}).get("digests", {}).get(role, side["inputs"][role]) for side in (old, new)]
+    return isinstance(old["inputs"][role], str) and digests[0] == digests[1]
 
 
 def _told(side: Mapping[str, Any], role: str) -> Sequence[str]:
@@ -82,6 +93,14 @@ def _values(name: str, old: Any, new: Any, few: int) -> list[Reason]:
     return [Reason("key", name, f"{name}: {', '.join(_few(parts, 'more', few))}", tuple(keys))]
 
 
+def _continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
+    """A LoRA that the training continues where it continued none, or no longer."""
+    was, now = (_told(side, INIT)[1:2] for side in (old, new))
+    if (INIT in old["inputs"]) == (INIT in new["inputs"]):
+        return []
+    return [_value("recipe.init", *("".join(one).removeprefix("train:") or None for one in (was, now)))]
+
+
 def _value(name: str, old: Any, new: Any) -> Reason:
     return Reason("key", name, f"{name}: {_plain(old)} -> {_plain(new)}")
 
@@ -93,11 +112,12 @@ def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str]
         return _beside(role, old, new)
     if isinstance(old, dict) and isinstance(new, dict):
         return _files(old, new, few)
+    key = "recipe.init" if role == INIT else "project.source"
     match was, now:
         case ["base", before], ["base", after] if before != after:
             return [_value("project.base", before, after)]  # one line for all parts of the base
         case ["file", before], ["file", after] if before != after:
-            return [_value("project.source", before, after)]
+            return [_value(key, before, after)]
         case ["text", before, _], ["text", after, key] if before != after:
             return [_value(key, before, after)]
         case _, ["text", path, key]:
@@ -105,11 +125,12 @@ def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str]
         case _, ["base", name]:
             return [Reason("base", name, f"base {name}: {role}: content")]
         case ["input", *before], ["input", job, made] if before != [job, made]:
-            return [Reason("input", job, f"{role}: {' '.join(before)} -> {job} {made}", ("resize.step",))]
+            chosen = key if role == INIT else "resize.step"
+            return [Reason("input", job, f"{role}: {' '.join(before)} -> {job} {made}", (chosen,))]
         case _, ["input", job, _]:
             return [Reason("input", job, f"{job if job.startswith(f'{role}:') else f'{role} of {job}'}: content")]
         case _, ["file", path]:
-            return [Reason("file", path, f"{path}: content", ("project.source",))]
+            return [Reason("file", path, f"{path}: content", (key,))]
     return [Reason("input", "", f"{role}: content")]
 
 

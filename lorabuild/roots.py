@@ -55,6 +55,7 @@ def _keys_of_manifests(engine: Engine) -> Iterator[str]:
     found = recorded(engine)
     for name, job in engine.jobs.items():
         last = engine.state.last(name)
+        job = found[name].job if name in found else job
         for key in {*([found[name].key] if name in found else []), *([last[0]] if last else [])}:
             yield key
             yield from (record_key(key, role) for role in job.snapshots)

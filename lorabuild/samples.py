@@ -11,6 +11,7 @@ from lorabuild.manifest.layers import shown
 from lorabuild.names import quoted
 from lorabuild.prompts import LEAST_SIDE, SIDE_STEP
 from lorabuild.stage import TextFile
+from lorabuild.updates import end_of_epoch
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -57,8 +58,8 @@ def sample_steps(
     if every := samples["sample_every_n_steps"]:
         return first | set(range(every, last + 1, every))
     if epochs := samples["sample_every_n_epochs"]:
-        taken = last * accumulation
-        return first | {-(-end // accumulation) for end in range(epochs * batches, taken + 1, epochs * batches)}
+        ends = range(epochs, last * accumulation // batches + 1, epochs)
+        return first | {end_of_epoch(epoch, batches, accumulation) for epoch in ends}
     return first | set(snapshots)
 
 

@@ -70,6 +70,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
         store = Store(hidden / "store", reading=not writing, max_gb=repository.store["max_gb"])
         if writing:
             empty_folder(store.parts)  # what a killed run was writing
+        clean = {path: names for path, names in clean.items() if path.parent.name not in repository.projects}
         jobs = jobs_of(repository)
         folders = {name: project.folder for name, project in repository.projects.items()}
         needed = needed_by_projects(repository, jobs)

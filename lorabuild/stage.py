@@ -55,12 +55,17 @@ class Images:
     captions: bool
 
 
+SOURCE, INIT = ("project", "source"), ("recipe", "init")  # the keys that name a LoRA
+
+
 @dataclass(frozen=True)
 class File:
-    """A file of the user's. Its content is what counts. `shown` is what messages call it."""
+    """A LoRA of the user's, which `key` of the manifest names. Its content is what counts; of one that a training continues
+    (`recipe.init`) the tensors alone. `shown` is what messages call it."""
 
     path: Path
     shown: str
+    key: tuple[str, str] = SOURCE
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ class Job:
     `options` (execution, saved set, pictures, logging) reaches `run` and is never hashed: on a CPU it may not change a
     byte of an output at an equal thread count. `outputs` are roles and stand in one record; one that ends in "/" is a family,
     whose members the record lists. `snapshots` are roles too,
-    with a record each, kept as soon as they exist: which of them are wanted is not part of the key.
+    with a record each, kept as soon as they exist: which of them are wanted is not part of the key. Here stand those that
+    are known without a look at the inputs; see `Stage.snapshots`.
     """
 
     name: str
@@ -127,12 +133,21 @@ class Job:
         """None for the jobs of a base, which projects share."""
         return None if self.stage in ("base", "norms") else self.target.partition("@")[0]
 
+    @property
+    def lineage(self) -> Mapping[str, Artifact]:
+        """Role -> the artifacts that its header tells of. Of another project's weights that it continues, it tells the digest."""
+        artifacts = {role: item for role, item in self.inputs.items() if isinstance(item, Artifact)}
+        return {
+            role: one for role, one in artifacts.items() if Job(one.job, {}, {}, ()).project in (None, self.project)
+        }
+
 
 @dataclass(frozen=True)
 class Stage:
     """A step of the build. Raise `version` by hand when equal inputs should give another result.
 
     `slot`: "gpu" for what keeps a GPU busy, or all cores of a machine without one; such jobs have slots of their own.
+    `snapshots(job, read)` are all that are wanted of a job, where that hangs on what `read(role)`, an input artifact, says.
     """
 
     name: str
@@ -140,3 +155,4 @@ class Stage:
     jobs: Callable[[Repository], Iterable[Job]]
     run: Callable[[Job, Workspace, Progress], None]
     slot: Literal["cpu", "gpu"] = "cpu"
+    snapshots: Callable[[Job, Callable[[str], bytes]], Sequence[str]] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -145,9 +145,11 @@ def tool_digest(root: Path, scan: Scan) -> str:
     )
 
 
-def _sources(repository: Repository, project: Project, jobs: Iterable[Job], scan: Scan) -> Sources:
+def _sources(repository: Repository, project: Project, jobs: Sequence[Job], scan: Scan) -> Sources:
     root = repository.root
     files = {root / name for name in SHARED_FILES} | set(project.files)
+    for name in {job.project for job in jobs if job.project}:  # itself, and what it continues
+        files |= set(repository.projects[name].files)
     folders: set[Path] = set()
     for job in jobs:
         for item in job.inputs.values():

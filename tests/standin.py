@@ -6,9 +6,11 @@ instead of succeeding, and each job leaves a line there when it begins and one w
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +175,13 @@ class Stage:
         self.folder = root / "standin"
         self.folder.mkdir()
         self.plan(**plan)
+
+    def copy(self, root: Path) -> Stage:
+        """The same elsewhere, with what was built."""
+        shutil.copytree(self.folder.parent, root, symlinks=True)
+        found = copy.copy(self)
+        found.world, found.folder = World(root / "repository"), root / "standin"
+        return found
 
     def plan(self, **plan: str) -> None:
         """What jobs do: `train_p0="fail"`."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,6 +359,17 @@ def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: 
     others = checked(world).others
     assert {one.code for one in others} == {"LB021"}
     assert any("tokenizer1" in one.message for one in others) and any("unet" in one.message for one in others)
+
+
+def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monkeypatch: pytest.MonkeyPatch):
+    tried = {"adapter": {"modules": {"unet": 788}, "parameters": 9, "bytes": 3_000_000}, "faults": [], "notes": []}
+    monkeypatch.setattr(NoTrials, "outcome", lambda self: {name: tried for name in self.tasks})
+    manifest = MANIFEST + "save_every_n_epochs = 1\n"
+    world.write("projects/ember/lora.toml", manifest)
+    assert checked(world).projects["ember"].snapshots == 1  # 4 updates are two epochs of two batches
+    assert "LB075" not in told(world)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=11_000_000))
+    assert told(world)["LB075"] == ["lora.toml:14: recipe: the weights that are saved take 12 MB, and 11 MB are free"]
 
 
 def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 
 import bench_kills
+import bench_train_kills
 import killing
 import pytest
-from test_build import in_training
-from world import World
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for workers in /proc")
 
@@ -47,26 +45,9 @@ def test_the_check_of_kills_sees_what_is_lost_and_what_is_partial(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_three_times_ends_in_the_same_bytes(built_once: World, tmp_path: Path):
-    straight = built_once.copy(tmp_path / "straight")
-    straight.manifest(steps=16, seed=17)
-    killed = straight.copy(tmp_path / "killed")
-    seconds = next(event["seconds"] for event in straight.doit().events if event["job"] == "train:ember")
-
+def test_a_training_that_is_killed_three_times_ends_in_the_same_bytes(tmp_path: Path):
+    """With phases, accumulation over the ends of epochs, every dropout, and ClybW; `bench_train_kills.py` kills ten times."""
     seed = random.randrange(10**6)
-    chance = random.Random(seed)
-    for who in killing.WHO:
-        driver = in_training(killed)
-        time.sleep(chance.random() * seconds / 6)  # it is over three kills that the training gets on
-        killing.kill(driver, who)
-        driver.wait(60)
-        standing = killed.built_files()
-        whole = [straight.built_files(), built_once.built_files()]  # new and, where it has not come so far, old
-        assert all(data in [files.get(name) for files in whole] for name, data in standing.items()), f"seed {seed}"
-        assert not [name for name in standing if ".part" in name or "/." in name], f"seed {seed}"
-    result = killed.doit()
-    assert result.code == 0, f"seed {seed}: {result.out}{result.err}"
-    (train,) = (event for event in result.events if event["job"] == "train:ember")
-    assert train.get("resumed_at", 0) > 0 or train["event"] == "restored", f"seed {seed}: {train}"
-    assert not {"base:tiny", "norms:tiny", "dataset:ember", "latents:ember"} & result.ran.keys()
-    assert killed.built_files() == straight.built_files(), f"seed {seed}"
+    tally = bench_train_kills.kill_training(tmp_path, 3, seed)
+    assert tally.problems == [], f"seed {seed}: {tally}"
+    assert tally.kills and tally.resumed, f"seed {seed}: {tally}: no kill fell into the training"

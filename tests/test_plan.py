@@ -224,8 +224,11 @@ def test_a_training_is_counted_and_weighed_by_its_last_build(built: World):
     (train,) = (job for job in plan["jobs"] if job["job"] == "train:ember")
     assert train["training"] == {
         "images": 4, "samples": 4, "batch": 2, "batches": 3, "exact": True, "accumulation": 2, "updates": 12,
-        "snapshots": 6, "updates_per_epoch": 1.5, "passes": 8.0,
+        "snapshots": 6, "updates_per_epoch": 1.5, "passes": 8.0, "missing": [2, 4, 6, 8, 10, 12], "trained": 12,
+        "snapshot_bytes": train["training"]["snapshot_bytes"], "notes": train["training"]["notes"],
     }  # fmt: skip
+    (note,) = train["training"]["notes"]
+    assert note.startswith("another length is another training, from the start; to go on from the finished one: init =")
     record = next(
         one
         for path in (built.root / ".lorabuild/store/record").rglob("*.json")
@@ -233,12 +236,14 @@ def test_a_training_is_counted_and_weighed_by_its_last_build(built: World):
     )
     assert train["seconds"] == pytest.approx(record["seconds"] * 6, abs=0.01)  # three times the updates, twice as large
     weights = record["outputs"]["weights"]["size"]
+    assert train["training"]["snapshot_bytes"] == weights
     assert 14 * weights < train["bytes"] < 14.1 * weights  # with six snapshots, in the store and in build/
     out = built.lorabuild("plan").out
     assert (
         "4 images × repeats = 4 ÷ batch 2 = 3 batches ÷ accumulation 2 = 1.5 updates an epoch;"
-        " 12 updates in all, 8 passes over the data; 6 snapshots"
+        " 12 updates in all, 8 passes over the data; 6 snapshots × about "
     ) in out
+    assert f"    {note}\n" in out
     assert re.fullmatch(r"4 jobs would run \(3 maybe\), about \d+\.\d s, about \d+\.\d MB", out.splitlines()[-1])
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
-from lorabuild.nn.resume import REST, State, StateFile, Unusable
+from lorabuild.nn.resume import DTYPES, REST, State, StateFile, Unusable
 
 STATE = State({"b": torch.arange(6.0).view(2, 3), "a|step": torch.tensor(3.0)}, {"step": 3, "log": [{"loss": 0.5}]})
 
@@ -33,6 +34,24 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     assert found.tensors.keys() == STATE.tensors.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in STATE.tensors.items())
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_every_kind_of_number_comes_back_to_the_bit_and_is_safetensors(tmp_path: Path, dtype: torch.dtype):
+    tensors = {
+        "of odd length": torch.arange(3).to(dtype),
+        "none": torch.zeros(0, 4, dtype=dtype),
+        "turned": torch.arange(6).to(dtype).view(2, 3).T,
+        "one": torch.ones((), dtype=dtype),
+        "last": torch.arange(2, dtype=torch.float64),
+    }
+    StateFile(tmp_path / "state", "mine").save(State(tensors, {}))
+    found = StateFile(tmp_path / "state", "mine").load()
+    assert found is not None and found.tensors.keys() == tensors.keys()
+    theirs = load((tmp_path / "state").read_bytes()[32:])
+    for name, tensor in tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor)
+        assert torch.equal(theirs[name], tensor)
 
 
 def test_without_a_state_there_is_none(tmp_path: Path):

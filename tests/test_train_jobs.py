@@ -7,7 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from lorabuild.components import COMPONENTS_FILE, folder_digests
+from lorabuild.errors import JobError
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages.base import FILES
 from lorabuild.stages.base import STAGE as BASE
@@ -50,7 +53,7 @@ def test_what_shapes_a_training_is_in_its_key_and_nothing_else():
     job = train()
     recipe = {"network_dim": 8, "network_args": {"conv_dim": 4}, "unet_lr": 1e-3, "max_train_steps": 16, "seed": 1}
     assert job.params == {"recipe": recipe, "base": {"prediction_type": "epsilon"}}
-    assert job.options == {"gradient_checkpointing": True}
+    assert job.options == {"gradient_checkpointing": True, "saved": {"save_every_n_steps": 5, "resized": []}}
     assert job.outputs == ["weights", "log", "facts.json"]
     assert job.inputs["dataset"] == Artifact("dataset:ember", "dataset.json")
     assert job.inputs["latents"] == Artifact("latents:ember", "latents")
@@ -65,6 +68,46 @@ def test_wanted_are_the_steps_saved_and_those_that_are_resized():
     assert train({"step": "last"}, save_every_n_steps=None).snapshots == []
     several = train({"step": 7}, {"mini": {"step": 12}, "maxi": None}, save_every_n_steps=6)
     assert several.snapshots == ["step/6", "step/7", "step/12"]
+
+
+def rows(*counts: int) -> bytes:
+    """dataset.json with so many images in each bucket."""
+    images = [{"bucket": [64, 64 + number], "repeats": 1} for number, count in enumerate(counts) for _ in range(count)]
+    return json.dumps({"images": images}).encode()
+
+
+def wanted(*counts: int, resize: Any = None, **recipe: Any) -> list[str]:
+    recipe = {"save_every_n_steps": None, "train_batch_size": 2, "gradient_accumulation_steps": 1} | recipe
+    return list(TRAIN.snapshots(train(resize, **recipe), lambda role: {"dataset": rows(*counts)}[role]))
+
+
+def test_epochs_become_steps_by_the_batches_of_the_data_set():
+    """Five images in one bucket and one in another, two a batch: four batches."""
+    assert wanted(5, 1, save_every_n_epochs=1) == ["step/4", "step/8", "step/12"]
+    assert wanted(5, 1, save_every_n_epochs=2) == ["step/8"]
+    assert wanted(5, 1, save_every_n_epochs=1, gradient_accumulation_steps=3) == [
+        f"step/{step}" for step in (2, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15)
+    ]
+    by_epochs = {"max_train_epochs": 3, "max_train_steps": None}
+    assert wanted(5, 1, **by_epochs, save_every_n_epochs=1) == ["step/4", "step/8"]
+    assert wanted(5, 1, **by_epochs, save_every_n_steps=6) == ["step/6", "step/12"]
+    assert wanted(5, 1, **by_epochs, resize={"step": 12}) == ["step/12"]
+
+
+def test_before_the_data_set_is_known_a_resized_step_is_wanted_all_the_same():
+    assert train({"step": 7}, save_every_n_epochs=1).snapshots == ["step/7"]
+    assert train({"step": 7}, max_train_epochs=1, max_train_steps=None).snapshots == ["step/7"]
+
+
+def test_a_step_that_the_epochs_do_not_come_to_is_one_line():
+    with pytest.raises(
+        JobError, match=r"^resize.step: 13: the training ends at step 12 \(recipe.max_train_epochs: 3, of 4"
+    ):
+        wanted(5, 1, max_train_epochs=3, max_train_steps=None, resize={"step": 13})
+
+
+def test_snapshots_that_hang_on_steps_alone_do_not_read_the_data_set():
+    assert TRAIN.snapshots(train(), lambda role: pytest.fail("read")) == ["step/5", "step/10", "step/15"]
 
 
 def test_a_project_without_a_data_set_trains_nothing():

@@ -102,6 +102,37 @@ def test_a_warm_process_and_other_options_change_no_byte(undisturbed: dict[str, 
     assert notes == {}
 
 
+def test_a_missing_snapshot_is_trained_for_and_no_more(undisturbed: dict[str, bytes], tmp_path: Path):
+    """The weights and snapshot 3 are on record: after update 2 nothing is wanted any more."""
+    done: list[int] = []
+    options = {"have_steps": ["step/3"], "have_rest": True}
+    job, workspace = training(tmp_path, snapshots=(2, 3), options=options)
+    STAGE.run(job, workspace, lambda number, total, text: done.append(number))
+    assert outputs(tmp_path) == {"step/2": undisturbed["step/2"]}
+    assert done[-1] == 2
+
+
+def test_epochs_are_turned_into_updates_by_the_data_set(undisturbed: dict[str, bytes], tmp_path: Path):
+    """Two batches an epoch. The first update is that of the training of three steps."""
+    by_steps = log_of(undisturbed)
+    recipe = {"max_train_steps": None, "max_train_epochs": 1, "gradient_accumulation_steps": 1}
+    run(tmp_path, recipe=recipe | {"lr_scheduler": "constant", "lr_scheduler_args": {}})
+    records = log_of(outputs(tmp_path))
+    assert [record["step"] for record in records if record["event"] == "step"] == [1, 2]
+    assert records[1]["loss"] == by_steps[1]["loss"]
+    facts = json.loads(outputs(tmp_path)["facts.json"])
+    assert (facts["steps"], facts["epochs"]) == (2, 1)
+
+
+def test_a_disk_without_room_is_told_before_the_first_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lorabuild.stages.train.shutil.disk_usage", lambda path: SimpleNamespace(free=20 * 10**6))
+    with pytest.raises(
+        JobError, match=r"^the disk has 0.0 GB free, and the training needs about \d+\.\d GB: 3 snapshots"
+    ):
+        run(tmp_path, snapshots=(1, 2, 3))
+    assert outputs(tmp_path) == {}
+
+
 @pytest.mark.parametrize("answers", [0, 1, 3], ids=["at once", "within the first update", "within the second"])
 def test_a_training_that_is_stopped_keeps_its_last_update(tmp_path: Path, answers: int):
     """It asks before each micro-batch; what was done of the update is done again."""

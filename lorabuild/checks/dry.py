@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import UserError
+from lorabuild.updates import counted
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def _adapter(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
 def _schedule(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     from lorabuild.nn.schedule import learning_rate_factor
 
+    recipe = counted(recipe, 1)  # as if an epoch had one batch: the data set says how many, which is not looked at here
     for update in sorted({0, recipe["max_train_steps"] // 2, recipe["max_train_steps"] - 1}):
         learning_rate_factor(recipe, update)
     return {}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lorabuild.findings import Finding, found
+from lorabuild.stage import Job
+from lorabuild.updates import wanted_steps
+
+COPIES = 2  # in the store and in build/
 
 
 def output_findings(root: Path, folders: list[str]) -> Iterator[Finding]:
@@ -14,6 +19,19 @@ def output_findings(root: Path, folders: list[str]) -> Iterator[Finding]:
     for name in folders:
         if said := fault(root / name):
             yield found("LB090", name, said)
+
+
+def snapshot_count(train: Job, batches: int) -> int:
+    """How many snapshots a training saves, of whose data set an epoch has `batches`."""
+    return len(wanted_steps(train.params["recipe"], train.options["saved"], batches)) if batches else 0
+
+
+def room_findings(root: Path, size: int, file: str, line: int) -> Iterator[Finding]:
+    """`size`: bytes of all weights that a training saves; `file` and `line`: where the manifest says how often."""
+    need, free = size * COPIES, shutil.disk_usage(root).free
+    if need > free:
+        said = f"recipe: the weights that are saved take {need / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+        yield found("LB075", file, said, line)
 
 
 def fault(folder: Path) -> str:

@@ -37,12 +37,18 @@ class Checked:
     buckets: list[Bucket] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     adapter: dict[str, Any] | None = None  # modules, parameters, bytes: of one that could be made
+    snapshots: int = 0  # that its training saves
     notes: list[str] = field(default_factory=list)  # what else is worth knowing: what was skipped, say
 
     @property
     def trains(self) -> bool:
         settings = self.project.settings
         return bool(settings["dataset"]) and not settings["project"]["source"]
+
+    @property
+    def batches(self) -> int:
+        """Of an epoch."""
+        return sum(one.batches for one in self.buckets)
 
     @property
     def base(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorabuild.checks.base import CheckedBase, check_base
 from lorabuild.checks.files import Entry
-from lorabuild.checks.outputs import output_findings
+from lorabuild.checks.outputs import output_findings, room_findings, snapshot_count
 from lorabuild.checks.pictures import look_at
 from lorabuild.checks.project import Checked, Places, begin, finish
 from lorabuild.checks.recipe import Task, Trials, Tried, tried_findings
@@ -73,6 +73,11 @@ def _checked(
         for name, one in source_findings(repository, jobs.values(), names, state).items():
             projects[name].findings += one
         _try_out(projects, places, trials.outcome())
+        for name, one in projects.items():
+            if one.adapter:
+                one.snapshots = snapshot_count(jobs[f"train:{name}"], one.batches)
+                size = one.adapter["bytes"] * (one.snapshots + 1)
+                one.findings += room_findings(repository.root, size, *places[name].of("recipe.save_every_n_steps"))
     finally:
         trials.close()
     found = [one for base in bases.values() for one in base.findings]

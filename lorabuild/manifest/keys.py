@@ -37,13 +37,14 @@ KEYS: dict[str, dict[Class, str]] = {
             "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
             "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
             "multires_noise_discount mixed_precision save_precision seed max_grad_norm prior_loss_weight weighted_captions "
+            "max_train_epochs init network_weights dim_from_weights "
             "pyramid_std noise_offset noise_offset_random_strength adaptive_noise_scale ip_noise_gamma "
             "ip_noise_gamma_random_strength min_timestep max_timestep zero_terminal_snr loss_type huber_schedule "
             "huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
             "v_pred_like_loss snr_weights network_train_unet_only network_train_text_encoder_only network_dropout "
             "scale_weight_norms"
         ),
-        "saved": "save_every_n_steps",
+        "saved": "save_every_n_steps save_every_n_epochs save_last_n_steps save_last_n_epochs keep",
         "execution": "gradient_checkpointing",
         # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
         "presentation": "learning_rate v_parameterization masked_loss",

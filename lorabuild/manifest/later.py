@@ -6,9 +6,7 @@ from __future__ import annotations
 KEYS = {
     "SubsetTable": "cache_info metadata_file",
     "RecipeTable": (
-        "base_weights clip_skip dim_from_weights full_bf16 full_fp16 init lr_scheduler_num_cycles lr_scheduler_power "
-        "lr_scheduler_type max_train_epochs "
-        "network_weights phases save_every_n_epochs save_last_n_epochs save_last_n_steps "
+        "base_weights clip_skip full_bf16 full_fp16 lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_type phases "
         "sdpa xformers"
     ),
     "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",

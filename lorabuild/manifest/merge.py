@@ -13,7 +13,12 @@ from lorabuild.manifest.layers import KeyPath, Layer
 EXCLUSIVE = {
     "resize": [("thr", "size", "sv_ratio", "sv_fro", "sv_cumulative")],
     "chop": [("keep", "vector")],
-    "recipe": [("max_train_steps", "max_train_epochs")],
+    "recipe": [
+        ("max_train_steps", "max_train_epochs"),
+        ("init", "network_weights"),
+        ("keep", "save_last_n_steps"),
+        ("keep", "save_last_n_epochs"),
+    ],
     "samples": [("sample_every_n_steps", "sample_every_n_epochs")],
 }
 # Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.

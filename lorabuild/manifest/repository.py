@@ -12,6 +12,7 @@ from typing import Any
 from lorabuild import __version__
 from lorabuild.errors import ConfigError, Problem
 from lorabuild.hashing import digest_bytes, digest_json
+from lorabuild.manifest.continued import init_problems, init_project
 from lorabuild.manifest.layers import Layer, Memo, Reader, shown
 from lorabuild.names import RESERVED, name_problem, quoted
 from lorabuild.scan import Scan
@@ -79,7 +80,8 @@ def load(
     """Read the TOML files below `root`, but for manifests to `skip`. Raises ConfigError with every problem of every file.
 
     With a `memo`, what was found for equal bytes is not worked out again; then neither pydantic nor a TOML parser is
-    imported. `scan` is the look at the folders that manifests are found by.
+    imported. `scan` is the look at the folders that manifests are found by. What is to be skipped is read all the same
+    where another project continues it.
     """
     repository, problems = survey(root, memo, scan, skip)
     if repository is None or problems:
@@ -117,16 +119,19 @@ def survey(
         problems.append(Problem(shown(Path(error.filename), root), 1, f"cannot be read: {error.strerror}"))
     first: dict[str, Path] = {}  # the first manifest of each name
     for path in manifests:
-        folder = path.parent
-        problems += _name_problems(path, root, first.setdefault(folder.name, path))
-        if skip(path):
-            continue
+        problems += _name_problems(path, root, first.setdefault(path.parent.name, path))
+    ahead = [path for path in manifests if not skip(path)]
+    for path in ahead:  # grows while it is walked
+        name = path.parent.name
         try:
             found = _project(path, reader, remembered, bases, shared_layers)
         except ConfigError as error:
             problems += error.problems
             continue
-        projects.setdefault(folder.name, Project(folder.name, folder, path, **found))
+        projects.setdefault(name, Project(name, path.parent, path, **found))
+        if (other := first.get(init_project(found["settings"]) or "")) and other not in ahead:
+            ahead.append(other)  # nothing of it has changed, but it is continued
+    problems += init_problems(projects, first, reader)
     problems = sorted(set(problems))
     if shared is None or bases is None:
         return None, problems

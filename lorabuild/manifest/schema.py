@@ -59,7 +59,7 @@ class Manifest(Table):
             raise Misfit("resize.step", "a LoRA that is not trained here (project.source) has no steps")
         if self.resize and self.resize.step != "last":
             last = self.recipe.max_train_steps
-            if self.resize.step > last:
+            if last is not None and self.resize.step > last:
                 raise Misfit("resize.step", f"the training ends at step {last} (recipe.max_train_steps)")
             if self.resize.step == last:
                 self.resize.step = "last"

@@ -1,4 +1,4 @@
-"""Judge the LoRA file that a project starts from, and say what is wrong with it at the line of its `source`."""
+"""Judge a LoRA file that a project starts from or continues, and say what is wrong with it at its line of the manifest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lorabuild.errors import Problem
+from lorabuild.manifest.continued import KEYS as INIT_KEYS
 from lorabuild.manifest.layers import Reader, shown
 from lorabuild.manifest.merge import merge
 from lorabuild.manifest.repository import Project, Repository
@@ -23,31 +24,34 @@ def source_path(project: Project) -> Path | None:
 
 @dataclass(frozen=True)
 class Sources:
-    """Judges the LoRAs that the projects of a repository start from."""
+    """Judges the LoRA files that the projects of a repository start from (`project.source`) or continue (`recipe.init`)."""
 
     repository: Repository
 
-    def fault(self, path: Path) -> str | None:
-        """Why the file at `path` cannot be a source; None if it can. Its content is not looked at."""
-        return _fault(self.repository.root / "build", path)
+    def fault(self, path: Path, key: tuple[str, str]) -> str | None:
+        """Why the file at `path`, which `key` names, cannot be used; None if it can. Its content is not looked at."""
+        return _fault(self.repository.root / "build", path, key)
 
     def problem(self, name: str, said: str, key: tuple[str, str] = ("project", "source")) -> Problem:
         """`said` of a file of the project `name`, at the line where the `key` of the manifest, or a recipe below it, names it."""
         project, reader = self.repository.projects[name], Reader(self.repository.root)
-        whole = f"{'.'.join(key)}: {quoted(project.settings[key[0]][key[1]])}: {said}"
+        table, setting = key
+        value = quoted(project.settings[table][setting])
         if (manifest := reader.read(project.manifest)) is None:  # gone since it was read
-            return Problem(shown(project.manifest, self.repository.root), 0, whole)
-        place = merge(reader.stack(manifest)[0]).place(key)
-        return Problem(place.layer.file, place.line, whole)
+            return Problem(shown(project.manifest, self.repository.root), 0, f"{table}.{setting}: {value}: {said}")
+        merged = merge(reader.stack(manifest)[0])
+        written = next((one for one in INIT_KEYS if setting in INIT_KEYS and (table, one) in merged.origin), setting)
+        place = merged.place((table, written))
+        return Problem(place.layer.file, place.line, f"{table}.{written}: {value}: {said}")
 
 
-def _fault(build: Path, path: Path) -> str | None:
+def _fault(build: Path, path: Path, key: tuple[str, str]) -> str | None:
     suffix = path.suffix.casefold()
     if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(build)):
-        return (
-            "lies in build/, which is made from the manifests: copy the file beside this one, "
-            "or give the project that makes it a [variants.<name>]"
-        )
+        other = "give the project that makes it a [variants.<name>]"
+        if key == ("recipe", "init"):
+            other = "name the project that makes it"
+        return f"lies in build/, which is made from the manifests: copy the file beside this one, or {other}"
     if suffix in PICKLES:
         return f"safetensors only: a {suffix} can run code when it is loaded"
     if not path.exists():

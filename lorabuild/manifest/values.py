@@ -8,6 +8,7 @@ from lorabuild.names import quoted
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called
+KEEP_WORDS = ("last", "every")
 # What a remote store may be reached by -> the extra of lorabuild that brings the package for it.
 REMOTES = {"file": "", "s3": "s3", "gs": "gs", "ssh": "ssh", "sftp": "ssh"}
 
@@ -94,6 +95,11 @@ def is_single_file(path: str) -> bool:
     return path.casefold().endswith(SAFETENSORS)
 
 
+def is_file_name(text: str) -> bool:
+    """Does it name a file, and no project?"""
+    return "/" in text or "\\" in text or text.startswith("~") or "." in text
+
+
 def algo(value: Any) -> Any:
     """LyCORIS's "lora" is its locon."""
     return "locon" if value == "lora" else value
@@ -116,6 +122,17 @@ def warmup(value: Any) -> int | float:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
         return value
     raise ValueError(f"expected a number of steps, or a part of all steps below 1, got {shown(value)}")
+
+
+def keep_policy(text: str) -> str:
+    """Which snapshots stay, in one spelling: "last 3, every 20"."""
+    terms = [term.split() for term in text.split(",")]
+    for term in terms:
+        if len(term) != 2 or term[0] not in KEEP_WORDS or not term[1].isdecimal() or not 0 < int(term[1]) < 2**31:
+            raise ValueError(f'expected "last 3" (saves), "every 20" (steps) or both with a comma, got {shown(text)}')
+    if len({word for word, _ in terms}) < len(terms):
+        raise ValueError(f'expected "last" and "every" once each, got {shown(text)}')
+    return ", ".join(f"{word} {int(number)}" for word, number in sorted(terms, reverse=True))
 
 
 def text_rates(value: Any) -> float | list[float]:

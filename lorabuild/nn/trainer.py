@@ -43,14 +43,17 @@ class Observer:
     """Who is told while a training runs.
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
-    `after(step)` is called when an update is behind, and with 0 before the first one: it may look at the adapter and draw
-    with the base, and leaves both as they are. `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends.
+    `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends. After
+    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `after(step)` is called when an
+    update is behind, and with 0 before the first one: it may look at the adapter and draw with the base, and leaves both
+    as they are.
     """
 
     steps: Collection[int] = ()
     snapshot: Callable[[int], None] = lambda step: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
+    last: int | None = None
     after: Callable[[int], None] = lambda step: None
 
 
@@ -71,7 +74,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
         loop.restore(state)
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
-    while loop.step < recipe["max_train_steps"]:
+    last = recipe["max_train_steps"] if observer.last is None else observer.last
+    while loop.step < last:
         try:
             loss = loop.update(list(islice(dealt, accumulate)))
         except Interrupted:  # parameters and moments are those of the last update: gradients alone are lost
@@ -84,7 +88,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             state_file.save(loop.state())
         observer.after(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
-    loop.measure("after")
+    if last == recipe["max_train_steps"]:
+        loop.measure("after")
     return loop.log
 
 

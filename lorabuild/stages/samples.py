@@ -15,7 +15,7 @@ from lorabuild.prompts import Prompt, parse_prompts
 from lorabuild.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
 from lorabuild.stages.spectrum import targets
-from lorabuild.stages.train import device_of, load_base, snapshot_steps
+from lorabuild.stages.train import device_of, known_steps, load_base
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -60,7 +60,7 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
         found["source"] = File(source, project.settings["project"]["source"])
     else:
         every = project.settings["samples"]["sample_every_n_steps"] or 1
-        steps = [step for step in snapshot_steps(project) if step % every == 0]
+        steps = [step for step in known_steps(project) if step % every == 0]
         found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
         found["trained"] = Artifact(f"train:{name}", "weights")
     for target, settings in targets(name, project.settings, project.variants):

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
 from lorabuild.samples import sample_steps, sampling
-from lorabuild.stage import Artifact, Component, Job, Stage
+from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
+from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lorabuild.live import Live
     from lorabuild.manifest import Project, Repository
+    from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
     from lorabuild.workspace import Progress, Workspace
 
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 
 
@@ -34,25 +39,50 @@ def jobs(repository: Repository) -> Iterable[Job]:
             continue
         base = settings["project"]["base"]
         prediction_type = repository.bases[base].get("prediction_type", "epsilon")
+        recipe = result_keys(settings, "recipe")
+        recipe.pop("init", None)  # it counts by its content
         yield Job(
             name=f"train:{name}",
-            params={"recipe": result_keys(settings, "recipe"), "base": {"prediction_type": prediction_type}},
+            params={"recipe": recipe, "base": {"prediction_type": prediction_type}},
             inputs={
                 "dataset": Artifact(f"dataset:{name}", "dataset.json"),
                 "latents": Artifact(f"latents:{name}", "latents"),
                 **{component: Component(base, component) for component in READ_COMPONENTS},
+                **_init(project),
             },
             outputs=["weights", "log", "facts.json"],
-            snapshots=[f"step/{step}" for step in snapshot_steps(project)],
-            options=keys_of_class(settings, "recipe", "execution") | _samples(repository, project),
+            snapshots=_roles(known_steps(project)),
+            options=keys_of_class(settings, "recipe", "execution")
+            | {"saved": saved_set(project)}
+            | _samples(repository, project),
         )
+
+
+def snapshots(job: Job, read: Callable[[str], bytes]) -> Sequence[str]:
+    """All snapshots that are wanted: by epochs, too, which only the data set turns into steps.
+
+    Raises JobError for a step that is resized and that the training does not come to.
+    """
+    recipe, saved = job.params["recipe"], job.options["saved"]
+    if not hangs_on_data(recipe, saved):
+        return job.snapshots
+    batches = batches_per_epoch(json.loads(read("dataset"))["images"], recipe["train_batch_size"])
+    last = update_count(recipe, batches)
+    if beyond := [step for step in saved["resized"] if step > last]:
+        epochs = recipe["max_train_epochs"]
+        raise JobError(
+            f"resize.step: {beyond[0]}: the training ends at step {last} (recipe.max_train_epochs: {epochs}, of {batches} "
+            f"batches each, {recipe['gradient_accumulation_steps']} an update)"
+        )
+    return _roles(wanted_steps(recipe, saved, batches))
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
-    `options`: `have_steps` names snapshots that need not be written, `device` is "cpu" or "cuda",
-    `gradient_checkpointing` saves memory, `samples` says which prompts are drawn on the way, and when.
+    `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
+    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory;
+    `samples` says which prompts are drawn on the way, and when.
     """
     from lorabuild.lora.adapter_shape import Shape, trained_parts
     from lorabuild.nn.adapter import adapted
@@ -60,9 +90,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.export import write_adapter
     from lorabuild.nn.trainer import Observer, Training, train
 
-    recipe, options = job.params["recipe"], job.options
-    dataset = json.loads(workspace.path("dataset").read_bytes())
+    options, dataset = job.options, json.loads(workspace.path("dataset").read_bytes())
+    recipe = job.params["recipe"]
+    recipe = counted(recipe, batches_per_epoch(dataset["images"], recipe["train_batch_size"]))
     steps = _wanted_steps(job)
+    last = max(steps, default=0) if options.get("have_rest") else recipe["max_train_steps"]
     device = device_of(options, recipe, workspace)
     base = load_base(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
@@ -70,8 +102,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     shape = Shape.of(recipe)
     with (
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
-        adapted(base, shape, recipe["seed"], trained_parts(recipe), device) as adapter,
+        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
     ):
+        _check_room(adapter, recipe, len(steps), state, workspace)
 
         def write(role: str) -> None:
             write_adapter(workspace.output(role), adapter, shape.alpha, recipe["save_precision"])
@@ -86,13 +119,15 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             if live:
                 live.draw(step, adapter, saved.get(step))
 
-        live = _live(job, workspace, dataset, base, device)
+        live = _live(job, workspace, recipe, dataset, base, device)
         if live:
             live.begin(anew=state is None)
-        observer = Observer(steps, snapshot, progress, workspace.stopping, after)
+        observer = Observer(steps, snapshot, progress, workspace.stopping, last, after)
         predicts = job.params["base"]["prediction_type"]
         training = Training(base, adapter, _data(dataset, workspace, device), recipe, device, predicts)
         log = train(training, observer, state_file, state)
+        if options.get("have_rest"):
+            return
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
@@ -105,26 +140,56 @@ def _samples(repository: Repository, project: Project) -> dict[str, Any]:
 
 
 def _live(
-    job: Job, workspace: Workspace, dataset: Mapping[str, Any], base: Base, device: str
-) -> Live | None:  # nothing is asked for
-    """Who draws the prompts while it trains."""
+    job: Job, workspace: Workspace, recipe: Mapping[str, Any], dataset: Mapping[str, Any], base: Base, device: str
+) -> Live | None:
+    """Who draws the prompts while it trains, if any are asked for."""
     if not (samples := job.options.get("samples")):
         return None
     from lorabuild.live import Live
 
-    recipe = job.params["recipe"]
     batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
-    snapshots = [int(role.partition("/")[2]) for role in job.snapshots]
-    steps = sample_steps(samples, snapshots, recipe["max_train_steps"], batches, recipe["gradient_accumulation_steps"])
+    saved = [int(role.partition("/")[2]) for role in job.snapshots]
+    steps = sample_steps(samples, saved, recipe["max_train_steps"], batches, recipe["gradient_accumulation_steps"])
     return Live(workspace, samples, recipe, job.params["base"]["prediction_type"], base, device, steps)
 
 
-def snapshot_steps(project: Project) -> list[int]:
-    """The steps whose weights are saved on the way: every so many, and each that a resize starts from."""
-    last = project.settings["recipe"]["max_train_steps"]
-    every = project.settings["recipe"]["save_every_n_steps"]
-    resized = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
-    return sorted({*(range(every, last + 1, every) if every else ()), *(resized - {"last"})})
+def saved_set(project: Project) -> dict[str, Any]:
+    """Which snapshots are wanted: the keys that say so, and the steps that resizes start from."""
+    return keys_of_class(project.settings, "recipe", "saved") | {"resized": _resized_steps(project)}
+
+
+def known_steps(project: Project) -> list[int]:
+    """The steps of the snapshots that are known to be wanted without a look at the data set."""
+    recipe, saved = result_keys(project.settings, "recipe"), saved_set(project)
+    return saved["resized"] if hangs_on_data(recipe, saved) else wanted_steps(recipe, saved, 0)
+
+
+def _resized_steps(project: Project) -> list[int]:
+    """The steps that resizes of a project and its variants start from."""
+    steps = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
+    return sorted(steps - {"last"})
+
+
+def _roles(steps: Iterable[int]) -> list[str]:
+    return [f"step/{step}" for step in steps]
+
+
+def _init(project: Project) -> dict[str, Artifact | File]:
+    """What the training continues: another project's weights, a file, or nothing."""
+    if path := init_path(project):
+        return {"init": File(path, project.settings["recipe"]["init"], INIT)}
+    if other := init_project(project.settings):
+        return {"init": Artifact(f"train:{other}", "weights")}
+    return {}
+
+
+def _continued(workspace: Workspace) -> dict[str, Any]:
+    """The tensors of the LoRA that the training continues, for the adapter; its ranks and alphas are the file's."""
+    if "init" not in workspace.paths:
+        return {}
+    from safetensors.torch import load_file
+
+    return {"init": load_file(workspace.path("init"))}
 
 
 def _wanted_steps(job: Job) -> list[int]:
@@ -178,6 +243,23 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
     return state_file, state
 
 
+def _check_room(
+    adapter: Adapter, recipe: Mapping[str, Any], snapshots: int, state: State | None, workspace: Workspace
+) -> None:
+    """Raise JobError where the disk has no room for what the training will write: better now than after hours."""
+    numbers = [parameter for part in adapter.parts for parameter in adapter.parameters(part).values()]
+    weights = sum(one.numel() for one in numbers) * BYTES[recipe["save_precision"]]
+    # Each file in the store and in build/. The state: float32 with two moments, old and new at once while it is replaced.
+    files, states = 2 * (snapshots + 1) * weights, (1 if state else 2) * 3 * sum(4 * one.numel() for one in numbers)
+    free = shutil.disk_usage(workspace.scratch).free
+    if files + states > free:
+        raise JobError(
+            f"the disk has {free / 1e9:.1f} GB free, and the training needs about {(files + states) / 1e9:.1f} GB: "
+            f"{snapshots} snapshots and the weights of {weights / 1e6:.1f} MB, in the store and in build/, and its state; "
+            "recipe.keep says which snapshots stay"
+        )
+
+
 def _data(dataset: Mapping[str, Any], workspace: Workspace, device: str) -> Any:
     from lorabuild.nn.batches import Data
     from lorabuild.nn.latents import open_latents
@@ -210,4 +292,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 2, jobs, run, slot="gpu")
+STAGE = Stage("train", 2, jobs, run, slot="gpu", snapshots=snapshots)

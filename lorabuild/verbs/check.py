@@ -13,6 +13,7 @@ from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
+from lorabuild.updates import update_count
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.reading import coloured, paint, root_here, table
 
@@ -102,14 +103,15 @@ def _summary(checked: Checked, images: bool) -> Iterator[str]:
         counts = checked.tokens.values()
         yield f"captions: {min(counts)} to {max(counts)} tokens, {limit} count"
     if checked.adapter:
-        yield _adapter(checked.adapter)
+        yield _adapter(checked.adapter, checked.snapshots)
     yield from checked.notes
 
 
-def _adapter(adapter: Mapping[str, Any]) -> str:
+def _adapter(adapter: Mapping[str, Any], snapshots: int) -> str:
     """In numbers. What a file's header says in words comes on top of its size."""
     parts = " + ".join(f"{count} {part}" for part, count in adapter["modules"].items() if count)
-    return f"adapter: {parts} modules, {adapter['parameters']:,} parameters, {megabytes(adapter['bytes'])} a file"
+    files = f"{megabytes(adapter['bytes'])} a file, {_counted(snapshots, 'snapshot')}"
+    return f"adapter: {parts} modules, {adapter['parameters']:,} parameters, {files}"
 
 
 def _image_table(checked: Checked) -> list[str]:
@@ -137,11 +139,11 @@ def _arithmetic(checked: Checked) -> str:
     said = f"{len(checked.placed)} images × repeats = {samples}"
     if not checked.trains:
         return said
-    accumulation = recipe["gradient_accumulation_steps"]
+    accumulation, updates = recipe["gradient_accumulation_steps"], update_count(recipe, batches)
     return (
         f"{said} ÷ batch {recipe['train_batch_size']} = {batches} batches ÷ accumulation {accumulation} = "
-        f"{batches / accumulation:.4g} updates an epoch; {recipe['max_train_steps']} updates in all, "
-        f"{recipe['max_train_steps'] * accumulation / batches:.4g} passes over the data"
+        f"{batches / accumulation:.4g} updates an epoch; {updates} updates in all, "
+        f"{updates * accumulation / batches:.4g} passes over the data"
     )
 
 

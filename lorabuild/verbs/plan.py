@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorabuild.engine import Engine
 from lorabuild.estimate import Cost, Estimates, Steps, steps, total
 from lorabuild.outlook import Outlook, outlooks
 from lorabuild.progress import short
+from lorabuild.reasons import FEW
 from lorabuild.session import selected
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.reading import reading, table
@@ -24,6 +26,8 @@ is stale, 0 if all is fresh.
 
 maybe: the job is built only if what is made before it comes out otherwise than last time. Times and sizes are those of
 the last builds here, of the job or of one like it; a training's time goes with the images that it sees."""
+
+LENGTHS = ("recipe.max_train_steps", "recipe.max_train_epochs")
 
 # Event -> what is to be done
 WORDS = {
@@ -49,8 +53,9 @@ def main(args: Sequence[str]) -> int:
         found = outlooks(engine, selected(options.target, engine))
         stale = [outlook for outlook in found.values() if outlook.event != "fresh"]
         estimates = Estimates(engine)
-        costs = {outlook.job.name: estimates.of(outlook) for outlook in stale}
-        trainings = _trainings(engine, stale, found)
+        trainings = _trainings(engine, estimates, stale, found)
+        counts = {name: one.steps for name, one in trainings.items()}
+        costs = {outlook.job.name: estimates.of(outlook, counts.get(outlook.job.name)) for outlook in stale}
     if options.json:
         print(json.dumps(_facts(found, stale, costs, trainings), indent=2))
     else:
@@ -59,15 +64,58 @@ def main(args: Sequence[str]) -> int:
     return 1 if stale else 0
 
 
-def _trainings(engine: Engine, stale: Sequence[Outlook], found: Mapping[str, Outlook]) -> dict[str, Steps]:
-    """The arithmetic of each training that may run."""
+@dataclass(frozen=True)
+class Planned:
+    """A training that may run: its arithmetic, the bytes of a snapshot (None: unknown), and what its user should know."""
+
+    steps: Steps
+    snapshot_bytes: int | None
+    notes: tuple[str, ...]
+
+
+def _trainings(
+    engine: Engine, estimates: Estimates, stale: Sequence[Outlook], found: Mapping[str, Outlook]
+) -> dict[str, Planned]:
     likely = [outlook for outlook in stale if outlook.event in ("built", "maybe")]
-    counted = {outlook.job.name: steps(engine, outlook, found) for outlook in likely}
-    return {name: one for name, one in counted.items() if one}
+    planned = {}
+    for outlook in likely:
+        if counted := steps(engine, outlook, found):
+            size = estimates.snapshot_bytes(outlook.job)
+            free = shutil.disk_usage(engine.root).free
+            planned[outlook.job.name] = Planned(counted, size, tuple(_notes(outlook, counted, size, free)))
+    return planned
+
+
+def _notes(outlook: Outlook, counted: Steps, size: int | None, free: int) -> Iterator[str]:
+    """What a training costs that its user may not expect."""
+    name = outlook.job.target
+    if counted.continues and counted.missing:
+        there = counted.snapshots - len(counted.missing)
+        kept = f"; the {there} that are there are kept, and so are the weights" if there else "; the weights are kept"
+        yield (
+            f"{_steps(counted.missing)} {'was' if len(counted.missing) == 1 else 'were'} not saved: it is trained again "
+            f"from the start to step {counted.trained}{kept}"
+        )
+    if any(reason.name in LENGTHS for reason in outlook.reasons):
+        yield (
+            "another length is another training, from the start; to go on from the finished one: "
+            f'init = "{name}" in a project of its own, or init = a copy of build/{name}/{name}.safetensors'
+        )
+    if size and (needed := 2 * size * len(counted.missing)) > free:
+        yield f"the disk has {megabytes(free)} free, and the snapshots alone take {megabytes(needed)}"
+
+
+def _steps(numbers: Sequence[int]) -> str:
+    """`snapshots 2, 4 and 6`, of many the first ones."""
+    if len(numbers) == 1:
+        return f"snapshot {numbers[0]}"
+    if len(numbers) > FEW + 1:
+        return f"snapshots {', '.join(map(str, numbers[:FEW]))} and {len(numbers) - FEW} more"
+    return f"snapshots {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _facts(
-    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Steps]
+    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Planned]
 ) -> dict[str, Any]:
     """The object of --json."""
     seconds, size, unknown = total(costs.values())
@@ -90,14 +138,17 @@ def _facts(
     }
 
 
-def _training(counted: Steps | None) -> dict[str, Any] | None:
-    if counted is None:
+def _training(planned: Planned | None) -> dict[str, Any] | None:
+    if planned is None:
         return None
-    return {**asdict(counted), "updates_per_epoch": counted.updates_per_epoch, "passes": counted.passes}
+    counted = planned.steps
+    own = {"updates_per_epoch": counted.updates_per_epoch, "passes": counted.passes, "trained": counted.trained}
+    rest = {"snapshot_bytes": planned.snapshot_bytes, "notes": list(planned.notes)}
+    return {key: value for key, value in asdict(counted).items() if key != "continues"} | own | rest
 
 
 def _lines(
-    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Steps]
+    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Planned]
 ) -> list[str]:
     if not found:
         return ["nothing to build: no projects/**/lora.toml here"]
@@ -107,8 +158,8 @@ def _lines(
     lines = []
     for outlook, line in zip(stale, table(rows, right=(2, 3)), strict=True):
         lines.append(line)
-        if counted := trainings.get(outlook.job.name):
-            lines.append(f"    {_arithmetic(counted)}")
+        if planned := trainings.get(outlook.job.name):
+            lines += [f"    {said}" for said in (_arithmetic(planned.steps, planned.snapshot_bytes), *planned.notes)]
     return [*lines, _summary(stale, costs)]
 
 
@@ -118,10 +169,13 @@ def _row(outlook: Outlook, taken: Cost) -> tuple[str, ...]:
     return (outlook.job.name, WORDS[outlook.event], seconds, size, short(outlook.why))
 
 
-def _arithmetic(counted: Steps) -> str:
+def _arithmetic(counted: Steps, snapshot_bytes: int | None) -> str:
     """`4 images × repeats = 8 ÷ 2 a batch = 4 batches ÷ 1 accumulated = 4 updates an epoch; 12 updates = 3 passes`."""
     about = "" if counted.exact else "about "
     snapshots = f"; {counted.snapshots} snapshots" if counted.snapshots else ""
+    if counted.snapshots and snapshot_bytes:
+        whole = megabytes(counted.snapshots * snapshot_bytes)
+        snapshots += f" × about {megabytes(snapshot_bytes)} = {whole}, in the store and in build/ each"
     return (
         f"{counted.images} images × repeats = {counted.samples} ÷ batch {counted.batch} = {about}{counted.batches} batches"
         f" ÷ accumulation {counted.accumulation} = {counted.updates_per_epoch:.4g} updates an epoch;"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from lorabuild.manifest import values
-from lorabuild.manifest.tables import objective
+from lorabuild.manifest.tables import length, objective
 from lorabuild.manifest.tables.network import NetworkArgs, settle
-from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Whole, off
+from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Text, Whole, off
 from lorabuild.manifest.values import Misfit, Misfits
 
 
@@ -54,7 +54,17 @@ class RecipeTable(Table):
     lr_warmup_steps: Annotated[int | float, PlainValidator(values.warmup)] = Field(
         0, description="Steps in which the rate rises from 0; below 1 a part of max_train_steps."
     )
-    max_train_steps: Count = Field(1600, description="Updates of the weights.")
+    max_train_steps: Count | None = Field(1600, description="Updates of the weights.")
+    max_train_epochs: Count | None = off(
+        None, "In place of max_train_steps: passes over the data, each sample exactly once in each."
+    )
+    init: Text | None = off(
+        None,
+        "The LoRA that the training continues: a project, or a .safetensors file seen from the manifest. Its ranks and "
+        "alphas count, not network_dim and its like.",
+    )
+    network_weights: Text | None = off(None, "sd-scripts' name for init.")
+    dim_from_weights: bool = off(False, "sd-scripts' word for what init always does.")
     train_batch_size: Count = Field(1, description="Images a forward pass.")
     gradient_accumulation_steps: Count = Field(1, description="Forward passes an update.")
     multires_noise_iterations: Whole = Field(0, description="Levels of pyramid noise; 0 is plain noise.")
@@ -106,6 +116,16 @@ class RecipeTable(Table):
         "fp16", description='Precision of the LoRA files; "float" is fp32.'
     )
     save_every_n_steps: Count | None = Field(None, description="Save a snapshot every so many steps.")
+    save_every_n_epochs: Count | None = off(
+        None, "Save a snapshot at the end of every so many epochs, but for the last one."
+    )
+    save_last_n_steps: Count | None = off(
+        None, "Of save_every_n_steps those that are at most so many steps before the last one."
+    )
+    save_last_n_epochs: Count | None = off(None, "Of save_every_n_epochs the last so many.")
+    keep: Annotated[str, AfterValidator(values.keep_policy)] | None = off(
+        None, 'Which of these snapshots stay: "last 3" (saves), "every 20" (steps), or "last 3, every 20" for both.'
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         42, description="All that is random follows from it. sd-scripts draws one where none is set; here it is 42."
     )
@@ -118,14 +138,15 @@ class RecipeTable(Table):
 
     @model_validator(mode="after")
     def _complete(self) -> RecipeTable:
-        if found := list(objective.misfits(self)):
+        if found := [*objective.misfits(self), *length.misfits(self)]:
             raise Misfits(*found)
         objective.settle(self)
+        length.settle(self)
         if self.lr_scheduler == "constant" and self.lr_scheduler_args.model_fields_set:
             raise Misfit("lr_scheduler_args", 'lr_scheduler "constant" takes no arguments')
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
-        if self.lr_warmup_steps < 1:
+        if self.lr_warmup_steps < 1 and self.max_train_steps:
             self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
         self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
         self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
