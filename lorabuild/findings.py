@@ -208,6 +208,11 @@ CODES: dict[str, Code] = {
         "warn",
         "The files that this training saves, in the store and in build/, are larger than the space that is free. Save fewer, or smaller ones.",
     ),
+    "LB076": Code(
+        "the rates are unusual for the optimizer",
+        "warn",
+        "The recipe works, but seldom says what is meant: an optimizer that finds the learning rate itself multiplies it by unet_lr and text_encoder_lr.",
+    ),
     "LB080": Code(
         "the prompt file is wrong",
         "error",

@@ -7,8 +7,9 @@ over with the update that takes its last micro-batch, number ceil(e · batches /
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
 from typing import Any
+
+from lorabuild.phases import phase_ends
 
 BY_EPOCH = ("max_train_epochs", "save_every_n_epochs")  # keys that only the data set turns into updates
 
@@ -60,8 +61,7 @@ def saved_steps(recipe: Recipe, saved: Mapping[str, Any], batches: int) -> list[
     if number := saved.get("save_last_n_epochs"):
         by_epoch = by_epoch[-number:]
     steps = sorted({*by_step, *by_epoch})
-    ends = accumulate(phase["max_train_steps"] for phase in recipe.get("phases") or ())
-    return sorted({*_kept(steps, saved.get("keep")), *ends})
+    return sorted({*_kept(steps, saved.get("keep")), *phase_ends(recipe)})
 
 
 def _every(saved: Mapping[str, Any], unit: str) -> int:

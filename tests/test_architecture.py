@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors signature scan signals ahead memory hashing files header writing components names vectors buckets captions images prompts resampling emphasis streams order updates tensors git findings",
+    "ground": "errors signature scan signals ahead memory hashing files header writing components names vectors buckets captions images prompts resampling emphasis streams order updates tensors git findings optimizers schedules phases",
     "lora": "lora",
     "manifest": "manifest",
     "model": "stage workspace store state lock lockfile runlog history reasons progress inputs metadata publish pictures samples live transport remote sharing locked nn",

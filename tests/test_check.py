@@ -455,7 +455,10 @@ def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, mo
     config.unlink()
     config.write_text(json.dumps(facts))
     empty.write("lorabuild.toml", '[bases.odd]\nfile = "odd"\n')
+    wrong_optimizer = 'optimizer_type = "torch.optim.Adamm"\nlr_scheduler_type = "StepLRR"\n'
+    empty.write("projects/glow/lora.toml", MANIFEST.replace('"images"', '"../ember/images"') + wrong_optimizer)
     report = checked(empty)
+    assert [(one.code, one.line) for one in report.findings["glow"]] == [("LB071", 16), ("LB072", 17)]
     assert report.findings["ember"] == []
     adapter = report.projects["ember"].adapter
     assert adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
@@ -470,7 +473,7 @@ def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, mo
 
     monkeypatch.setattr("lorabuild.checks.recipe._start", start)
     report = checked(empty)
-    assert len(started) == 1 and report.findings["ember"] == []
+    assert len(started) == 2 and report.findings["ember"] == []
     assert "ended early: no torch" in report.findings["frost"][0].message
 
 

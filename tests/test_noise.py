@@ -1,4 +1,4 @@
-"""Noise and learning rate: sd-scripts' formulas, from streams of our own."""
+"""Noise: sd-scripts' formulas, from streams of our own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lorabuild.errors import JobError
 from lorabuild.nn.noise import batch_noise, draw_timesteps, generator, perturbation, pyramid_noise
-from lorabuild.nn.schedule import learning_rate_factor
 
 GOLDENS = Path(__file__).parent / "goldens"
 PYRAMID = json.loads((GOLDENS / "pyramid.json").read_text())["cases"]
-SCHEDULES = json.loads((GOLDENS / "learning_rate.json").read_text())["schedules"]
 SHAPE = (2, 4, 8, 12)
 LATENTS = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
 SAMPLES = [(0, "aa", 0), (0, "bb", 1)]
@@ -165,29 +162,3 @@ def test_timesteps_are_even_between_their_bounds():
 
 def test_generators_differ_by_purpose():
     assert not torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "b")))
-
-
-@pytest.mark.parametrize(
-    "golden", SCHEDULES, ids=lambda golden: f"{golden['lr_scheduler']}-{golden['lr_warmup_steps']}"
-)
-def test_learning_rates_are_those_of_sd_scripts(golden: dict):
-    recipe = {**golden, "max_train_steps": 80}
-    rates = [golden["unet_lr"] * learning_rate_factor(recipe, update) for update in range(81)]
-    assert rates == pytest.approx(golden["rates"], rel=1e-8, abs=1e-12)
-
-
-def test_the_rate_of_the_ten_minute_recipe_ends_at_a_seventh():
-    recipe = {"lr_scheduler": "cosine", "lr_scheduler_args": {"num_cycles": 0.375}, "max_train_steps": 80}
-    assert learning_rate_factor(recipe, 80) == pytest.approx(0.146447, abs=1e-6)
-
-
-def test_a_training_that_is_all_warm_up_has_a_rate_to_its_end():
-    recipe = {"lr_scheduler": "cosine", "lr_warmup_steps": 8, "max_train_steps": 8}
-    assert [learning_rate_factor(recipe, update) for update in (0, 4, 8)] == [0, 0.5, 1]
-
-
-def test_a_warm_up_of_a_constant_rate_and_an_unknown_scheduler_are_refused():
-    with pytest.raises(JobError, match="no warm-up"):
-        learning_rate_factor({"lr_scheduler": "constant", "lr_warmup_steps": 5, "max_train_steps": 80}, 0)
-    with pytest.raises(JobError, match="cosin"):
-        learning_rate_factor({"lr_scheduler": "cosin", "max_train_steps": 80}, 0)

@@ -49,6 +49,12 @@ def train(*args: Any, **kwargs: Any) -> Job:
     return job
 
 
+def test_the_end_of_each_phase_is_a_snapshot():
+    phases = [{"max_train_steps": steps} for steps in (4, 3, 9)]
+    assert train(phases=phases).snapshots == ["step/4", "step/5", "step/7", "step/10", "step/15", "step/16"]
+    assert train(phases=phases, save_every_n_steps=None).snapshots == ["step/4", "step/7", "step/16"]
+
+
 def test_what_shapes_a_training_is_in_its_key_and_nothing_else():
     job = train()
     recipe = {"network_dim": 8, "network_args": {"conv_dim": 4}, "unet_lr": 1e-3, "max_train_steps": 16, "seed": 1}

@@ -46,17 +46,35 @@ def _adapter(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     return {"adapter": asdict(dry(recipe, base))}
 
 
+def _optimizer(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    import torch
+
+    from lorabuild.nn.optimizers import try_optimizer, warnings
+
+    try:
+        try_optimizer(recipe)
+    except UserError:  # some work on a GPU alone; it may be busy, so that it is not the first to be asked
+        if not torch.cuda.is_available():
+            raise
+        try_optimizer(recipe, "cuda")
+    return {"notes": warnings(recipe)}
+
+
 def _schedule(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
-    from lorabuild.nn.schedule import learning_rate_factor
+    from lorabuild.nn.optimizers import try_optimizer, try_schedule
 
     recipe = counted(recipe, 1)  # as if an epoch had one batch: the data set says how many, which is not looked at here
-    for update in sorted({0, recipe["max_train_steps"] // 2, recipe["max_train_steps"] - 1}):
-        learning_rate_factor(recipe, update)
+    try:
+        optimizer = try_optimizer(recipe)
+    except UserError:  # told by _optimizer; the schedule is tried all the same
+        optimizer = try_optimizer({**recipe, "optimizer_type": "AdamW", "optimizer_args": {}})
+    try_schedule(recipe, optimizer)
     return {}
 
 
 PARTS: dict[str, Callable[[Mapping[str, Any], Path | None], dict[str, Any]]] = {
     "LB070": _adapter,
+    "LB071": _optimizer,
     "LB072": _schedule,
 }
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lorabuild.hashing import digest_bytes, digest_json
 from lorabuild.state import State
 
 HERE = Path(lorabuild.__file__).parent
+RATE = "LB076"
 CONFIGS = ("unet", "te1", "te2")
 SECONDS = 300  # for all recipes: torch and diffusers take some three to load, a recipe one
 
@@ -65,14 +66,17 @@ class Trials:
             self._process.communicate()
 
 
-def tried_findings(tried: Tried, file: str, line: int) -> Iterator[Finding]:
-    """`file` and `line` are where the recipe stands."""
-    for code, said in tried["faults"]:
-        yield found(code, file, said, line)
+def tried_findings(tried: Tried, place: Callable[[str], tuple[str, int]]) -> Iterator[Finding]:
+    """`place` gives the file and line of a key of the manifest."""
+    said = [*tried["faults"], *((RATE, note) for note in tried["notes"])]
+    for code, message in said:
+        key = message.partition(":")[0]
+        file, line = place(key if key.startswith("recipe.") else "recipe.network_module")
+        yield found(code, file, message, line)
 
 
 def _start(tasks: Sequence[Mapping[str, Any]]) -> subprocess.Popen[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # a GPU may be busy
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "lorabuild.checks.dry"],
         stdin=subprocess.PIPE,

@@ -114,8 +114,7 @@ def _try_out(projects: Mapping[str, Checked], places: Mapping[str, Places], trie
     for name, checked in projects.items():
         if name in tried:
             checked.adapter = tried[name]["adapter"]
-            checked.notes += tried[name]["notes"]
-            checked.findings += tried_findings(tried[name], *places[name].of("recipe.network_module"))
+            checked.findings += tried_findings(tried[name], places[name].of)
         elif checked.trains:
             checked.notes.append(f"adapter, optimizer and schedule are not tried: base {checked.base} is not whole")
 

@@ -73,7 +73,7 @@ def _fault(error: dict[str, Any], cause: ValueError | None, model: type[Table], 
     if kind != UNKNOWN and path[-1:] == ("[key]",):  # what pydantic adds where a key itself is wrong, not its value
         path = path[:-1]
     if isinstance(cause, Misfit):
-        kind, path = TOGETHER, (*path, *cause.key.split("."))
+        kind, path = TOGETHER, (*path, *(int(part) if part.isdigit() else part for part in cause.key.split(".")))
     place = merged.place(path)
     dotted = ".".join(_bare(part) for part in place.path if isinstance(part, str))
     said = _said(error, cause, path, model)

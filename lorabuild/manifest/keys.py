@@ -34,7 +34,9 @@ KEYS: dict[str, dict[Class, str]] = {
     },
     "recipe": {
         "result": (
-            "network_module network_dim network_alpha optimizer_type unet_lr text_encoder_lr lr_scheduler "
+            "network_module network_dim network_alpha optimizer_type optimizer_args unet_lr text_encoder_lr lr_scheduler "
+            "lr_scheduler_args lr_scheduler_type lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale "
+            "lr_scheduler_min_lr_ratio lr_decay_steps "
             "lr_warmup_steps max_train_steps train_batch_size gradient_accumulation_steps multires_noise_iterations "
             "multires_noise_discount mixed_precision save_precision seed max_grad_norm prior_loss_weight weighted_captions "
             "max_train_epochs init network_weights dim_from_weights "
@@ -57,8 +59,13 @@ KEYS: dict[str, dict[Class, str]] = {
             "loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio"
         ),
     },
-    "recipe.optimizer_args": {"result": "betas eps weight_decay"},
-    "recipe.lr_scheduler_args": {"result": "num_cycles"},
+    "recipe.phases": {
+        "result": (
+            "max_train_steps unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_scheduler_type "
+            "lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_min_lr_ratio "
+            "lr_warmup_steps lr_decay_steps"
+        ),
+    },
     "resize": {
         "result": (
             "thr size sv_ratio sv_fro sv_cumulative max_rank max_conv_rank fro_ckpt spn_ckpt fro_lora spn_lora "
@@ -72,6 +79,8 @@ KEYS: dict[str, dict[Class, str]] = {
         "presentation": "sample_every_n_steps sample_every_n_epochs sample_at_first",
     },
 }
+
+IN_ORDER = ("recipe.phases",)  # arrays of tables that are settings, one after another
 
 CLASS_OF: dict[str, Class] = {
     f"{table}.{key}".removeprefix("."): cls
@@ -89,7 +98,7 @@ def result_keys(settings: Mapping[str, Any], table: str) -> dict[str, Any]:
 def keys_of_class(settings: Mapping[str, Any], table: str, cls: Class) -> dict[str, Any]:
     """The settings of a table that are of a class, sorted by key; tables in it are filtered likewise. {} without the table.
 
-    Arrays of tables ([[dataset.subset]]) are left out: a folder enters a key by its content, not by its name.
+    [[dataset.subset]] is left out: a folder enters a key by its content, not by its name. [[recipe.phases]] are in.
     """
     return _chosen(settings.get(table) or {}, table, cls)
 
@@ -102,4 +111,6 @@ def _chosen(values: Mapping[str, Any], path: str, cls: Class) -> dict[str, Any]:
             found[key] = value
         elif where in KEYS and isinstance(value, Mapping) and (inner := _chosen(value, where, cls)):
             found[key] = inner
+        elif where in IN_ORDER and (each := [_chosen(one, where, cls) for one in value]) and any(each):
+            found[key] = each
     return found

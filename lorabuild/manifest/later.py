@@ -5,12 +5,7 @@ from __future__ import annotations
 # table of the schema -> keys
 KEYS = {
     "SubsetTable": "cache_info metadata_file",
-    "RecipeTable": (
-        "base_weights clip_skip full_bf16 full_fp16 lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_type phases "
-        "sdpa xformers"
-    ),
-    "OptimizerArgs": "amsgrad decouple d_coef growth_rate momentum relative_step safeguard_warmup scale_parameter",
-    "SchedulerArgs": "gamma lr_decay_steps min_lr min_lr_rate power",
+    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 sdpa xformers"),
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
 }
@@ -18,15 +13,6 @@ KEYS = {
 # table.key -> values, compared without regard to case
 VALUES = {
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
-    "RecipeTable.optimizer_type": (
-        "AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov SGDNesterov8bit "
-        "DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy "
-        "Adafactor RAdamScheduleFree AdamWScheduleFree SGDScheduleFree ClybW FCompass LodeW"
-    ),
-    "RecipeTable.lr_scheduler": (
-        "linear cosine_with_restarts polynomial constant_with_warmup inverse_sqrt cosine_with_min_lr "
-        "warmup_stable_decay piecewise_constant adafactor"
-    ),
     "NetworkArgs.algo": "tlora",
     "BuildTable.default": "report",
 }

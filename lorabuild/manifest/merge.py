@@ -14,7 +14,8 @@ EXCLUSIVE = {
     "resize": [("thr", "size", "sv_ratio", "sv_fro", "sv_cumulative")],
     "chop": [("keep", "vector")],
     "recipe": [
-        ("max_train_steps", "max_train_epochs"),
+        ("max_train_steps", "max_train_epochs", "phases"),
+        ("lr_scheduler", "lr_scheduler_type"),
         ("init", "network_weights"),
         ("keep", "save_last_n_steps"),
         ("keep", "save_last_n_epochs"),
@@ -23,7 +24,21 @@ EXCLUSIVE = {
 }
 # Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.
 ARGUMENTS = {
-    "recipe": [("optimizer_type", "AdamW", "optimizer_args"), ("lr_scheduler", "constant", "lr_scheduler_args")]
+    "recipe": [
+        ("optimizer_type", "AdamW", "optimizer_args"),
+        *(
+            ("lr_scheduler", "constant", arguments)
+            for arguments in (
+                "lr_scheduler_args",
+                "lr_scheduler_num_cycles",
+                "lr_scheduler_power",
+                "lr_scheduler_timescale",
+                "lr_scheduler_min_lr_ratio",
+                "lr_decay_steps",
+            )
+        ),
+        ("lr_scheduler_type", "", "lr_scheduler_args"),
+    ]
 }
 
 VARYING = ("resize", "chop")  # the tables that a variant may have
@@ -106,7 +121,7 @@ def _replaced(table: str, below: Mapping, above: Mapping) -> list[str]:
     for key, default, arguments in ARGUMENTS.get(table, ()):
         if arguments in below and key in above and _differ(above[key], below.get(key, default)):
             lost.append(arguments)
-    return lost
+    return lost + [arguments for key, _, arguments in ARGUMENTS.get(table, ()) if key in lost and arguments in below]
 
 
 def _differ(one: Any, other: Any) -> bool:

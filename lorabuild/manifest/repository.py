@@ -25,7 +25,16 @@ CODE = [
     *sorted(HERE.rglob("*.py")),
     *(
         HERE.parent / name
-        for name in ("names.py", "vectors.py", "buckets.py", "prompts.py", "findings.py", "lora/ranks.py")
+        for name in (
+            "names.py",
+            "vectors.py",
+            "buckets.py",
+            "findings.py",
+            "prompts.py",
+            "lora/ranks.py",
+            "optimizers.py",
+            "schedules.py",
+        )
     ),
 ]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+from lorabuild import optimizers
 from lorabuild.names import quoted
 
 SAFETENSORS = ".safetensors"
@@ -105,9 +108,25 @@ def algo(value: Any) -> Any:
     return "locon" if value == "lora" else value
 
 
-def optimizer(value: Any) -> Any:
-    """sd-scripts reads the names of optimizers without regard to case."""
-    return "AdamW" if isinstance(value, str) and value.casefold() == "adamw" else value
+def named(canonical: Callable[[str], str]) -> Callable[[Any], str]:
+    """Give a name its one spelling by a table's `canonical`."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"expected text in quotes, got {shown(value)}")
+        return canonical(value)
+
+    return check
+
+
+def arguments(value: Any) -> dict[str, Any]:
+    """A table of arguments, or sd-scripts' list of "key=value"."""
+    parsed = optimizers.parsed(value)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"expected a table, got {shown(value)}")
+    if problem := next((f"{key}: got {shown(one)}" for key, one in parsed.items() if not optimizers.plain(one)), ""):
+        raise ValueError(f"expected numbers, text, true or false, and lists of them; {problem}")
+    return parsed
 
 
 def save_precision(value: Any) -> Any:
@@ -116,7 +135,9 @@ def save_precision(value: Any) -> Any:
 
 
 def warmup(value: Any) -> int | float:
-    """A number of steps, or a part of all steps."""
+    """A number of steps, or a part of all steps: 0.1 or "10%"."""
+    if isinstance(value, str) and (percent := re.fullmatch(r"(\d{1,2}(?:\.\d+)?)\s*%", value.strip())):
+        return float(percent[1]) / 100
     if isinstance(value, float) and 0 <= value < 1:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
@@ -161,3 +182,10 @@ def step(value: Any) -> int | str:
     if value == "last" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
         return value
     raise ValueError(f'expected "last" or the number of a step (1 or more), got {shown(value)}')
+
+
+def dotted_class(name: str) -> str:
+    """ "StepLR" -> "torch.optim.lr_scheduler.StepLR", as sd-scripts does; "" stays: none."""
+    if name and not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f'expected a class like "StepLR" or "package.module.Class", got {shown(name)}')
+    return name if not name or "." in name else f"torch.optim.lr_scheduler.{name}"

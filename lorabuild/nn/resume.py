@@ -21,6 +21,7 @@ from lorabuild.hashing import CHUNK_BYTES
 
 REST = 20  # the time between two saves is at least this many times what a save takes: at most 5 % of a training
 _DIGEST_BYTES = 32
+_FORMAT = "2"  # 1 knew AdamW's state only
 # The format's names of dtypes: of parameters, moments in 8 bits, counters, flags.
 DTYPES = {
     "F64": torch.float64,
@@ -66,7 +67,7 @@ class StateFile:
     def save(self, state: State) -> None:
         """Write the state: its digest, then safetensors with the facts in the metadata; replaced in one step."""
         start = self.clock()
-        facts = {"identity": self.identity, "facts": json.dumps(state.facts)}
+        facts = {"format": _FORMAT, "identity": self.identity, "facts": json.dumps(state.facts)}
         part = self.path.with_name(self.path.name + ".part")
         try:
             with naming(self.path), open(part, "wb") as file:
@@ -92,6 +93,8 @@ class StateFile:
             try:
                 entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
                 metadata = entries.pop("__metadata__")
+                if metadata["format"] != _FORMAT:
+                    raise Unusable("the saved state is of another version")
                 if metadata["identity"] != self.identity:
                     raise Unusable("the saved state is of another training")
                 return State(dict(_read(file, entries)), json.loads(metadata["facts"]))

@@ -17,10 +17,14 @@ from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
 from lorabuild.nn.objective import Objective, plain
+from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
+from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.resume import State, StateFile
-from lorabuild.nn.schedule import learning_rate_factor
+from lorabuild.nn.schedule import Rates
 from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
+
+LOGGED = ("textencoder", "unet")  # always logged, as sd-scripts does: 0 for one that is frozen
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
                 state_file.save(loop.state())
             raise Interrupted(f"step {loop.step} of {recipe['max_train_steps']}" if loop.step else "") from None
         if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
-            observer.snapshot(loop.step)
+            with averaged(loop.optimizer):
+                observer.snapshot(loop.step)
         if state_file.due():
             state_file.save(loop.state())
         observer.after(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     if last == recipe["max_train_steps"]:
         loop.measure("after")
+    finish(loop.optimizer)
     return loop.log
 
 
@@ -104,18 +110,16 @@ class _Loop:
         self.step = 0  # updates done
         self.log: list[dict[str, Any]] = []
         self.parameters = adapter.parameters()
-        groups = [group | {"rate": group["lr"]} for group in adapter.groups(recipe)]  # lr: with the schedule's factor
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        self.order = [names[id(p)] for group in groups for p in group["params"]]  # as the optimizer numbers them
-        self.optimizer = torch.optim.AdamW(groups, fused=True, **(recipe.get("optimizer_args") or {}))
+        groups, rates = grouped(recipe, adapter)
+        self.optimizer = make(recipe, groups)
+        self.rates = Rates(recipe, rates, self.optimizer)
         self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
 
     def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
         """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
         recipe = self.training.recipe
-        factor = learning_rate_factor(recipe, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
+        for group, settings in zip(self.optimizer.param_groups, self.rates.at(self.step), strict=True):
+            group |= settings
         images = sum(len(samples) for _, samples in dealt)
         loss = 0.0
         for micro, (epoch, samples) in enumerate(dealt):
@@ -128,9 +132,8 @@ class _Loop:
             self.scaler.scale(share).backward()
         norm = self._apply_gradients()
         self.step += 1
-        rates = {"unet": 0.0, "textencoder": 0.0}
-        rates |= {group["logged"]: _rounded(group["lr"]) for group in self.optimizer.param_groups}
-        record = {"event": "step", "step": self.step, "loss": _rounded(loss), "lr": rates}
+        rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
+        record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
         self.log.append({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
         return loss
 
@@ -140,30 +143,25 @@ class _Loop:
         recipe = self.training.recipe
         self.training.adapter.measuring()
         held_out = held_out_batches(self.training.data, recipe, recipe["seed"])
-        losses = [self._losses(batch, self.yardstick) for batch in held_out]
+        with averaged(self.optimizer):
+            losses = [self._losses(batch, self.yardstick) for batch in held_out]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
 
     def state(self) -> State:
-        moments = {
-            f"{name}|{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict()}
+        moments, optimizer = optimizer_state(self.optimizer, self.parameters)
+        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict(), "optimizer": optimizer}
         return State({**self.training.adapter.tensors(), **moments}, facts)
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
         self.scaler.load_state_dict(state.facts["scaler"])
         self.training.adapter.load(state.tensors)
-        moments: dict[int, dict[str, Tensor]] = {}
-        numbers = {name: number for number, name in enumerate(self.order)}
-        for key, tensor in state.tensors.items():
-            name, bar, kind = key.partition("|")
-            if bar:
-                moments.setdefault(numbers[name], {})[kind] = tensor.clone()
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        restore(self.optimizer, self.parameters, state.tensors, state.facts["optimizer"])
+
+    def _rates_now(self) -> dict[str, dict[str, float]]:
+        found = rates_now(self.optimizer)
+        return found | {"lr": dict.fromkeys(LOGGED, 0.0) | found["lr"]}
 
     def _losses(self, batch: MicroBatch, objective: Objective) -> Tensor:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
@@ -195,12 +193,14 @@ class _Loop:
         """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""
         self.scaler.unscale_(self.optimizer)
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, limit).item()
         if not self.scaler.is_enabled():
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():  # of those, too, that no group trains
+            parameter.grad = None
         return norm
 
 

@@ -88,6 +88,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.adapter import adapted
     from lorabuild.nn.base import checkpointing
     from lorabuild.nn.export import write_adapter
+    from lorabuild.nn.optimizers import try_out, warnings
     from lorabuild.nn.trainer import Observer, Training, train
 
     options, dataset = job.options, json.loads(workspace.path("dataset").read_bytes())
@@ -96,6 +97,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     steps = _wanted_steps(job)
     last = max(steps, default=0) if options.get("have_rest") else recipe["max_train_steps"]
     device = device_of(options, recipe, workspace)
+    try_out(recipe, device)  # before the base, which takes long
+    for line in warnings(recipe):
+        workspace.warn(line)
     base = load_base(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 

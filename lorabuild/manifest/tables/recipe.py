@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lorabuild.manifest import values
 from lorabuild.manifest.tables import length, objective
-from lorabuild.manifest.tables.network import NetworkArgs, settle
+from lorabuild.manifest.tables.network import WITHOUT_TEXT, NetworkArgs, settle
+from lorabuild.manifest.tables.rates import (
+    Above,
+    Arguments,
+    DottedClass,
+    OptimizerName,
+    PhaseTable,
+    ScheduleName,
+    Share,
+    TextRates,
+    complete_phases,
+    complete_rates,
+)
 from lorabuild.manifest.tables.table import Count, Part, Rate, Table, Text, Whole, off
-from lorabuild.manifest.values import Misfit, Misfits
-
-
-class OptimizerArgs(Table):
-    betas: Annotated[list[Part], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.999], description="How slowly the running means of gradient and squared gradient forget."
-    )
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Keeps the division by the root mean square finite.")
-    weight_decay: Rate = Field(0.01, description="Part of a weight, times the learning rate, that each update removes.")
-
-
-class SchedulerArgs(Table):
-    num_cycles: Annotated[float, Field(gt=0)] = Field(
-        0.5, description="Cosine: waves in the whole training; 0.5 falls to zero, 0.375 to 0.146."
-    )
+from lorabuild.manifest.values import Misfits
 
 
 class RecipeTable(Table):
@@ -34,13 +32,15 @@ class RecipeTable(Table):
         1.0, description="The adapter's effect is scaled by alpha / rank; 0 stands for the rank."
     )
     network_args: NetworkArgs = Field(default_factory=NetworkArgs, description="LyCORIS's arguments.")
-    optimizer_type: Annotated[Literal["AdamW"], BeforeValidator(values.optimizer)] = Field(
-        "AdamW", description="The optimizer; upper and lower case do not count."
+    optimizer_type: OptimizerName = Field(
+        "AdamW", description='The optimizer; upper and lower case do not count. Or a class: "package.module.Class".'
     )
-    optimizer_args: OptimizerArgs = Field(default_factory=OptimizerArgs, description="The optimizer's arguments.")
+    optimizer_args: Arguments = Field(
+        default_factory=dict, description='Its arguments: a table, or sd-scripts\' list of "key=value".'
+    )
     learning_rate: Rate = Field(1e-4, description="What unet_lr and text_encoder_lr are if they are not set.")
     unet_lr: Rate | None = Field(None, description="Learning rate of the U-Net; default learning_rate, 0 freezes it.")
-    text_encoder_lr: Annotated[float | list[float] | None, PlainValidator(values.text_rates)] = Field(
+    text_encoder_lr: TextRates | None = Field(
         None, description="Learning rate of both text encoders, or a list of two; default learning_rate, 0 freezes."
     )
     network_train_unet_only: bool = off(False, "text_encoder_lr is 0, whatever is set.")
@@ -49,15 +49,22 @@ class RecipeTable(Table):
     scale_weight_norms: Annotated[float, Field(gt=0)] | None = off(
         None, "After each update, layers whose change has a larger norm are scaled down to this one; 1 is usual."
     )
-    lr_scheduler: Literal["constant", "cosine"] = Field("constant", description="How the learning rate goes on.")
-    lr_scheduler_args: SchedulerArgs = Field(default_factory=SchedulerArgs, description="The scheduler's arguments.")
-    lr_warmup_steps: Annotated[int | float, PlainValidator(values.warmup)] = Field(
-        0, description="Steps in which the rate rises from 0; below 1 a part of max_train_steps."
+    lr_scheduler: ScheduleName = Field("constant", description="How the learning rate goes on.")
+    lr_scheduler_args: Arguments = Field(default_factory=dict, description="The scheduler's arguments.")
+    lr_scheduler_type: DottedClass = off("", "A scheduler's class instead, of torch.optim.lr_scheduler or dotted.")
+    lr_scheduler_num_cycles: Above = off(1, "cosine_with_restarts: how often; cosine_with_min_lr: half waves.")
+    lr_scheduler_power: Rate = off(1.0, "polynomial: the power.")
+    lr_scheduler_timescale: Above | None = off(None, "inverse_sqrt: its time scale in steps; default the warm-up.")
+    lr_scheduler_min_lr_ratio: Part | None = off(None, "What part of the rate stays where the schedule ends.")
+    lr_warmup_steps: Share = Field(
+        0, description='Steps in which the rate rises from 0; below 1, or "10%", a part of max_train_steps.'
     )
-    max_train_steps: Count | None = Field(1600, description="Updates of the weights.")
+    lr_decay_steps: Share = off(0, "warmup_stable_decay: steps in which the rate falls at the end, or a part.")
+    max_train_steps: Count | None = Field(1600, description="Updates of the weights; with phases, their sum.")
     max_train_epochs: Count | None = off(
         None, "In place of max_train_steps: passes over the data, each sample exactly once in each."
     )
+    phases: list[PhaseTable] = off([], "[[recipe.phases]]: trainings of the rates, one after another, over one run.")
     init: Text | None = off(
         None,
         "The LoRA that the training continues: a project, or a .safetensors file seen from the manifest. Its ranks and "
@@ -142,15 +149,9 @@ class RecipeTable(Table):
             raise Misfits(*found)
         objective.settle(self)
         length.settle(self)
-        if self.lr_scheduler == "constant" and self.lr_scheduler_args.model_fields_set:
-            raise Misfit("lr_scheduler_args", 'lr_scheduler "constant" takes no arguments')
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
-            raise Misfit("lr_warmup_steps", 'lr_scheduler "constant" has no warm-up: set 0')
-        if self.lr_warmup_steps < 1 and self.max_train_steps:
-            self.lr_warmup_steps = int(self.lr_warmup_steps * self.max_train_steps)
-        self.unet_lr = self.learning_rate if self.unet_lr is None else self.unet_lr
-        self.text_encoder_lr = self.learning_rate if self.text_encoder_lr is None else self.text_encoder_lr
+        without_text = self.network_train_unet_only or self.network_args.preset in WITHOUT_TEXT
+        without_unet = self.network_train_text_encoder_only
+        complete_rates(self)
         settle(self)
-        if self.unet_lr == self.text_encoder_lr == 0:
-            raise Misfit("learning_rate", "unet_lr and text_encoder_lr are both 0: nothing would be trained")
+        complete_phases(self, without_text, without_unet)
         return self

@@ -1,0 +1,161 @@
+"""ClybW and LodeW: Adam's kin that step along the gradient plus an amplified running mean of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALL = 1e-8  # added to a standard deviation that is divided by
+
+
+class ClybW(torch.optim.Optimizer):
+    """clybius' ClybW (kohya forks call it so; its class is "Compass"), for all tensors at once (foreach).
+
+    Of a gradient g of a tensor with more than one dimension, with a = amp_fac and t updates done:
+
+        g  <- g - centralization * mean(g)     over all dimensions but the first
+        g  <- g / (std(g) + 1e-8)              likewise, unbiased: see `normalization_mode`
+        m  <- β1 m + (1 - β1) g
+        g' <- g + a m
+        v  <- β2 v + (1 - β2) g'^2
+        s   = lr / (1 - β1^t)
+        p  <- (1 - s * weight_decay) p - s * g' / (sqrt(v) / sqrt(1 - β2^t) + eps)
+
+    `normalization_mode`: "full" divides wherever `normalization` is not 0, whatever its value, as the published code
+    does; "lerp" goes the part `normalization` of the way, as it means to. Where there are no rows, because a tensor has one
+    dimension or `normalize_channels` is false, mean and deviation are of all its numbers, if they are more than two. So
+    are those of rows of one number, which have no deviation: there the published code makes NaN.
+
+    The first steps are up to 1 / (1 - β1) times the rate: s corrects m, and multiplies g, too. Gradients are used up.
+    State, float32 for float32 parameters: `step`, `ema` (m), `ema_squared` (v).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        amp_fac: float = 2.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        centralization: float = 0.5,
+        normalization: float = 0.5,
+        normalize_channels: bool = True,
+        normalization_mode: str = "full",
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas),
+                "amp_fac": amp_fac,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "centralization": centralization,
+                "normalization": normalization,
+                "normalize_channels": normalize_channels,
+                "normalization_mode": normalization_mode,
+            },
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for count, parameters in self._by_count(group["params"]).items():
+                self._update(group, parameters, count)
+        return loss
+
+    def _by_count(self, parameters: Iterable[Tensor]) -> dict[int, list[Tensor]]:
+        """Those with a gradient, by the updates that they have had with this one; of one kind each, as foreach wants."""
+        found = defaultdict(list)
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"] = 0
+                state["ema"], state["ema_squared"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] += 1
+            found[state["step"]].append(parameter)
+        return found
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], count: int) -> None:
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        gradients = [parameter.grad for parameter in parameters]
+        means = [self.state[parameter]["ema"] for parameter in parameters]
+        squares = [self.state[parameter]["ema_squared"] for parameter in parameters]
+
+        _condition(gradients, group)
+        torch._foreach_mul_(means, beta1)
+        torch._foreach_add_(means, gradients, alpha=1 - beta1)
+        torch._foreach_add_(gradients, means, alpha=group["amp_fac"])
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+
+        step = group["lr"] / (1 - beta1**count)
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_div_(divisors, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(divisors, group["eps"])
+        if decay:
+            torch._foreach_mul_(parameters, 1 - step * decay)
+        torch._foreach_addcdiv_(parameters, gradients, divisors, value=-step)
+
+
+class LodeW(ClybW):
+    """lodestone's Compass, "LodeW": ClybW without normalisation, and with Adam's betas."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        amp_fac: float = 2.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        centralization: float = 0.0,
+    ):
+        super().__init__(params, lr, betas, amp_fac, eps, weight_decay, centralization, normalization=0.0)
+
+
+def _condition(gradients: list[Tensor], group: dict[str, Any]) -> None:
+    """Centralize and normalize, in place; tensors of one shape together, as a thousand small reductions take their time."""
+    if not group["centralization"] and not group["normalization"]:
+        return
+    same_shape = defaultdict(list)
+    for gradient in gradients:
+        same_shape[gradient.shape].append(gradient)
+    for shape, same in same_shape.items():
+        stacked = torch.stack(same)
+        rows = len(same) * (shape[0] if len(shape) > 1 else 1)
+        _center(stacked.view(rows, -1), group["centralization"])
+        in_rows = group["normalize_channels"] and len(shape) > 1 and stacked.numel() > rows
+        if not in_rows:  # one number has no deviation
+            rows = len(same)
+        if group["normalization"] and (in_rows or shape.numel() > 2):
+            part = 1.0 if group["normalization_mode"] == "full" else group["normalization"]
+            _scale(stacked.view(rows, -1), part)
+        torch._foreach_copy_(same, list(stacked.unbind()))
+
+
+def _center(rows: Tensor, part: float) -> None:
+    """Take `part` of the mean of each row off, in place; rows [R, n]."""
+    if part:
+        rows.sub_(rows.mean(1, keepdim=True).mul_(part))
+
+
+def _scale(rows: Tensor, part: float) -> None:
+    """Divide each row by its standard deviation, in place; for `part` below 1 go so far from the one to the other."""
+    deviations = rows.std(1, keepdim=True).add_(SMALL)
+    if part == 1:
+        rows.div_(deviations)
+    else:
+        rows.lerp_(rows / deviations, part)
