@@ -48,9 +48,9 @@ class Observer:
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
     `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends. After
-    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `after(step)` is called when an
-    update is behind, and with 0 before the first one: it may look at the adapter and draw with the base, and leaves both
-    as they are.
+    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `draw(step)` is
+    called after each of the updates `drawn`, 0 is before the first: it looks at the adapter, draws with the base, and
+    leaves both as they are.
     """
 
     steps: Collection[int] = ()
@@ -58,7 +58,8 @@ class Observer:
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
     last: int | None = None
-    after: Callable[[int], None] = lambda step: None
+    drawn: Collection[int] = ()
+    draw: Callable[[int], None] = lambda step: None
 
 
 def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
@@ -73,7 +74,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     loop = _Loop(training, observer.stopping)
     if state is None:
         loop.measure("before")
-        observer.after(0)
+        if 0 in observer.drawn:
+            observer.draw(0)
     else:
         loop.restore(state)
     accumulate = recipe["gradient_accumulation_steps"]
@@ -91,7 +93,9 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
                 observer.snapshot(loop.step)
         if state_file.due():
             state_file.save(loop.state())
-        observer.after(loop.step)
+        if loop.step in observer.drawn:
+            with averaged(loop.optimizer):
+                observer.draw(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     if last == recipe["max_train_steps"]:
         loop.measure("after")

@@ -119,14 +119,14 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             write(f"step/{step}")
             saved[step] = workspace.saved(f"step/{step}")
 
-        def after(step: int) -> None:
+        def draw(step: int) -> None:
             if live:
                 live.draw(step, adapter, saved.get(step))
 
         live = _live(job, workspace, recipe, dataset, base, device)
         if live:
             live.begin(anew=state is None)
-        observer = Observer(steps, snapshot, progress, workspace.stopping, last, after)
+        observer = Observer(steps, snapshot, progress, workspace.stopping, last, live.steps if live else (), draw)
         predicts = job.params["base"]["prediction_type"]
         training = Training(base, adapter, _data(dataset, workspace, device), recipe, device, predicts)
         log = train(training, observer, state_file, state)
