@@ -127,8 +127,12 @@ class Engine(Assessor):
 
     def _build(self, found: Assessment) -> dict[str, Any]:
         """Run the job in a worker as soon as it has a slot."""
-        with self.pool.slots.place(self.stages[found.job.stage].slot) as place:
+        wanted = found.job.options.get("processes", 1)
+        with self.pool.slots.place(self.stages[found.job.stage].slot, wanted) as place:
             self._waited[found.job.name] += place.waited
+            if place.processes < wanted:
+                said = f"recipe.processes: {wanted}, but there is room for {place.processes} ([slots] gpu, or devices)"
+                self.face.warn(f"{found.job.name}: {said}: {place.processes} at work")
             return self._build_at(place, found)
 
     def _build_at(self, place: Place, found: Assessment) -> dict[str, Any]:
@@ -163,8 +167,10 @@ class Engine(Assessor):
         self.face.started(job.name, self._why(found))
         try:
             self._unchanged(found)  # it may have waited for its slot for hours
+            spec = self._spec(found, folder)
+            spec["options"] |= {"processes": place.processes, "device": "cuda" if place.device else "cpu"}
             result = self.pool.run(
-                self._spec(found, folder),
+                spec,
                 place,
                 saved=saved,
                 progress=lambda done, total, text: self.face.progress(job.name, done, total, text),

@@ -17,6 +17,7 @@ from lorabuild.reasons import changes
 from lorabuild.stage import Job
 from lorabuild.store import Output, Record
 from lorabuild.updates import update_count, wanted_steps
+from lorabuild.validation import held_back, split
 
 COMPARED = 50  # jobs of a stage that are looked at for one that is alike: more would only take time
 
@@ -136,6 +137,7 @@ def steps(engine: Engine, outlook: Outlook, before: Mapping[str, Outlook]) -> St
     if job.stage != "train" or (data := _images(engine, job, before)) is None:
         return None
     recipe, (images, exact) = job.params["recipe"], data
+    images = split(images, recipe)[0] if exact else images[held_back(len(images), recipe) :]
     batch, samples = recipe["train_batch_size"], sum(image["repeats"] for image in images)
     batches = batches_per_epoch(images, batch) if exact else ceil(samples / batch)
     wanted = wanted_steps(recipe, job.options["saved"], batches)

@@ -57,7 +57,7 @@ class Live:
     def draw(self, step: int, adapter: Adapter, saved: Path | None) -> None:
         """Draw all prompts after update `step`: from the file `saved` as a piece, which the stage samples finds again;
         from the `adapter` as it is where nothing was saved. Training goes on as if nothing had happened."""
-        if step not in self.steps or not self.prompts:
+        if not self.prompts:
             return
         from lorabuild.nn.sampler import undisturbed
 

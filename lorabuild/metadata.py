@@ -14,6 +14,7 @@ from lorabuild.hashing import sha256_from
 from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
 from lorabuild.order import batches_per_epoch
 from lorabuild.updates import counted
+from lorabuild.validation import split
 from lorabuild.vectors import block_vector
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ def metadata(
     starts from: it is kept, but for what is said anew. Keys: kohya-ss sd-scripts, ModelSpec 1.0.1.
     """
     tables = _tables(about["made_by"])
+    unseen = 0
+    if dataset and "train" in about["made_by"]:
+        images, held_back = split(dataset["images"], tables.get("recipe", {}))
+        dataset, unseen = {**dataset, "images": images}, len(held_back)
     found = {
         **_identity(about),
         **_modelspec(about, tables),
         **_training(tables.get("recipe", {}) if "train" in about["made_by"] else {}, about, dataset),
         **_dataset(about["project_name"], tables.get("dataset", {}), dataset),
+        "ss_num_validation_images": unseen or None,
         **_network(tables, "init" in about["made_by"].get("train", {}).get("inputs", {})),
         **_ours(about, tables, facts),
     }
@@ -144,7 +150,7 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
     same_name = (
         "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "
         "gradient_accumulation_steps mixed_precision multires_noise_iterations multires_noise_discount max_grad_norm "
-        "prior_loss_weight"
+        "prior_loss_weight validation_split validation_seed max_validation_steps"
     )
     return shown | {f"ss_{key}": recipe.get(key) for key in same_name.split()} | _objective(recipe)
 

@@ -101,12 +101,21 @@ class Pool:
             worker = max(fit, key=lambda one: (one.used and bool(device), *_suits(one, wanted)), default=None)
             if worker is not None:
                 self._idle.remove(worker)
+            self._make_way(device)
             if not wanted <= set(worker.held if worker else ()):
                 self._make_room(spec["loads"])
             worker = worker or self._start()
             worker.device, worker.used = device, True
             self._busy.append(worker)
             return worker
+
+    def _make_way(self, device: str | None) -> None:
+        """End idle workers that sit on a part of these devices, or on these and others."""
+        wanted = set((device or "").split(",")) - {""}
+        for worker in list(self._idle):
+            if worker.used and worker.device != device and wanted & set((worker.device or "").split(",")):
+                self._idle.remove(worker)
+                worker.end()
 
     def _make_room(self, need: int) -> None:
         """End idle workers, the largest first, while what they hold leaves too little memory for a base."""

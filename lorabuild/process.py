@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorabuild.signals import ended_by
+
 
 @dataclass(eq=False)
 class Worker:
@@ -74,13 +76,10 @@ class Worker:
     def ended(self) -> str:
         """How it came to its end, whose output has ended: "signal SIGSEGV", "exit code 3"."""
         try:
-            code = self.process.wait(10)
+            return ended_by(self.process.wait(10))
         except subprocess.TimeoutExpired:
             self.end()
             return "it has closed its output"
-        if code == -getattr(signal, "SIGKILL", 9):
-            return "signal SIGKILL, which is what a system that is out of memory sends"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def _watch(self) -> None:
         """When it ends, so does what it has started, which would hold its output open for ever."""

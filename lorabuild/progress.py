@@ -9,7 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
-QUIET_SECONDS = 10.0  # between two progress lines of one job where there is no terminal
+QUIET_SECONDS = 10.0  # between two progress lines of one job where there is no terminal, at least
+QUIET_PART = 0.05  # and this part of the time that it has taken: an hour has some forty lines
 
 
 class Face(Protocol):
@@ -33,16 +34,21 @@ class PlainFace:
         self._out = out or sys.stdout
         self._lock = threading.Lock()
         self._shown: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # when a job first told how far it was, and what it told
 
     def started(self, job: str, why: Sequence[str]) -> None:
         self._shown[job] = time.monotonic()
+        self._first.pop(job, None)
         self._print(f"{job} …  ({short(why)})")
 
     def progress(self, job: str, done: int, total: int, text: str) -> None:
         now = time.monotonic()
-        if now - self._shown.get(job, now) >= QUIET_SECONDS:
+        start, before = self._first.setdefault(job, (now, done))
+        if now - self._shown.get(job, now) >= max(QUIET_SECONDS, QUIET_PART * (now - start)):
             self._shown[job] = now
-            self._print(f"{job}  {done}/{total}  {text}".rstrip())
+            left = (total - done) * (now - start) / (done - before) if done > before else None
+            told = f"  {clock(left)} left" if left else ""
+            self._print(f"{job}  {done}/{total}  {text}".rstrip() + told)
 
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None:
         reason = f"  ({short(why)})" if event != "built" else ""
@@ -159,6 +165,12 @@ def summary(counts: Mapping[str, int], seconds: float) -> str:
     if counts.get("fresh"):
         parts.append(f"{counts['fresh']} fresh")
     return f"{', '.join(parts)} in {seconds:.1f} s"
+
+
+def clock(seconds: float) -> str:
+    """`0:04:30`, `27:00:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def one_line(text: str) -> str:

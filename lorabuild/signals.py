@@ -53,3 +53,10 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ended_by(code: int) -> str:
+    """How a process came to its end, by its exit code: "signal SIGSEGV", "exit code 3"."""
+    if code == -getattr(signal, "SIGKILL", 9):
+        return "signal SIGKILL, which is what a system that is out of memory sends"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -20,12 +20,14 @@ from lorabuild.errors import Interrupted
 class Place:
     """Where a job runs. `device` is a value for CUDA_VISIBLE_DEVICES: "0", "" for no GPU, None on a machine without any.
 
-    `threads` do not depend on how many jobs run just now: a job's bytes do not depend on its company.
+    `threads`, of each of its processes, do not depend on how many jobs run just now: a job's bytes do not depend on its
+    company. `processes`: how many it may be, with a device each ("0,1") where there are devices.
     """
 
     device: str | None
     threads: int
     waited: float = 0.0  # seconds, until it was free
+    processes: int = 1
 
 
 class Slots:
@@ -37,9 +39,10 @@ class Slots:
 
     def __init__(self, gpu: int, cpu: int, find_devices: Callable[[], Sequence[str]] = lambda: ()):
         self._free = {"gpu": gpu, "cpu": cpu, "jobs": gpu + cpu}
-        self._find_devices, self._gpu = find_devices, gpu
+        self._all = dict(self._free)
+        self._find_devices = find_devices
         self._devices: list[str] | None = None  # of the free slots, once it is known
-        self._there = False
+        self._there = 0  # devices
         self._threads = max(1, cores() // cpu)
         self._changed = threading.Condition()
         self._looking = threading.Lock()
@@ -57,28 +60,39 @@ class Slots:
             self._changed.notify_all()
 
     @contextmanager
-    def place(self, kind: str) -> Iterator[Place]:
-        """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops."""
+    def place(self, kind: str, processes: int = 1) -> Iterator[Place]:
+        """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops.
+
+        A job of several processes takes a slot, and a device, for each; of no more than there are.
+        """
         start = time.monotonic()
         self._look()
         with self._changed:
             on_device = kind == "gpu" and self._there
-            needs = {kind, "jobs"} if on_device else {kind, "cpu", "jobs"}
-            self._changed.wait_for(lambda: self.shut or all(self._free[one] for one in needs))
+            kinds = {kind} if on_device else {kind, "cpu"}
+            count = min(processes, *(self._all[one] for one in kinds), *([self._there] if on_device else []))
+            needs = {"jobs": 1} | dict.fromkeys(kinds, count)
+            self._changed.wait_for(lambda: self.shut or self._fits(needs, count if on_device else 0))
             if self.shut:
                 raise Interrupted
-            for one in needs:
-                self._free[one] -= 1
-            device = self._devices.pop(0) if on_device else "" if self._there else None
+            for one, number in needs.items():
+                self._free[one] -= number
+            devices = list(dict.fromkeys(self._devices))[:count] if on_device else []
+            for device in devices:
+                self._devices.remove(device)
         try:
-            yield Place(device, self._threads, time.monotonic() - start)
+            device = ",".join(devices) if devices else "" if self._there else None
+            yield Place(device, self._threads, time.monotonic() - start, count)
         finally:
             with self._changed:
-                for one in needs:
-                    self._free[one] += 1
-                if on_device:
-                    self._devices.insert(0, device)  # first, as its worker is warm
+                for one, number in needs.items():
+                    self._free[one] += number
+                self._devices[:0] = devices  # first, as their worker is warm
                 self._changed.notify_all()
+
+    def _fits(self, needs: Mapping[str, int], devices: int) -> bool:
+        """Is there room for a job? Its processes do not share a device, as slots may."""
+        return all(self._free[one] >= number for one, number in needs.items()) and len(set(self._devices)) >= devices
 
     def _look(self) -> None:
         """Find the devices when there is a first job: a build with nothing to do need not know.
@@ -88,8 +102,8 @@ class Slots:
         with self._looking:
             if self._devices is None and not self.shut:
                 found = self._find_devices()
-                self._there = bool(found)
-                self._devices = [found[slot % len(found)] for slot in range(self._gpu)] if found else []
+                self._there = len(set(found))
+                self._devices = [found[slot % len(found)] for slot in range(self._all["gpu"])] if found else []
 
 
 def cuda_devices(environment: Mapping[str, str] | None = None) -> list[str]:

@@ -69,6 +69,35 @@ def test_each_gpu_slot_has_a_device_and_other_jobs_see_none():
         assert place.device is None
 
 
+def test_a_job_of_several_processes_has_a_device_for_each():
+    slots = Slots(3, 2, lambda: ["5", "7"])
+    with slots.place("gpu", 2) as both:
+        assert (both.device, both.processes) == ("5,7", 2)
+        with slots.place("gpu") as third:
+            assert (third.device, third.processes) == ("5", 1)
+    with slots.place("gpu", 4) as all_there_are:
+        assert (all_there_are.device, all_there_are.processes) == ("5,7", 2)
+    with Slots(1, 2, lambda: ["5", "7"]).place("gpu", 2) as one_slot:
+        assert (one_slot.device, one_slot.processes) == ("5", 1)
+    with Slots(4, 3).place("gpu", 4) as without:
+        assert (without.device, without.processes) == (None, 3)
+
+
+def test_a_job_of_several_processes_waits_until_all_its_slots_are_free():
+    slots, held = Slots(2, 2, lambda: ["0", "1"]), threading.Event()
+
+    def hold_both() -> None:
+        with slots.place("gpu", 2):
+            held.set()
+
+    with slots.place("gpu"):
+        waiting = threading.Thread(target=hold_both)
+        waiting.start()
+        assert not held.wait(0.1)
+    waiting.join(10)
+    assert held.is_set()
+
+
 def test_the_threads_of_a_job_do_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("lorabuild.slots.cores", lambda: 16)
     slots = Slots(1, 4)

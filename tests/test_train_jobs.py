@@ -59,7 +59,9 @@ def test_what_shapes_a_training_is_in_its_key_and_nothing_else():
     job = train()
     recipe = {"network_dim": 8, "network_args": {"conv_dim": 4}, "unet_lr": 1e-3, "max_train_steps": 16, "seed": 1}
     assert job.params == {"recipe": recipe, "base": {"prediction_type": "epsilon"}}
-    assert job.options == {"gradient_checkpointing": True, "saved": {"save_every_n_steps": 5, "resized": []}}
+    watch = {"folder": str(Path("/repository/build/ember/logs"))}
+    saved = {"save_every_n_steps": 5, "resized": []}
+    assert job.options == {"gradient_checkpointing": True, "saved": saved, "watch": watch}
     assert job.outputs == ["weights", "log", "facts.json"]
     assert job.inputs["dataset"] == Artifact("dataset:ember", "dataset.json")
     assert job.inputs["latents"] == Artifact("latents:ember", "latents")

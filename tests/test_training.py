@@ -94,8 +94,9 @@ def test_every_layer_that_can_learn_has_learnt(undisturbed: dict[str, bytes], tm
 
 
 def test_a_warm_process_and_other_options_change_no_byte(undisturbed: dict[str, bytes], tmp_path: Path):
-    """The base is warm from the training before; snapshot 2 has a record and is not written again."""
-    options = {"gradient_checkpointing": True, "have_steps": ["step/2"], "device": "cpu"}
+    """The base is warm from the training before; snapshot 2 has a record and is not written again; it is watched."""
+    watch = {"folder": str(tmp_path / "logs"), "validate_every_n_steps": 2}
+    options = {"gradient_checkpointing": True, "have_steps": ["step/2"], "device": "cpu", "watch": watch}
     notes = run(tmp_path, snapshots=(2, 3), options=options)
     again = outputs(tmp_path)
     assert again == {role: data for role, data in undisturbed.items() if role != "step/2"}

@@ -70,6 +70,21 @@ def test_a_worker_stays_on_its_device(pool: Pool):
     assert pool._take(spec(device="")) is second
 
 
+def test_a_job_on_several_devices_ends_the_idle_workers_of_each(pool: Pool, monkeypatch: pytest.MonkeyPatch):
+    ended: list[Worker] = []
+    monkeypatch.setattr(Worker, "end", lambda self: ended.append(self))
+    first, second, third, none = (worker("a1", device=device) for device in ("0", "1", "2", ""))
+    pool._idle = [first, second, third, none]
+    both = pool._take(spec(device="0,1"))
+    assert (both.device, ended, pool._idle) == ("0,1", [first, second], [third, none])
+    pool._busy.remove(both)
+    pool._idle.append(both)
+    assert pool._take(spec(device="0,1")) is both
+    pool._idle.append(both)
+    pool._take(spec(device="1"))
+    assert ended[2:] == [both]
+
+
 def test_idle_workers_make_room_for_a_base_largest_first(pool: Pool, monkeypatch: pytest.MonkeyPatch):
     large, small, empty = worker("x1", "x2", device="7"), worker("y1", device="7"), worker(device="7")
     free = [4 * 10**9]

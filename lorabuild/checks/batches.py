@@ -10,6 +10,7 @@ from lorabuild.buckets import Size
 from lorabuild.checks.images import Placed
 from lorabuild.findings import Finding, found
 from lorabuild.order import matched_repeats
+from lorabuild.validation import held_back_of
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class Bucket:
     scale: float  # likewise
 
 
-def bucket_rows(placed: Sequence[Placed], batch: int) -> list[Bucket]:
-    """The buckets that have images, by size."""
-    members: dict[Size, list[tuple[Placed, int]]] = {}
+def bucket_rows(placed: Sequence[Placed], recipe: Mapping[str, Any]) -> list[Bucket]:
+    """The buckets that have images to train on, by size."""
+    batch, members = recipe["train_batch_size"], dict[Size, list[tuple[Placed, int]]]()
+    unseen = held_back_of({one.digest for one in placed if not one.entry.settings.get("is_reg")}, recipe)
     for one, repeats in with_repeats(placed):
+        if one.digest in unseen and not one.entry.settings.get("is_reg"):
+            continue  # validation_split
         members.setdefault(one.place.bucket, []).append((one, repeats))
     rows = []
     for size, both in sorted(members.items()):

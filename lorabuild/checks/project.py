@@ -126,7 +126,7 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
     for entry in _once(checked.entries):
         checked.findings += caption_findings(entry, settings["project"]["trigger"])
     _count_tokens(checked, places, base, state)
-    checked.buckets = bucket_rows(checked.placed, settings["recipe"]["train_batch_size"])
+    checked.buckets = bucket_rows(checked.placed, settings["recipe"])
     if checked.trains:
         checked.findings += _precision(settings["recipe"], places)
         checked.findings += batch_findings(checked.buckets, settings["recipe"], *places.of("recipe.train_batch_size"))

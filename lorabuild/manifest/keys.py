@@ -44,12 +44,12 @@ KEYS: dict[str, dict[Class, str]] = {
             "ip_noise_gamma_random_strength min_timestep max_timestep zero_terminal_snr loss_type huber_schedule "
             "huber_c huber_scale min_snr_gamma debiased_estimation_loss scale_v_pred_loss_like_noise_pred "
             "v_pred_like_loss snr_weights network_train_unet_only network_train_text_encoder_only network_dropout "
-            "scale_weight_norms"
+            "scale_weight_norms validation validation_split validation_seed max_validation_steps"
         ),
         "saved": "save_every_n_steps save_every_n_epochs save_last_n_steps save_last_n_epochs keep",
-        "execution": "gradient_checkpointing",
+        "execution": "gradient_checkpointing processes",
         # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
-        "presentation": "learning_rate v_parameterization masked_loss",
+        "presentation": "learning_rate v_parameterization masked_loss validate_every_n_steps log_with",
     },
     "recipe.network_args": {
         "result": (

@@ -18,7 +18,7 @@ from lorabuild.images import MASKED, latent_name, mask_name
 from lorabuild.nn.noise import batch_noise, draw_timesteps, perturbation
 from lorabuild.nn.objective import LATENT_SCALE, STEPS, plain
 from lorabuild.nn.text import size_ids
-from lorabuild.order import Sample, micro_batches
+from lorabuild.order import Sample, batches_per_epoch, micro_batches
 from lorabuild.streams import python_random, stream_seed
 
 HELD_OUT_BATCHES = 3  # forward passes alone: less than two micro-batches of training
@@ -105,14 +105,25 @@ def micro_batch(
     )
 
 
-def held_out_batches(data: Data, recipe: Mapping[str, Any], seed: int) -> list[MicroBatch]:
-    """A few micro-batches from streams of their own, always the same, on which a training is measured, never trained.
+def held_out_count(held_back: Data | None, recipe: Mapping[str, Any]) -> int:
+    """How many micro-batches the held-out loss is of: all of what is held back, or a few of what is trained on."""
+    most = recipe.get("max_validation_steps")
+    if held_back is None:
+        return most or HELD_OUT_BATCHES
+    all_of_it = batches_per_epoch(held_back.images, recipe["train_batch_size"])
+    return min(most, all_of_it) if most else all_of_it
+
+
+def held_out_batches(
+    data: Data, recipe: Mapping[str, Any], seed: int, most: int = HELD_OUT_BATCHES
+) -> list[MicroBatch]:
+    """So many micro-batches from streams of their own, always the same, on which a training is measured, never trained.
 
     Their timesteps are spread evenly over all 1000, so that few samples tell the mean loss. Their noise is white,
     and nothing is masked or weighted, whatever the recipe: so that recipes can be compared by their losses.
     """
     seed, recipe = stream_seed(seed, "held_out"), plain(recipe)
-    dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), HELD_OUT_BATCHES)
+    dealt = islice(micro_batches(data.images, recipe["train_batch_size"], seed), most)
     batches = [micro_batch(data, recipe, seed, epoch, samples, 0, n) for n, (epoch, samples) in enumerate(dealt)]
     count = sum(len(batch.captions) for batch in batches)
     offset = python_random(seed, "timesteps").random()

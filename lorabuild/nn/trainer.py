@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -15,14 +15,16 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
+from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
 from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
+from lorabuild.validation import points, validation_seed
 
 LOGGED = ("textencoder", "unet")  # always logged, as sd-scripts does: 0 for one that is frozen
 
@@ -40,6 +42,8 @@ class Training:
     recipe: Mapping[str, Any]
     device: str = "cpu"
     prediction_type: str = "epsilon"
+    ranks: Alone | Ranks = field(default_factory=Alone)  # the processes that work on it, this one among them
+    held_back: Data | None = None  # images that are not trained on, which the held-out loss is of
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class Observer:
 
     `snapshot(step)` is called after each of the updates `steps`, when the adapter is what that step's file should hold.
     `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends. After
-    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `after(step)` is called when an
-    update is behind, and with 0 before the first one: it may look at the adapter and draw with the base, and leaves both
-    as they are.
+    update `last`, if it is not the recipe's own last one, nothing is wanted any more. `logged(record)` is told all that
+    the log says, as it is made, and the held-out loss every `validate_every` updates, too, which the log does not have.
+    `draw(step)` is called after each of the updates `drawn`, 0 is before the first: it looks at the adapter, draws with
+    the base, and leaves both as they are.
     """
 
     steps: Collection[int] = ()
@@ -58,7 +63,10 @@ class Observer:
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False
     last: int | None = None
-    after: Callable[[int], None] = lambda step: None
+    logged: Callable[[Mapping[str, Any]], None] = lambda record: None
+    validate_every: int = 0
+    drawn: Collection[int] = ()
+    draw: Callable[[int], None] = lambda step: None
 
 
 def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
@@ -70,12 +78,14 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
-    loop = _Loop(training, observer.stopping)
+    loop = _Loop(training, observer.stopping, observer.logged)
     if state is None:
         loop.measure("before")
-        observer.after(0)
+        if 0 in observer.drawn:
+            observer.draw(0)
     else:
         loop.restore(state)
+    measured = points(recipe)
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
     last = recipe["max_train_steps"] if observer.last is None else observer.last
@@ -86,12 +96,20 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             if loop.step:
                 state_file.save(loop.state())
             raise Interrupted(f"step {loop.step} of {recipe['max_train_steps']}" if loop.step else "") from None
+        if not training.ranks.leads:
+            continue
         if loop.step in observer.steps:  # before the state: a training that goes on from there has it behind it
             with averaged(loop.optimizer):
                 observer.snapshot(loop.step)
+        if loop.step in measured:
+            loop.measure("during")
+        elif observer.validate_every and loop.step % observer.validate_every == 0:
+            observer.logged(loop.held_out("during"))
         if state_file.due():
             state_file.save(loop.state())
-        observer.after(loop.step)
+        if loop.step in observer.drawn:
+            with averaged(loop.optimizer):
+                observer.draw(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     if last == recipe["max_train_steps"]:
         loop.measure("after")
@@ -102,8 +120,13 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
 class _Loop:
     """The state of a training, and how an update changes it."""
 
-    def __init__(self, training: Training, stopping: Callable[[], bool] = lambda: False):
-        self.training, self.stopping = training, stopping
+    def __init__(
+        self,
+        training: Training,
+        stopping: Callable[[], bool] = lambda: False,
+        logged: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ):
+        self.training, self.stopping, self.logged = training, stopping, logged
         recipe, adapter = training.recipe, training.adapter
         self.objective = Objective.of(recipe, training.prediction_type, training.device)
         self.yardstick = Objective.of(plain(recipe), training.prediction_type, training.device)
@@ -121,32 +144,51 @@ class _Loop:
         for group, settings in zip(self.optimizer.param_groups, self.rates.at(self.step), strict=True):
             group |= settings
         images = sum(len(samples) for _, samples in dealt)
-        loss = 0.0
-        for micro, (epoch, samples) in enumerate(dealt):
+
+        def work(micro: int, part: slice) -> float:
             if self.stopping():
                 raise Interrupted
-            self.training.adapter.at(self.step, micro)
+            epoch, samples = dealt[micro]
+            self.training.adapter.at(self.step, micro, *([part.start] if part.start else []))
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
-            share = self._losses(batch, self.objective).sum() / images
-            loss += _finite(f"step {self.step + 1}: the loss", share.item())
+            share = self._losses(part_of(batch, part), self.objective).sum() / images
+            loss = _finite(f"step {self.step + 1}: the loss", share.item())
             self.scaler.scale(share).backward()
+            return loss
+
+        sizes = [len(samples) for _, samples in dealt]
+        loss = self.training.ranks.update(sizes, work, list(self.parameters.values()))
         norm = self._apply_gradients()
         self.step += 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
-        self.log.append({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
+        self._tell({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
         return loss
 
-    @torch.no_grad()
     def measure(self, when: str) -> None:
-        """Log the mean loss over the held-out micro-batches: the plain one, so that recipes can be compared by it."""
-        recipe = self.training.recipe
+        """Log the held-out loss."""
+        if self.training.ranks.leads:
+            self._tell(self.held_out(when))
+
+    @torch.no_grad()
+    def held_out(self, when: str) -> dict[str, Any]:
+        """A record of the mean loss over the held-out micro-batches: of images that are held back, if there are any.
+
+        It is the plain one, so that recipes can be compared by it.
+        """
+        recipe, data = self.training.recipe, self.training.held_back or self.training.data
         self.training.adapter.measuring()
-        held_out = held_out_batches(self.training.data, recipe, recipe["seed"])
+        count = held_out_count(self.training.held_back, recipe)
+        batches = held_out_batches(data, recipe, validation_seed(recipe), count)
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in held_out]
+            losses = [self._losses(batch, self.yardstick) for batch in batches]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
-        self.log.append({"event": "held_out", "when": when, "loss": _rounded(loss)})
+        step = {"step": self.step} if when == "during" else {}
+        return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.log.append(record)
+        self.logged(record)
 
     def state(self) -> State:
         moments, optimizer = optimizer_state(self.optimizer, self.parameters)
@@ -155,6 +197,8 @@ class _Loop:
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
+        for record in self.log:
+            self.logged(record)
         self.scaler.load_state_dict(state.facts["scaler"])
         self.training.adapter.load(state.tensors)
         restore(self.optimizer, self.parameters, state.tensors, state.facts["optimizer"])

@@ -6,17 +6,24 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
+from lorabuild.events import Events
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
 from lorabuild.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
+from lorabuild.team import team
 from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
+from lorabuild.validation import split
+from lorabuild.watching import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from lorabuild.workspace import Progress, Workspace
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
+WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
 
 
@@ -52,9 +60,12 @@ def jobs(repository: Repository) -> Iterable[Job]:
             },
             outputs=["weights", "log", "facts.json"],
             snapshots=_roles(known_steps(project)),
-            options=keys_of_class(settings, "recipe", "execution")
-            | {"saved": saved_set(project)}
-            | _samples(repository, project),
+            options={
+                **keys_of_class(settings, "recipe", "execution"),
+                "saved": saved_set(project),
+                "watch": _watching(repository, name, settings),
+                **_samples(repository, project),
+            },
         )
 
 
@@ -66,7 +77,8 @@ def snapshots(job: Job, read: Callable[[str], bytes]) -> Sequence[str]:
     recipe, saved = job.params["recipe"], job.options["saved"]
     if not hangs_on_data(recipe, saved):
         return job.snapshots
-    batches = batches_per_epoch(json.loads(read("dataset"))["images"], recipe["train_batch_size"])
+    images, _ = split(json.loads(read("dataset"))["images"], recipe)
+    batches = batches_per_epoch(images, recipe["train_batch_size"])
     last = update_count(recipe, batches)
     if beyond := [step for step in saved["resized"] if step > last]:
         epochs = recipe["max_train_epochs"]
@@ -81,8 +93,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
-    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory;
-    `samples` says which prompts are drawn on the way, and when.
+    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `processes`
+    work on it, of which this is number `rank`; `watch` says what is shown of it, and where; `samples` which prompts are
+    drawn on the way, and when.
     """
     from lorabuild.lora.adapter_shape import Shape, trained_parts
     from lorabuild.nn.adapter import adapted
@@ -91,8 +104,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.optimizers import try_out, warnings
     from lorabuild.nn.trainer import Observer, Training, train
 
-    options, dataset = job.options, json.loads(workspace.path("dataset").read_bytes())
-    recipe = job.params["recipe"]
+    options, recipe = job.options, job.params["recipe"]
+    dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)
     recipe = counted(recipe, batches_per_epoch(dataset["images"], recipe["train_batch_size"]))
     steps = _wanted_steps(job)
     last = max(steps, default=0) if options.get("have_rest") else recipe["max_train_steps"]
@@ -105,6 +118,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     shape = Shape.of(recipe)
     with (
+        team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
         adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
     ):
@@ -119,21 +133,27 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             write(f"step/{step}")
             saved[step] = workspace.saved(f"step/{step}")
 
-        def after(step: int) -> None:
+        def draw(step: int) -> None:
             if live:
                 live.draw(step, adapter, saved.get(step))
 
-        live = _live(job, workspace, recipe, dataset, base, device)
+        live = _live(job, workspace, recipe, dataset, base, device) if ranks.leads else None
         if live:
             live.begin(anew=state is None)
-        observer = Observer(steps, snapshot, progress, workspace.stopping, last, after)
+        watch, every = _watch(job, workspace, progress, dataset, ranks.leads)
+        drawn = live.steps if live else ()
+        observer = Observer(steps, snapshot, watch.progress, workspace.stopping, last, watch.logged, every, drawn, draw)
         predicts = job.params["base"]["prediction_type"]
-        training = Training(base, adapter, _data(dataset, workspace, device), recipe, device, predicts)
+        data = _data(dataset, workspace, device)
+        unseen = replace(data, dataset=held_back) if held_back["images"] else None
+        training = Training(base, adapter, data, recipe, device, predicts, ranks, unseen)
         log = train(training, observer, state_file, state)
-        if options.get("have_rest"):
+        if options.get("have_rest") or not ranks.leads:
             return
         write("weights")
         facts = _facts(dataset, recipe, log, adapter.counts())
+        if held_back["images"]:
+            facts["num_validation_images"] = len(held_back["images"])
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
 
@@ -196,6 +216,35 @@ def _continued(workspace: Workspace) -> dict[str, Any]:
     return {"init": load_file(workspace.path("init"))}
 
 
+def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of a training while it runs, which is in no key."""
+    shown = {key: value for key in WATCHED if (value := settings["recipe"].get(key))}
+    return {"folder": str(repository.root / "build" / project / "logs"), **shown}
+
+
+def _watch(
+    job: Job, workspace: Workspace, progress: Progress, dataset: Mapping[str, Any], leads: bool
+) -> tuple[Watch, int]:
+    """Who is told of the training, and every how many updates the held-out loss is to be told of.
+
+    Each training has its folder for TensorBoard: there it is a run by itself, to be laid over others.
+    """
+    options, recipe = job.options.get("watch", {}), job.params["recipe"]
+    folder = Path(options["folder"]) / _identity(job, workspace)[:8] if "folder" in options and leads else None
+    batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
+    epoch = Fraction(batches, recipe["gradient_accumulation_steps"])
+    watch = Watch(progress, Events(folder, "log_with" in options, workspace.warn), epoch)
+    return watch, options.get("validate_every_n_steps", 0)
+
+
+def _split(dataset: dict[str, Any], recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data set to train on, and that of the images that are held back from it."""
+    trained, held_back = split(dataset["images"], recipe)
+    if recipe.get("validation_split") and not held_back:
+        raise JobError("recipe.validation_split: with one image there is none to hold back")
+    return {**dataset, "images": trained}, {**dataset, "images": held_back}
+
+
 def _wanted_steps(job: Job) -> list[int]:
     """The snapshots to write: those that are wanted and not yet there."""
     wanted = [role for role in job.snapshots if role not in job.options.get("have_steps", ())]
@@ -215,6 +264,12 @@ def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: 
     return device
 
 
+def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: str) -> int:
+    """How many processes work on it: on a CPU no more than there are micro-batches in an update, which stay whole there."""
+    wanted = options.get("processes", 1)
+    return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
+
+
 def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
     """The base on its device, found warm if the job before in this process used the same."""
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
@@ -230,8 +285,7 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
     """Where this training keeps its state, and the state if it is of use; what is of no use is left with a warning."""
     from lorabuild.nn.resume import StateFile, Unusable
 
-    identity = digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
-    state_file = StateFile(workspace.scratch / "state", identity)
+    state_file = StateFile(workspace.scratch / "state", _identity(job, workspace))
     try:
         state = state_file.load()
     except Unusable as why:
@@ -245,6 +299,11 @@ def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[
         return state_file, None
     workspace.note(resumed_at=state.facts["step"])
     return state_file, state
+
+
+def _identity(job: Job, workspace: Workspace) -> str:
+    """Says all that shapes the training."""
+    return digest_json([STAGE.name, STAGE.version, job.params, dict(workspace.digests)])
 
 
 def _check_room(

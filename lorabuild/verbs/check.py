@@ -135,8 +135,10 @@ def _bucket_table(checked: Checked) -> list[str]:
 def _arithmetic(checked: Checked) -> str:
     """Images to updates, as `plan` has it."""
     recipe = checked.project.settings["recipe"]
-    samples, batches = (sum(getattr(one, key) for one in checked.buckets) for key in ("samples", "batches"))
-    said = f"{len(checked.placed)} images × repeats = {samples}"
+    images, samples, batches = (
+        sum(getattr(b, key) for b in checked.buckets) for key in ("images", "samples", "batches")
+    )
+    said = f"{images} images × repeats = {samples}"
     if not checked.trains:
         return said
     accumulation, updates = recipe["gradient_accumulation_steps"], update_count(recipe, batches)

@@ -141,6 +141,27 @@ class RecipeTable(Table):
     weighted_captions: bool = off(
         False, "Read (this:1.3), (this) and [this] in captions as weights of words, as A1111 does in prompts."
     )
+    validation: bool = off(
+        False, "Log the held-out loss at each tenth of the training, too: of noise never trained on."
+    )
+    validation_split: Part = off(
+        0.0,
+        "The part of the images that is held back, at least one: the held-out loss, logged at each tenth, is theirs.",
+    )
+    validation_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = off(
+        None, "What is held back, and the noise of the held-out loss, follow from it; default seed."
+    )
+    max_validation_steps: Count | None = off(
+        None, "Forward passes a held-out loss; default all of what is held back, or 3 of what is trained on."
+    )
+    validate_every_n_steps: Count | None = off(
+        None,
+        "The held-out loss every so many steps, for TensorBoard and the progress line; train.jsonl stays as it is.",
+    )
+    log_with: Literal["tensorboard"] | None = off(
+        None, "Events go to build/<name>/logs wherever TensorBoard is installed; with this, a warning if it is not."
+    )
+    processes: Count = off(1, "Processes that train together, on a GPU each: as many as [slots] gpu allows.")
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
     @model_validator(mode="after")
@@ -152,6 +173,8 @@ class RecipeTable(Table):
         without_text = self.network_train_unet_only or self.network_args.preset in WITHOUT_TEXT
         without_unet = self.network_train_text_encoder_only
         complete_rates(self)
+        if self.validation_split:
+            self.validation = False  # it says so already
         settle(self)
         complete_phases(self, without_text, without_unet)
         return self
