@@ -393,6 +393,12 @@ def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World)
     assert told(world)["LB023"][0].startswith('lora.toml:4: project.source: "old.safetensors": ')
 
 
+def test_a_lora_to_continue_from_that_is_none_is_an_error_at_its_line(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST + 'network_weights = "old.safetensors"\n')
+    (said,) = told(world)["LB073"]
+    assert said.startswith("lora.toml:16: recipe.network_weights: ") and "no such file" in said
+
+
 def test_a_place_that_cannot_be_written_to_is_an_error(world: World):
     world.write("build", "a file")
     (one,) = checked(world).others
