@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lorabuild.manifest.sources import Sources
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import FEW, Reason, changes
-from lorabuild.stage import File, Job, Stage
+from lorabuild.stage import File, Job, Stage, TextFile, members
 from lorabuild.state import State
 from lorabuild.store import Output, Store
 
@@ -80,13 +81,14 @@ class Assessor:
         outputs, missing = {}, []
         for record_key, roles in records_of(job, key).items():
             record = self.store.record(record_key)
-            for role in roles:
-                if record is None or role not in record.outputs:
+            known = record.outputs if record else {}
+            for role in chain.from_iterable(members(one, known) for one in roles):
+                if role not in known:
                     missing.append("never built" if record_key == key else f"{role}: wanted, but never saved")
-                elif not self.whole(record.outputs[role]):
+                elif not self.whole(known[role]):
                     missing.append(f"{role}: blob damaged or gone")
                 else:
-                    outputs[role] = record.outputs[role]
+                    outputs[role] = known[role]
         return outputs, list(dict.fromkeys(missing))
 
     def whole(self, output: Output) -> bool:
@@ -129,15 +131,19 @@ class Assessor:
         return last is not None and last[0] == found.key
 
     def check_sources(self, names: Sequence[str]) -> None:
-        """Look at the LoRAs that the projects of these jobs start from, before anything is built for them.
+        """Look at the LoRAs that the projects of these jobs start from, and at the prompts that are drawn by those which
+        train or draw, before anything is built for them.
 
         Raises JobError with all that is wrong.
         """
         projects = {self.jobs[name].project for name in names}
+        drawing = {self.jobs[name].project for name in names if self.jobs[name].stage in ("train", "samples")}
         jobs = [job for job in self.jobs.values() if job.project in projects]
         problems = []
         for project, item in {(job.project, item) for job in jobs for item in job.inputs.values()}:
             try:
+                if isinstance(item, TextFile) and project in drawing:
+                    self._resolver.check_text(item, project)
                 if isinstance(item, File):
                     self._resolver.source(item, project)
             except JobError as error:

@@ -24,7 +24,7 @@ from lorabuild.progress import one_line
 from lorabuild.runlog import RunLog
 from lorabuild.sharing import FROM_REMOTE, Sharing
 from lorabuild.slots import Place
-from lorabuild.stage import SOURCE, Artifact, Component, File, Job
+from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
 
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
@@ -200,7 +200,7 @@ class Engine(Assessor):
     def _fetch(self, found: Assessment) -> bool:
         """Ask the remote for what is missing here. True if it had any of it."""
         wanted = records_of(found.job, found.key).items()
-        lacking = {key: roles for key, roles in wanted if not all(role in found.outputs for role in roles)}
+        lacking = {key: roles for key, roles in wanted if not present(roles, found.outputs)}
         return self.sharing is not None and self.sharing.fetch(lacking)
 
     def _share(self, found: Assessment) -> None:
@@ -220,6 +220,8 @@ class Engine(Assessor):
     def _unchanged(self, found: Assessment) -> None:
         """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
         for role, item in found.job.inputs.items():
+            if isinstance(item, TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
+                raise InputChanged(item.path)
             if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
                 raise InputChanged(item.path)
             path = self.base_path(item.base) if isinstance(item, Component) else None

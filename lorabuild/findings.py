@@ -226,7 +226,7 @@ CODES: dict[str, Code] = {
     "LB082": Code(
         "a prompt is too long",
         "warn",
-        "By one of the two CLIP tokenizers it has more than 75 tokens: what comes last is not seen by both encoders at once.",
+        "By one of the two CLIP tokenizers it has more than 75 tokens: it is drawn in chunks of 75, each encoded by itself. Programs that know no chunks cut it.",
     ),
     "LB090": Code(
         "the output cannot be written",

@@ -12,7 +12,8 @@ from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
 from lorabuild.images import EXTENSIONS, caption_path, list_images, named_folders
 from lorabuild.manifest.sources import Sources
-from lorabuild.stage import INIT, MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset
+from lorabuild.prompts import read_prompts
+from lorabuild.stage import INIT, MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile
 
@@ -24,7 +25,9 @@ class Resolved:
     digest: str
     path: Path | None = None
     images: list[ImageFile] = field(default_factory=list)
-    told: tuple[str, ...] = ()  # where it came from: ("input", job, role), ("base", name) or ("file", path)
+    told: tuple[
+        str, ...
+    ] = ()  # where it came from: ("input", job, role), ("base", name), ("file", path), ("text", path, key)
 
     @property
     def by_name(self) -> str | dict[str, str]:
@@ -95,6 +98,23 @@ class Resolver:
                 return self._images(item)
             case File(path, shown):
                 return Resolved(self.source(item, job.project), path, told=("file", shown))
+            case TextFile(path, shown, key):
+                return Resolved(self._text(item, job.project), path, told=("text", shown, ".".join(key)))
+
+    def check_text(self, item: TextFile, project: str) -> None:
+        """Raises JobError, all at their lines, for what is wrong with a file of prompts."""
+        self._text(item, project)
+        read_prompts(item.path, item.shown)
+
+    def _text(self, item: TextFile, project: str) -> str:
+        """The digest of a text. Raises JobError, at the line that names it, if it cannot be read."""
+        try:
+            return self.state.digest(item.path)
+        except OSError as error:
+            said = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or "cannot be read"
+            if self.sources is None:
+                raise JobError(f"{item.shown}: {said}") from None
+            raise JobError(self.sources.problem(project, f"{said} ({item.shown})", item.key)) from None
 
     def _images(self, item: Images) -> Resolved:
         found = [

@@ -21,12 +21,13 @@ from lorabuild.state import State
 from lorabuild.store import Output, Store
 from lorabuild.writing import spliced
 
-# stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" is a family.
+# stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" and "samples/" are families.
 NAMES = {
     "dataset": {"dataset.json": "dataset.json"},
     "train": {"weights": "{stem}.safetensors", "step/": "{stem}-step{step:08d}.safetensors", "log": "train.jsonl"},
     "resize": {"weights": "{stem}-resized.safetensors"},
     "chop": {"weights": "{stem}-chopped.safetensors"},
+    "samples": {"samples.json": "samples.json", "samples/": "samples/{member}"},
 }
 
 
@@ -70,11 +71,16 @@ def publications(
     stem = f"{name}-{variant}" if variant else name
     found = []
     for role, output in outputs.items():
-        family, _, step = role.rpartition("/")
+        family, _, member = role.rpartition("/")
         pattern = NAMES.get(job.stage, {}).get(f"{family}/" if family else role)
         if pattern is None:
             continue
-        path = root / "build" / name / pattern.format(stem=stem, step=int(step) if family else 0)
+        path = (
+            root
+            / "build"
+            / name
+            / pattern.format(stem=stem, member=member, step=int(member) if family == "step" else 0)
+        )
         about = None
         if path.suffix == ".safetensors":
             about = _about(path.stem, name, role, project, lineage)

@@ -13,7 +13,7 @@ from lorabuild.locked import Line, read_lock
 from lorabuild.publish import Made, publications
 from lorabuild.remote import Damaged, Remote
 from lorabuild.sharing import note_fetched
-from lorabuild.stage import Job
+from lorabuild.stage import Job, declared, members
 from lorabuild.store import Output, Record
 
 
@@ -72,7 +72,7 @@ def pull(engine: Engine, remote: Remote | None, project: str) -> Pulled:
 def _brought(engine: Engine, remote: Remote | None, name: str, line: Line, done: Pulled) -> Known:
     """The records of a line, with their blobs, in the store."""
     job = engine.jobs[name]
-    steps = [role for role in line.outputs if role not in job.outputs]
+    steps = [role for role in line.outputs if not declared(role, job.outputs)]
     first = _record(engine, remote, line.key, job.outputs, name, done)
     rest = [_record(engine, remote, f"{line.key}/{role}", [role], name, done) for role in steps]
     outputs = {role: output for record in (first, *rest) for role, output in record.outputs.items()}
@@ -86,7 +86,7 @@ def _brought(engine: Engine, remote: Remote | None, name: str, line: Line, done:
 def _record(engine: Engine, remote: Remote | None, key: str, roles: Sequence[str], name: str, done: Pulled) -> Record:
     """The record of `key`, all its outputs in the store. Raises JobError if it is neither here nor on the remote."""
     record = engine.store.record(key)
-    if record is not None and all(role in record.outputs and engine.whole(record.outputs[role]) for role in roles):
+    if record is not None and _whole(engine, record, roles):
         return record
     shared = remote.fetch(key, roles) if remote else None
     if shared is None:
@@ -95,6 +95,11 @@ def _record(engine: Engine, remote: Remote | None, key: str, roles: Sequence[str
     note_fetched(shared, engine.state, engine.store)
     done.fetched += [name] * (name not in done.fetched)
     return shared.record
+
+
+def _whole(engine: Engine, record: Record, roles: Sequence[str]) -> bool:
+    wanted = [one for role in roles for one in members(role, record.outputs)]
+    return all(role in record.outputs and engine.whole(record.outputs[role]) for role in wanted)
 
 
 def _known(job: Job, record: Record, outputs: Mapping[str, Output]) -> Known:

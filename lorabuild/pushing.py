@@ -10,6 +10,7 @@ from lorabuild.engine import Engine
 from lorabuild.errors import UserError
 from lorabuild.remote import Damaged, Remote
 from lorabuild.session import dependencies
+from lorabuild.stage import present
 
 
 @dataclass
@@ -31,7 +32,7 @@ def push(engine: Engine, remote: Remote, jobs: Sequence[str]) -> Pushed:
             sizes = [
                 remote.put(key, engine.metadata_of_sources(found), mend=True)
                 for key, roles in records_of(found.job, found.key).items()
-                if all(role in found.outputs for role in roles)
+                if present(roles, found.outputs)
             ]
         except (UserError, Damaged) as error:
             done.unbuilt[name] = str(error)

@@ -73,7 +73,7 @@ def _same_content(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 
 def _told(side: Mapping[str, Any], role: str) -> Sequence[str]:
-    """Where an input came from, which is in no key: ["input", job, role], ["base", name] or ["file", path]."""
+    """Where an input came from, which is in no key: ["input", job, role], ["base", name], ["file", path], ["text", path, key]."""
     return side.get("told", {}).get("from", {}).get(role) or ()
 
 
@@ -118,6 +118,10 @@ def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str]
             return [_value("project.base", before, after)]  # one line for all parts of the base
         case ["file", before], ["file", after] if before != after:
             return [_value(key, before, after)]
+        case ["text", before, _], ["text", after, key] if before != after:
+            return [_value(key, before, after)]
+        case _, ["text", path, key]:
+            return [Reason("file", path, f"{path}: content", (key,))]
         case _, ["base", name]:
             return [Reason("base", name, f"base {name}: {role}: content")]
         case ["input", *before], ["input", job, made] if before != [job, made]:

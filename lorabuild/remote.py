@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.hashing import digest_file, digest_json, sha256_from
+from lorabuild.stage import members
 from lorabuild.store import Output, Record, Store
 from lorabuild.transport import Folder
 
@@ -76,11 +77,12 @@ class Remote:
         shared = self.record(key)
         if shared is None:
             return None
-        lacking = [role for role in roles if role not in shared.record.outputs]
+        wanted = [one for role in roles for one in members(role, shared.record.outputs)]
+        lacking = [role for role in wanted if role not in shared.record.outputs]
         if lacking:
             self._damaged.add(key)
             raise Damaged(f"record {key}: it lacks {', '.join(lacking)}")
-        outputs = {role: shared.record.outputs[role] for role in roles}
+        outputs = {role: shared.record.outputs[role] for role in wanted}
         for role, output in outputs.items():
             if not _whole(self.store.blob(output.digest), output):
                 self._fetch_blob(key, output, shared.sha256[role])

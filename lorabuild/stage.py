@@ -68,7 +68,36 @@ class File:
     key: tuple[str, str] = SOURCE
 
 
-Input = Artifact | Component | Images | File
+@dataclass(frozen=True)
+class TextFile:
+    """A text of the user's that `key` of the manifest names. Its content is what counts."""
+
+    path: Path
+    shown: str
+    key: tuple[str, str]
+
+
+Input = Artifact | Component | Images | File | TextFile
+
+
+def is_family(role: str) -> bool:
+    """Does the role stand for all that begin with it? Which there are, the record tells: "samples/"."""
+    return role.endswith("/")
+
+
+def declared(role: str, roles: Sequence[str]) -> bool:
+    """Is the role one of `roles`, or of a family among them?"""
+    return role in roles or any(is_family(one) and role.startswith(one) for one in roles)
+
+
+def present(roles: Sequence[str], outputs: Mapping[str, Any]) -> bool:
+    """Are all `roles` among the outputs of a record? A family has the members that are there."""
+    return all(is_family(role) or role in outputs for role in roles)
+
+
+def members(role: str, outputs: Mapping[str, Any]) -> list[str]:
+    """The outputs of a record that a role stands for: itself, or its family."""
+    return sorted(one for one in outputs if one.startswith(role)) if is_family(role) else [role]
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,8 @@ class Job:
 
     `params` holds every setting that shapes the result, by table and key, and nothing else: it is hashed.
     `options` (execution, saved set, pictures, logging) reaches `run` and is never hashed: on a CPU it may not change a
-    byte of an output at an equal thread count. `outputs` are roles and stand in one record. `snapshots` are roles too,
+    byte of an output at an equal thread count. `outputs` are roles and stand in one record; one that ends in "/" is a family,
+    whose members the record lists. `snapshots` are roles too,
     with a record each, kept as soon as they exist: which of them are wanted is not part of the key. Here stand those that
     are known without a look at the inputs; see `Stage.snapshots`.
     """

@@ -18,7 +18,7 @@ from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
 from lorabuild.scan import GONE, Scan
 from lorabuild.signature import GRAIN_NS, Signature, signature
-from lorabuild.stage import Component, File, Images, Job, Subset
+from lorabuild.stage import Component, File, Images, Job, Subset, TextFile
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 
@@ -157,7 +157,7 @@ def _sources(repository: Repository, project: Project, jobs: Sequence[Job], scan
                 case Images(subsets):
                     for subset in subsets:
                         folders |= {subset.folder, *_within(subset, scan)}
-                case File(path):
+                case File(path) | TextFile(path):
                     files.add(path)
                 case Component(base, component):
                     places = base_places(repository, base)

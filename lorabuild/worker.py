@@ -18,7 +18,7 @@ from lorabuild.ahead import use_threads
 from lorabuild.channel import Channel
 from lorabuild.errors import InputChanged, Interrupted, UserError, naming, told
 from lorabuild.files import empty_folder
-from lorabuild.stage import Job
+from lorabuild.stage import Job, declared
 from lorabuild.store import Store
 from lorabuild.workspace import ImageFile, Workspace, staged_roles
 
@@ -109,12 +109,13 @@ def _run_locked(spec: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 def _workspace(spec: Mapping[str, Any], folder: Path, store: Store, channel: Channel) -> Workspace:
     inputs = spec["inputs"]
 
-    def saved(role: str, path: Path) -> None:
-        if role not in (*spec["outputs"], *spec["snapshots"]):
+    def saved(role: str, path: Path) -> Path:
+        if not declared(role, (*spec["outputs"], *spec["snapshots"])):
             raise RuntimeError(f"{spec['name']} wrote {role}, which it does not declare")
         output = store.put(path)
         channel.send({"event": "saved", "role": role, "digest": output.digest, "size": output.size})
         channel.receive()  # the driver has it on record: a state that is saved from now on may count on it
+        return store.blob(output.digest)
 
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class Workspace:
     paths: Mapping[str, Path] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, list[ImageFile]] = field(default_factory=dict)
-    on_saved: Callable[[str, Path], None] = lambda role, path: None
+    on_saved: Callable[[str, Path], Path | None] = lambda role, path: None
     notes: dict[str, Any] = field(default_factory=dict)
     used_pieces: list[str] = field(default_factory=list)
     warn: Callable[[str], None] = lambda text: None
@@ -65,9 +65,12 @@ class Workspace:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def saved(self, role: str) -> None:
-        """Hand over the staged output `role` now, while the job goes on: a snapshot is published as it is made."""
-        self.on_saved(role, self.staging / role)
+    def saved(self, role: str) -> Path:
+        """Hand over the staged output `role` now, while the job goes on: a snapshot is published as it is made.
+
+        Where it lies from now on.
+        """
+        return self.on_saved(role, self.staging / role) or self.staging / role
 
     def note(self, **facts: Any) -> None:
         """Add facts to this job's line in the run log: `note(encoded=1, reused=199)`."""

@@ -372,12 +372,31 @@ def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monke
     assert told(world)["LB075"] == ["lora.toml:14: recipe: the weights that are saved take 12 MB, and 11 MB are free"]
 
 
+def test_prompts_are_judged_at_their_lines(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST + '[samples]\nprompts = "prompts.txt"\n')
+    assert told(world)["LB080"] == ["lora.toml:17: samples.prompts: projects/ember/prompts.txt: no such file"]
+    world.write("projects/ember/prompts.txt", "ember --w 64\n\nember --q 3\n")
+    assert [line[:18] for line in told(world)["LB080"]] == ["prompts.txt:3: --q"]
+    world.write("projects/ember/prompts.txt", "# two\nember --w 67 --d 1\nember" + " red" * 80)
+    found = told(world)
+    assert found["LB081"][0].startswith("prompts.txt:2: --w 67") and found["LB082"][0].startswith(
+        "prompts.txt:3: 81 tok"
+    )
+    assert checked(world).exit_code == 0
+
+
 def test_a_lora_to_start_from_that_is_none_is_an_error_at_its_line(world: World):
     start = 'kind = "character"\nsource = "old.safetensors"\n'
     world.write("projects/ember/lora.toml", MANIFEST.replace('kind = "character"\n', start) + "[chop]\n")
     assert told(world)["LB023"] == ['lora.toml:4: project.source: "old.safetensors": no such file']
     world.write("projects/ember/old.safetensors", b"\x80\x04")
     assert told(world)["LB023"][0].startswith('lora.toml:4: project.source: "old.safetensors": ')
+
+
+def test_a_lora_to_continue_from_that_is_none_is_an_error_at_its_line(world: World):
+    world.write("projects/ember/lora.toml", MANIFEST + 'network_weights = "old.safetensors"\n')
+    (said,) = told(world)["LB073"]
+    assert said.startswith("lora.toml:16: recipe.network_weights: ") and "no such file" in said
 
 
 def test_a_place_that_cannot_be_written_to_is_an_error(world: World):

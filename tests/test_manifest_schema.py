@@ -11,7 +11,7 @@ from lorabuild.manifest import later, merge, schema
 from lorabuild.manifest.keys import CLASS_OF, KEYS
 from lorabuild.manifest.schema import Manifest, SharedFile, Table, table_at, walk
 from lorabuild.manifest.tables import recipe, shared
-from lorabuild.names import STAGES
+from lorabuild.names import BY_DEFAULT, STAGES
 
 
 def descendants(table: type[Table]) -> set[type[Table]]:
@@ -83,4 +83,5 @@ def test_the_rules_of_merging_name_real_keys_and_their_defaults():
 
 
 def test_stages_that_can_be_built_by_default_are_the_stages():
-    assert shared.BuildTable().default == list(STAGES)
+    assert shared.BuildTable().default == list(BY_DEFAULT)
+    assert [stage for stage in STAGES if stage not in BY_DEFAULT] == ["samples"]

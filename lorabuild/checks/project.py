@@ -13,6 +13,7 @@ from lorabuild.checks.captions import caption_findings, seen_texts, too_long
 from lorabuild.checks.files import Entry, Named, look_into
 from lorabuild.checks.images import Placed, place, twins
 from lorabuild.checks.pictures import Facts
+from lorabuild.checks.prompts import prompt_findings
 from lorabuild.checks.tokens import token_counts
 from lorabuild.emphasis import weighted_parts
 from lorabuild.errors import JobError
@@ -20,6 +21,7 @@ from lorabuild.findings import Finding, found
 from lorabuild.manifest import Project, Repository
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.whence import Whence
+from lorabuild.samples import prompt_file
 from lorabuild.slots import cuda_devices
 from lorabuild.stage import Subset
 from lorabuild.stages.dataset import image_folders
@@ -111,6 +113,13 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
     """Judge what was looked at."""
     settings = checked.project.settings
     checked.findings += _presentation(settings["project"], places)
+    if settings.get("samples"):
+        item = prompt_file(places.repository, places.project)
+        checked.findings += prompt_findings(
+            item,
+            places.of("samples.prompts"),
+            lambda texts: _tokens(checked, places, base, state, [_bare(text) for text in texts]),
+        )
     if not settings["dataset"]:
         return
     _place_all(checked, facts, settings["dataset"])
@@ -152,23 +161,29 @@ def _place_all(checked: Checked, facts: Mapping[Path, Facts], settings: Mapping[
 
 def _count_tokens(checked: Checked, places: Places, base: CheckedBase, state: State) -> None:
     """By the base's tokenizers; of a base that is not usable, more need not be said."""
-    name = checked.project.settings["project"]["base"]
     if not base.usable or not checked.entries:
         return
     try:
         weighted = checked.project.settings["recipe"].get("weighted_captions", False)
         texts = [[_bare(text) if weighted else text for text in seen_texts(one)] for one in checked.entries]
         flat = [text for own in texts for text in own]
-        counted = iter(token_counts(places.repository.bases[name], base.path, flat, state))
+        counted = iter(_tokens(checked, places, base, state, flat))
     except JobError as error:
         file, line = places.of("project.base")
-        checked.findings.append(found("LB022", file, f'project.base: "{name}": {error}', line))
+        checked.findings.append(found("LB022", file, f'project.base: "{checked.base}": {error}', line))
         return
     limit = checked.project.settings["dataset"]["max_token_length"]
     for entry, own in zip(checked.entries, texts, strict=True):
         count = max(next(counted) for _ in own)
         checked.tokens[id(entry)] = count
         checked.findings += too_long(entry, count, limit)
+
+
+def _tokens(checked: Checked, places: Places, base: CheckedBase, state: State, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text. Raises JobError where the base has no tokenizers, or is not there."""
+    if not base.usable:
+        raise JobError(f"base {checked.base} is not whole")
+    return token_counts(places.repository.bases[checked.base], base.path, texts, state)
 
 
 def _bare(text: str) -> str:

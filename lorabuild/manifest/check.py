@@ -11,6 +11,8 @@ from lorabuild.manifest.layers import Layer
 from lorabuild.manifest.merge import Merged, merge, variant
 from lorabuild.manifest.schema import Manifest, SharedFile, Table, TrainedManifest
 
+DRAWING = ("seed", "mixed_precision", "zero_terminal_snr")  # what of [recipe] counts for pictures
+
 
 def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, partial: bool = False) -> dict[str, Any]:
     """{"settings": the project's, "variants": {name: settings}, "idle": what the manifest says to no effect}, complete.
@@ -60,7 +62,8 @@ def _has_source(merged: Merged) -> bool:
 
 def _idle(merged: Merged, manifest: Layer) -> list[tuple[int, str]]:
     """(line, message) of what the manifest itself says to no effect. Its recipes may be for other projects, too."""
-    keys = [key for key in manifest.table.get("recipe", {}) if _has_source(merged) and key != "save_precision"]
+    used = {"save_precision", *(DRAWING if "samples" in merged.values else ())}
+    keys = [key for key in manifest.table.get("recipe", {}) if _has_source(merged) and key not in used]
     said = f"recipe: nothing is trained here (project.source), so without effect: {', '.join(keys)}"
     return [(manifest.line("recipe", keys[0]), said)] if keys else []
 

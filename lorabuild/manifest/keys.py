@@ -74,6 +74,10 @@ KEYS: dict[str, dict[Class, str]] = {
     },
     "check": {"presentation": "levels"},
     "chop": {"result": "keep weights vector vector_style allow_empty"},
+    "samples": {
+        "result": "prompts sample_sampler parity",  # of the stage samples; a training's key has none of them
+        "presentation": "sample_every_n_steps sample_every_n_epochs sample_at_first",
+    },
 }
 
 IN_ORDER = ("recipe.phases",)  # arrays of tables that are settings, one after another

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # table of the schema -> keys
 KEYS = {
-    "Manifest": "samples",
     "SubsetTable": "cache_info metadata_file",
     "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 sdpa xformers"),
     "BaseTable": "clip_skip digest vae",
@@ -15,7 +14,7 @@ KEYS = {
 VALUES = {
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
     "NetworkArgs.algo": "tlora",
-    "BuildTable.default": "samples report",
+    "BuildTable.default": "report",
 }
 
 

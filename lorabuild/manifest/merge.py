@@ -20,6 +20,7 @@ EXCLUSIVE = {
         ("keep", "save_last_n_steps"),
         ("keep", "save_last_n_epochs"),
     ],
+    "samples": [("sample_every_n_steps", "sample_every_n_epochs")],
 }
 # Arguments of one optimizer mean nothing to another: key, its default, what is dropped when a later layer changes it.
 ARGUMENTS = {

@@ -30,6 +30,7 @@ CODE = [
             "vectors.py",
             "buckets.py",
             "findings.py",
+            "prompts.py",
             "lora/ranks.py",
             "optimizers.py",
             "schedules.py",

@@ -16,6 +16,7 @@ from lorabuild.manifest.tables.objective import base_misfits, mask_misfits
 from lorabuild.manifest.tables.project import ProjectTable
 from lorabuild.manifest.tables.recipe import RecipeTable
 from lorabuild.manifest.tables.resize import ResizeTable
+from lorabuild.manifest.tables.samples import SamplesTable
 from lorabuild.manifest.tables.shared import SharedFile
 from lorabuild.manifest.tables.table import Name, Table, off
 from lorabuild.manifest.values import Misfit, Misfits
@@ -42,6 +43,9 @@ class Manifest(Table):
     recipe: RecipeTable = Field(default_factory=RecipeTable, description="[recipe]: how it is trained.")
     resize: ResizeTable | None = Field(None, description="[resize]: which ranks stay. Without it nothing is resized.")
     chop: ChopTable | None = Field(None, description="[chop]: which blocks stay. Without it nothing is chopped.")
+    samples: SamplesTable | None = off(
+        None, "[samples]: pictures of what was learnt, drawn while it trains and by `doit samples`."
+    )
     check: CheckTable | None = off(None, "[check]: how severe findings are.")
     variants: dict[Name, VariantTable] = Field(
         default_factory=dict,
@@ -84,8 +88,13 @@ class Manifest(Table):
     def _trained_on_a_folder(self, info: ValidationInfo) -> Manifest:
         base = (info.context or {}).get(self.project.base, {})
         trains = self.project.source is None
-        if trains and values.is_single_file(base.get("file", "")):
-            raise Misfit("project.base", "training on a single-file base is not supported yet; use a diffusers folder")
+        if values.is_single_file(base.get("file", "")):
+            if trains:
+                raise Misfit(
+                    "project.base", "training on a single-file base is not supported yet; use a diffusers folder"
+                )
+            if self.samples:
+                raise Misfit("samples", "a single-file base cannot draw yet; use a diffusers folder")
         return self
 
 

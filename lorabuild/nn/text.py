@@ -28,8 +28,8 @@ def text_conditions(
     length, first, second = settings.get("max_token_length", TEXT), base.tokenizer1, base.tokenizer2
     weights: Sequence[Tensor | None] = (None, None)
     if weighted:
-        (ids1, one) = _weighted(first, captions, first.eos_token_id, length)
-        (ids2, two) = _weighted(second, captions, PAD2, length)
+        (ids1, one) = weighted_ids(first, captions, first.eos_token_id, length)
+        (ids2, two) = weighted_ids(second, captions, PAD2, length)
         weights = one.to(device), two.to(device)
     else:
         ids1, ids2 = tokenise(first, second, captions, length)
@@ -117,7 +117,7 @@ def _padded(tokenizer: Any, captions: Sequence[str], pad: int, max_token_length:
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
-def _weighted(tokenizer: Any, captions: Sequence[str], pad: int, max_token_length: int) -> tuple[Tensor, Tensor]:
+def weighted_ids(tokenizer: Any, captions: Sequence[str], pad: int, max_token_length: int) -> tuple[Tensor, Tensor]:
     """(ids, weights), each [B, n * 77], of captions with weights in them; each part is tokenised by itself."""
     rows, weights = [], []
     for caption in captions:

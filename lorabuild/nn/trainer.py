@@ -54,6 +54,8 @@ class Observer:
     `stopping()` is asked before each micro-batch: the training then keeps the state of its last update and ends. After
     update `last`, if it is not the recipe's own last one, nothing is wanted any more. `logged(record)` is told all that
     the log says, as it is made, and the held-out loss every `validate_every` updates, too, which the log does not have.
+    `draw(step)` is called after each of the updates `drawn`, 0 is before the first: it looks at the adapter, draws with
+    the base, and leaves both as they are.
     """
 
     steps: Collection[int] = ()
@@ -63,6 +65,8 @@ class Observer:
     last: int | None = None
     logged: Callable[[Mapping[str, Any]], None] = lambda record: None
     validate_every: int = 0
+    drawn: Collection[int] = ()
+    draw: Callable[[int], None] = lambda step: None
 
 
 def train(training: Training, observer: Observer, state_file: StateFile, state: State | None) -> list[dict[str, Any]]:
@@ -77,6 +81,8 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     loop = _Loop(training, observer.stopping, observer.logged)
     if state is None:
         loop.measure("before")
+        if 0 in observer.drawn:
+            observer.draw(0)
     else:
         loop.restore(state)
     measured = points(recipe)
@@ -101,6 +107,9 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
             observer.logged(loop.held_out("during"))
         if state_file.due():
             state_file.save(loop.state())
+        if loop.step in observer.drawn:
+            with averaged(loop.optimizer):
+                observer.draw(loop.step)
         observer.progress(loop.step, recipe["max_train_steps"], f"loss {loss:.4f}")
     if last == recipe["max_train_steps"]:
         loop.measure("after")

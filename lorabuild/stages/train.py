@@ -18,6 +18,7 @@ from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
+from lorabuild.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
 from lorabuild.team import team
 from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
@@ -25,6 +26,9 @@ from lorabuild.validation import split
 from lorabuild.watching import Watch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lorabuild.live import Live
     from lorabuild.manifest import Project, Repository
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
@@ -45,7 +49,6 @@ def jobs(repository: Repository) -> Iterable[Job]:
         prediction_type = repository.bases[base].get("prediction_type", "epsilon")
         recipe = result_keys(settings, "recipe")
         recipe.pop("init", None)  # it counts by its content
-        saved = keys_of_class(settings, "recipe", "saved") | {"resized": _resized_steps(project)}
         yield Job(
             name=f"train:{name}",
             params={"recipe": recipe, "base": {"prediction_type": prediction_type}},
@@ -56,11 +59,12 @@ def jobs(repository: Repository) -> Iterable[Job]:
                 **_init(project),
             },
             outputs=["weights", "log", "facts.json"],
-            snapshots=_roles(saved["resized"] if hangs_on_data(recipe, saved) else wanted_steps(recipe, saved, 0)),
+            snapshots=_roles(known_steps(project)),
             options={
                 **keys_of_class(settings, "recipe", "execution"),
-                "saved": saved,
+                "saved": saved_set(project),
                 "watch": _watching(repository, name, settings),
+                **_samples(repository, project),
             },
         )
 
@@ -90,7 +94,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
     training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `processes`
-    work on it, of which this is number `rank`; `watch` says what is shown of it, and where.
+    work on it, of which this is number `rank`; `watch` says what is shown of it, and where; `samples` which prompts are
+    drawn on the way, and when.
     """
     from lorabuild.lora.adapter_shape import Shape, trained_parts
     from lorabuild.nn.adapter import adapted
@@ -104,11 +109,11 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     recipe = counted(recipe, batches_per_epoch(dataset["images"], recipe["train_batch_size"]))
     steps = _wanted_steps(job)
     last = max(steps, default=0) if options.get("have_rest") else recipe["max_train_steps"]
-    device = _device(options, recipe, workspace)
+    device = device_of(options, recipe, workspace)
     try_out(recipe, device)  # before the base, which takes long
     for line in warnings(recipe):
         workspace.warn(line)
-    base = _load(workspace, recipe["mixed_precision"], device)
+    base = load_base(workspace, recipe["mixed_precision"], device)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -122,12 +127,22 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         def write(role: str) -> None:
             write_adapter(workspace.output(role), adapter, shape.alpha, recipe["save_precision"])
 
+        saved: dict[int, Path] = {}
+
         def snapshot(step: int) -> None:
             write(f"step/{step}")
-            workspace.saved(f"step/{step}")
+            saved[step] = workspace.saved(f"step/{step}")
 
+        def draw(step: int) -> None:
+            if live:
+                live.draw(step, adapter, saved.get(step))
+
+        live = _live(job, workspace, recipe, dataset, base, device) if ranks.leads else None
+        if live:
+            live.begin(anew=state is None)
         watch, every = _watch(job, workspace, progress, dataset, ranks.leads)
-        observer = Observer(steps, snapshot, watch.progress, workspace.stopping, last, watch.logged, every)
+        drawn = live.steps if live else ()
+        observer = Observer(steps, snapshot, watch.progress, workspace.stopping, last, watch.logged, every, drawn, draw)
         predicts = job.params["base"]["prediction_type"]
         data = _data(dataset, workspace, device)
         unseen = replace(data, dataset=held_back) if held_back["images"] else None
@@ -141,6 +156,36 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
             facts["num_validation_images"] = len(held_back["images"])
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
+
+
+def _samples(repository: Repository, project: Project) -> dict[str, Any]:
+    found = sampling(repository, project)
+    return {"samples": found} if found else {}
+
+
+def _live(
+    job: Job, workspace: Workspace, recipe: Mapping[str, Any], dataset: Mapping[str, Any], base: Base, device: str
+) -> Live | None:
+    """Who draws the prompts while it trains, if any are asked for."""
+    if not (samples := job.options.get("samples")):
+        return None
+    from lorabuild.live import Live
+
+    batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
+    saved = [int(role.partition("/")[2]) for role in job.snapshots]
+    steps = sample_steps(samples, saved, recipe["max_train_steps"], batches, recipe["gradient_accumulation_steps"])
+    return Live(workspace, samples, recipe, job.params["base"]["prediction_type"], base, device, steps)
+
+
+def saved_set(project: Project) -> dict[str, Any]:
+    """Which snapshots are wanted: the keys that say so, and the steps that resizes start from."""
+    return keys_of_class(project.settings, "recipe", "saved") | {"resized": _resized_steps(project)}
+
+
+def known_steps(project: Project) -> list[int]:
+    """The steps of the snapshots that are known to be wanted without a look at the data set."""
+    recipe, saved = result_keys(project.settings, "recipe"), saved_set(project)
+    return saved["resized"] if hangs_on_data(recipe, saved) else wanted_steps(recipe, saved, 0)
 
 
 def _resized_steps(project: Project) -> list[int]:
@@ -206,7 +251,7 @@ def _wanted_steps(job: Job) -> list[int]:
     return [int(role.partition("/")[2]) for role in wanted]
 
 
-def _device(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
+def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
     """The device to train on."""
     import torch
 
@@ -225,7 +270,7 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
-def _load(workspace: Workspace, mixed_precision: str, device: str) -> Base:
+def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
     """The base on its device, found warm if the job before in this process used the same."""
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
-from lorabuild.names import STAGES
+from lorabuild.names import BY_DEFAULT, STAGES
 
 
 class BaseTable(Table):
@@ -44,7 +44,7 @@ class SlotsTable(Table):
 
 
 class BuildTable(Table):
-    default: list[Literal[STAGES]] = Field(list(STAGES), description="The stages that plain `doit` builds.")
+    default: list[Literal[STAGES]] = Field(list(BY_DEFAULT), description="The stages that plain `doit` builds.")
 
 
 class StoreTable(Table):

@@ -1,0 +1,198 @@
+"""Draw the prompts of a project with the base, what was trained, and each file made of it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabuild.errors import Interrupted, Problem
+from lorabuild.hashing import canonical_json
+from lorabuild.manifest.sources import source_path
+from lorabuild.pictures import COMPONENTS, Painter, settings_of, sheet
+from lorabuild.prompts import Prompt, parse_prompts
+from lorabuild.samples import prompt_file, sampling, too_long
+from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
+from lorabuild.stages.spectrum import targets
+from lorabuild.stages.train import device_of, known_steps, load_base
+
+if TYPE_CHECKING:
+    from lorabuild.manifest import Project, Repository
+    from lorabuild.nn.base import Base
+    from lorabuild.workspace import Progress, Workspace
+
+SHEET_SIDE, STRIP_SIDE = 512, 256  # pixels of a picture in the sheet, and in the strip, which has many
+
+
+def jobs(repository: Repository) -> Iterable[Job]:
+    """One a project with [samples]: its variants' files stand beside its own."""
+    for name, project in repository.projects.items():
+        settings = project.settings
+        if found := sampling(repository, project):
+            base = settings["project"]["base"]
+            drawn = {key: value for key, value in settings["recipe"].items() if key in RECIPE}
+            yield Job(
+                name=f"samples:{name}",
+                params={
+                    "samples": {key: found[key] for key in ("sample_sampler", "parity")},
+                    "dataset": {"resolution": found["size"]},
+                    "recipe": drawn,
+                    "base": {"prediction_type": repository.bases[base].get("prediction_type", "epsilon")},
+                },
+                inputs={
+                    "prompts": prompt_file(repository, project),
+                    **{component: Component(base, component) for component in COMPONENTS},
+                    **_weights(name, project),
+                },
+                outputs=["samples.json", "samples/"],
+                options={"prompts": found["shown"]},
+            )
+
+
+RECIPE = ("seed", "mixed_precision", "zero_terminal_snr")  # what shapes a picture, too
+
+
+def _weights(name: str, project: Project) -> dict[str, Input]:
+    """Role -> LoRA, of all that the project makes: "trained", "step/10", "resized", "mini/chopped", …"""
+    found: dict[str, Input] = {}
+    if source := source_path(project):
+        found["source"] = File(source, project.settings["project"]["source"])
+    else:
+        every = project.settings["samples"]["sample_every_n_steps"] or 1
+        steps = [step for step in known_steps(project) if step % every == 0]
+        found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
+        found["trained"] = Artifact(f"train:{name}", "weights")
+    for target, settings in targets(name, project.settings, project.variants):
+        variant = target.partition("@")[2]
+        for stage, role in (("resize", "resized"), ("chop", "chopped")):
+            if settings[stage] is not None:
+                found[f"{variant}/{role}" if variant else role] = Artifact(f"{stage}:{target}", "weights")
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A LoRA that all prompts are drawn with; the base alone has no digest and no path."""
+
+    role: str
+    digest: str | None = None
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """As files have it: "trained", "step00000010", "mini-chopped"."""
+        family, _, member = self.role.rpartition("/")
+        return f"step{int(member):08}" if family == "step" else self.role.replace("/", "-")
+
+
+def run(job: Job, workspace: Workspace, progress: Progress) -> None:
+    """Write a PNG for each prompt and LoRA, `sheet.png` of all but the steps, `strip.png` of the steps, and samples.json.
+
+    Each picture is a piece: what a training drew, or another job, is found again. Raises JobError, at the prompt's line,
+    for a picture that is not finite, and Interrupted between two steps of a picture.
+    """
+    data = workspace.read(workspace.path("prompts"), workspace.digests["prompts"])
+    file = job.options["prompts"]
+    found = parse_prompts(data, file)
+    for problem in found.warnings:
+        workspace.warn(str(problem))
+    recipe, prompts = job.params["recipe"], found.prompts
+    samples = {**job.params["samples"], "size": job.params["dataset"]["resolution"]}
+    prediction_type = job.params["base"]["prediction_type"]
+    settings = [settings_of(one, index, samples, recipe, prediction_type) for index, one in enumerate(prompts)]
+    columns = list(_columns(workspace))
+    total, done = len(columns) * len(prompts), 0
+
+    def stepped(step: int, steps: int) -> None:
+        if workspace.stopping():
+            raise Interrupted(f"{done} of {total} pictures")
+
+    painter = _painter(workspace, recipe, stepped)
+    tokens = _tokens(workspace, prompts, file)
+    pictures: dict[str, list[bytes]] = {}
+    for column in columns:
+        with painter.on(column.digest, column.path) as draw:
+            for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
+                progress(done, total, f"{column.name}, prompt {number + 1} of {len(prompts)}")
+                picture = draw(one, str(Problem(file, prompt.line, "the prompt")))
+                workspace.output(f"samples/{_file(number, column)}").write_bytes(picture)
+                pictures.setdefault(column.role, []).append(picture)
+                done += 1
+    _write_pages(workspace, columns, pictures)
+    told = [
+        {"file": f"samples/{_file(number, column)}", "weights": column.role, "digest": column.digest}
+        | {"line": prompts[number].line, "tokens": tokens[number], **one}
+        for column in columns
+        for number, one in enumerate(settings)
+    ]
+    workspace.output("samples.json").write_bytes(canonical_json({"pictures": told}) + b"\n")
+    workspace.note(drawn=painter.drawn, reused=total - painter.drawn)
+
+
+def _columns(workspace: Workspace) -> Iterator[Column]:
+    """The base, the steps in their order, then what was trained and what was made of it; variants last."""
+    roles = [role for role in workspace.digests if role not in (*COMPONENTS, "prompts")]
+    order = ("source", "trained", "resized", "chopped")
+    yield Column("base")
+    for role in sorted(roles, key=lambda role: _place(role, order)):
+        yield Column(role, workspace.digests[role], workspace.path(role))
+
+
+def _place(role: str, order: tuple[str, ...]) -> tuple[Any, ...]:
+    family, _, member = role.rpartition("/")
+    return (0, int(member)) if family == "step" else (1, family, order.index(member))
+
+
+def _file(number: int, column: Column) -> str:
+    return f"{number:02}-{column.name}.png"
+
+
+def _painter(workspace: Workspace, recipe: Mapping[str, Any], stepped: Any) -> Painter:
+    """Loads nothing before the first picture has to be drawn."""
+    loaded: list[Base] = []
+
+    def device() -> str:
+        return device_of({}, recipe, workspace)
+
+    def base() -> Base:
+        if not loaded:
+            loaded.append(load_base(workspace, recipe["mixed_precision"], device()))
+        return loaded[0]
+
+    def vae() -> Any:
+        from lorabuild.nn.vae import load_vae
+
+        return load_vae(workspace.path("vae"), workspace.digests["vae"])
+
+    return Painter(workspace, workspace.digests, base, vae, device, stepped)
+
+
+def _tokens(workspace: Workspace, prompts: Iterable[Prompt], file: str) -> list[list[int]]:
+    """Tokens of each prompt by both tokenizers, with a warning for those that take more than one chunk."""
+    from lorabuild.nn.base import load_tokenizers
+    from lorabuild.nn.conditions import count_tokens
+
+    tokenizers = load_tokenizers(workspace.path("tokenizer1"))
+    found = []
+    for prompt in prompts:
+        counts = [count_tokens(tokenizer, prompt.prompt) for tokenizer in tokenizers]
+        if said := too_long(counts):
+            workspace.warn(str(Problem(file, prompt.line, said)))
+        found.append(counts)
+    return found
+
+
+def _write_pages(workspace: Workspace, columns: Iterable[Column], pictures: Mapping[str, list[bytes]]) -> None:
+    """The sheet, and the strip if there are steps to be seen."""
+    steps = [column for column in columns if column.role.startswith("step/")]
+    sides = [column for column in columns if column not in steps]
+    ways = [column for column in columns if column in steps or column.role in ("base", "trained")] if steps else []
+    for name, shown, side in (("sheet", sides, SHEET_SIDE), ("strip", ways, STRIP_SIDE)):
+        if shown:
+            rows = list(zip(*(pictures[column.role] for column in shown), strict=True))
+            page = sheet(rows, [column.name for column in shown], side)
+            workspace.output(f"samples/{name}.png").write_bytes(page)
+
+
+STAGE = Stage("samples", 1, jobs, run, slot="gpu")
