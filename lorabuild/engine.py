@@ -27,6 +27,7 @@ from lorabuild.slots import Place
 from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
 
+FROM_ANOTHER = "made by a job with equal inputs"
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
 
 
@@ -114,7 +115,7 @@ class Engine(Assessor):
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
             self.locks.note(found, now=True)
-            return event, why, notes
+            return event, why or [FROM_ANOTHER], notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
     @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 # table of the schema -> keys
 KEYS = {
     "SubsetTable": "cache_info metadata_file",
-    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 sdpa xformers"),
+    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 xformers"),
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
 }
@@ -33,6 +33,10 @@ REFUSED |= {
         "save_model_as": "files are .safetensors: leave it out",
         "cache_latents": "latents are always made once and kept: leave it out",
         "cache_latents_to_disk": "latents are always made once and kept: leave it out",
+        "cache_text_encoder_outputs": "the text encoders run at each step, also where they are frozen: leave it out",
+        "max_data_loader_n_workers": "there are no loaders: leave it out",
+        "persistent_data_loader_workers": "there are no loaders: leave it out",
+        "sdpa": "it is what is used always: leave it out",
         "no_half_vae": "the VAE always computes in fp32: leave it out",
         "pretrained_model_name_or_path": "it is the base, in [project]; its file stands in lorabuild.toml",
     }.items()
