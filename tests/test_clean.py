@@ -69,7 +69,10 @@ class Quick(World):
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     found = Quick(tmp_path_factory.mktemp("clean") / "repository")
     found.write("dodo.py", DODO)
-    found.write("lorabuild.toml", '[build]\ndefault = ["chop", "samples"]\n[models]\ndirs = ["models"]\n\n[bases.own]\nfile = "own.safetensors"\n')
+    found.write(
+        "lorabuild.toml",
+        '[build]\ndefault = ["chop", "samples"]\n[models]\ndirs = ["models"]\n\n[bases.own]\nfile = "own.safetensors"\n',
+    )
     found.write("recipes/short.toml", "[recipe]\nmax_grad_norm = 1\n")
     found.project("ember")
     manifest = found.root / "projects/ember/lora.toml"
