@@ -17,7 +17,7 @@ from typing import Any
 from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.components import component_files
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
-from lorabuild.files import empty_folder
+from lorabuild.files import empty_folder, remove_empty
 from lorabuild.lockfile import Locks
 from lorabuild.pool import Pool
 from lorabuild.progress import one_line
@@ -333,7 +333,9 @@ class Engine(Assessor):
                 wanted = []
             else:
                 continue
-            removed += self.publisher.retract(name, wanted)
+            for path in self.publisher.retract(name, wanted):
+                remove_empty(path.parent, self.root / "build")
+                removed.append(path)
         return removed
 
     def _clear_scratch(self) -> None:
