@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,6 +232,8 @@ def _lines(text: str, shown: str) -> Iterator[tuple[int, _Found]]:
 
 def _toml(text: str, shown: str) -> Iterator[tuple[int, _Found]]:
     """[prompt] says what all have in common, each [[prompt.subset]] a prompt."""
+    import tomllib
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -7,32 +7,27 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.captions import tag_counts
 from lorabuild.errors import JobError
-from lorabuild.events import Events
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.order import batches_per_epoch
 from lorabuild.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
-from lorabuild.team import team
 from lorabuild.updates import counted, hangs_on_data, surely_wanted_steps, update_count, wanted_steps
 from lorabuild.validation import split
-from lorabuild.watching import Watch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lorabuild.live import Live
     from lorabuild.manifest import Project, Repository
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
+    from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
@@ -103,6 +98,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.export import write_adapter
     from lorabuild.nn.optimizers import try_out, warnings
     from lorabuild.nn.trainer import Observer, Training, train
+    from lorabuild.team import team
 
     options, recipe = job.options, job.params["recipe"]
     dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)
@@ -229,6 +225,11 @@ def _watch(
 
     Each training has its folder for TensorBoard: there it is a run by itself, to be laid over others.
     """
+    from fractions import Fraction
+
+    from lorabuild.events import Events
+    from lorabuild.watching import Watch
+
     options, recipe = job.options.get("watch", {}), job.params["recipe"]
     folder = Path(options["folder"]) / _identity(job, workspace)[:8] if "folder" in options and leads else None
     batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
