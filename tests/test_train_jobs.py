@@ -103,7 +103,9 @@ def test_epochs_become_steps_by_the_batches_of_the_data_set():
 
 
 def test_before_the_data_set_is_known_a_resized_step_is_wanted_all_the_same():
-    assert train({"step": 7}, save_every_n_epochs=1).snapshots == ["step/7"]
+    assert train({"step": 7}, save_every_n_steps=None, save_every_n_epochs=1).snapshots == ["step/7"]
+    both = train({"step": 7}, save_every_n_epochs=1).snapshots  # those by steps are known, too
+    assert both == ["step/5", "step/7", "step/10", "step/15"]
     assert train({"step": 7}, max_train_epochs=1, max_train_steps=None).snapshots == ["step/7"]
 
 
