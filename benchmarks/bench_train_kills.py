@@ -8,6 +8,7 @@ Exit code 1 if the final files differ by a bit from those of an undisturbed buil
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import subprocess
 import sys
@@ -49,15 +50,17 @@ train_batch_size = 2
 gradient_accumulation_steps = 3
 multires_noise_iterations = 4
 scale_weight_norms = 1.0
-save_every_n_epochs = 4
+save_every_n_epochs = 6
 seed = 11
 [[recipe.phases]]
-max_train_steps = 5
+max_train_steps = 10
 lr_scheduler = "linear"
 [[recipe.phases]]
-max_train_steps = 7
+max_train_steps = 14
 lr_scheduler = "cosine"
 """
+UPDATES = 24  # of the phases together; the last ones are left to the build that runs to its end
+AN_UPDATE_SECONDS = 2  # about, on two cores
 PATIENCE_SECONDS = 300  # for a build to come to its training
 
 
@@ -66,12 +69,13 @@ class Tally:
     """What the kills came to."""
 
     kills: int = 0
-    resumed: list[int] = field(default_factory=list)  # the update that each build went on from
+    at: list[int] = field(default_factory=list)  # the updates that were saved when it was killed
+    resumed: list[int] = field(default_factory=list)  # the update that the last build went on from
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         found = "; ".join(self.problems) or "the final files are those of an undisturbed build"
-        return f"{self.kills} kills, taken up from {self.resumed or 'none'}: {found}"
+        return f"{self.kills} kills, after updates {self.at}: {found}"
 
 
 def main() -> None:
@@ -91,17 +95,16 @@ def kill_training(folder: Path, kills: int, seed: int) -> Tally:
 
     chance, tally = random.Random(seed), Tally()
     straight = _made(World(folder / "straight"))
-    began = time.monotonic()
     _end(straight, tally)
-    seconds = time.monotonic() - began
     killed = _made(World(folder / "killed"))
-    while tally.kills < kills and not tally.problems:
+    for update in sorted(chance.sample(range(UPDATES - 4), kills)):
         build = start(killed.root, TARGET)
-        if not _goes_on(killed.root, build):
+        if not _comes_to(update, killed.root, build):
             break  # it was done before it could be killed
-        time.sleep(chance.random() * seconds / (2 * kills))
+        time.sleep(chance.random() * AN_UPDATE_SECONDS)
         if build.poll() is None:
             tally.kills += 1
+            tally.at.append(_state(killed.root))
             kill(build, WHO[tally.kills % len(WHO)])
         build.communicate()
     _end(killed, tally)
@@ -124,11 +127,11 @@ def _end(world, tally: Tally) -> None:
     tally.resumed += [event["resumed_at"] for event in result.events if "resumed_at" in event]
 
 
-def _goes_on(root: Path, build: subprocess.Popen) -> bool:
-    """Wait until the training has saved a state that was not there when this build began. False if the build ends first."""
-    before = _states(root)
+def _comes_to(update: int, root: Path, build: subprocess.Popen) -> bool:
+    """Wait until this build has saved a state of its own, of `update` or later. False if the build ends first."""
+    before = _state(root)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while _states(root) in (before, {}):
+    while (state := _state(root)) in (before, -1) or state < update:
         if build.poll() is not None:
             return False
         if time.monotonic() > deadline:
@@ -137,14 +140,17 @@ def _goes_on(root: Path, build: subprocess.Popen) -> bool:
     return True
 
 
-def _states(root: Path) -> dict[Path, int]:
-    found = {}
+def _state(root: Path) -> int:
+    """The update of the state that is saved; -1 for none."""
     for path in root.glob(".lorabuild/scratch/*/scratch/state"):
         try:
-            found[path] = path.stat().st_mtime_ns
+            with open(path, "rb") as file:
+                file.seek(32)  # its digest; then it is safetensors, with the facts in the metadata
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                return json.loads(header["__metadata__"]["facts"])["step"]
         except FileNotFoundError:  # the training has just ended
             continue
-    return found
+    return -1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorabuild.components import COMPONENTS_FILE
 from lorabuild.hashing import digest_bytes, digest_json
+from lorabuild.stage import is_family
 from lorabuild.stages import STAGES
 from lorabuild.writing import write_body
 
@@ -28,7 +29,8 @@ def quick(job, workspace, progress):
     """Every output of the job, with bytes that depend on its params and inputs alone."""
     made_of = _made_of(job, workspace)
     for role in (*job.outputs, *job.snapshots):
-        _write(workspace.output(role), role, made_of)
+        one = f"{role}one" if is_family(role) else role
+        _write(workspace.output(one), one, made_of)
 
 
 def paced(job, workspace, progress):

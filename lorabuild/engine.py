@@ -17,7 +17,7 @@ from typing import Any
 from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.components import component_files
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
-from lorabuild.files import empty_folder
+from lorabuild.files import empty_folder, remove_empty
 from lorabuild.lockfile import Locks
 from lorabuild.pool import Pool
 from lorabuild.progress import one_line
@@ -27,6 +27,7 @@ from lorabuild.slots import Place
 from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
 
+FROM_ANOTHER = "made by a job with equal inputs"
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
 
 
@@ -114,7 +115,7 @@ class Engine(Assessor):
             self.assessed[name] = replace(found, unpublished=())
             self._remember(found)
             self.locks.note(found, now=True)
-            return event, why, notes
+            return event, why or [FROM_ANOTHER], notes
         raise JobError(f"{changed.path} changes again and again while it is read")
 
     @contextmanager
@@ -332,7 +333,9 @@ class Engine(Assessor):
                 wanted = []
             else:
                 continue
-            removed += self.publisher.retract(name, wanted)
+            for path in self.publisher.retract(name, wanted):
+                remove_empty(path.parent, self.root / "build")
+                removed.append(path)
         return removed
 
     def _clear_scratch(self) -> None:

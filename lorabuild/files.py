@@ -125,6 +125,16 @@ def empty_folder(folder: Path) -> Path:
     return folder
 
 
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove the folder if nothing is in it, and then those that it is in, up to `top`, which stays."""
+    while folder != top and folder.is_relative_to(top):
+        try:
+            folder.rmdir()
+        except OSError:  # something is in it
+            return
+        folder = folder.parent
+
+
 def _umask() -> int:
     value = os.umask(0o022)
     os.umask(value)

@@ -209,9 +209,9 @@ CODES: dict[str, Code] = {
         "The files that this training saves, in the store and in build/, are larger than the space that is free. Save fewer, or smaller ones.",
     ),
     "LB076": Code(
-        "the rates are unusual for the optimizer",
+        "the rates are unusual",
         "warn",
-        "The recipe works, but seldom says what is meant: an optimizer that finds the learning rate itself multiplies it by unet_lr and text_encoder_lr.",
+        "The recipe works, but seldom says what is meant: an optimizer that finds the learning rate itself multiplies it by unet_lr and text_encoder_lr, and a warm-up as long as the training leaves the schedule nothing.",
     ),
     "LB080": Code(
         "the prompt file is wrong",

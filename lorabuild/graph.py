@@ -26,6 +26,7 @@ from doit.reporter import ZeroReporter
 
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, told
+from lorabuild.files import remove_empty
 from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
 from lorabuild.outcome import failure_lines, interrupted_line, not_run
@@ -163,6 +164,7 @@ def _clean(name: str, dryrun: bool) -> None:
             print(f"{'would remove' if dryrun else 'removed'} {path.relative_to(current.root)}")
             if not dryrun:
                 path.unlink()
+                remove_empty(path.parent, current.root / "build")
 
 
 def _projects_of(names: Sequence[str]) -> set[str] | None:

@@ -72,7 +72,7 @@ class Resolver:
                 self.state.put(f"lora:{digest}", "SDXL")
             return digest
         except JobError as error:
-            said = str(error).removeprefix(f"{item.shown}: ")
+            said = str(error).removeprefix(f"{item.shown}: ").removeprefix(f"{item.path}: ")
             problem = self.sources.problem(project, said, item.key)
             what = f"its {item.key[1]} is"
             raise (JobError(problem) if item.path.exists() else InputMissing(problem, what)) from None

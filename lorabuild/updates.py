@@ -38,6 +38,13 @@ def counted(recipe: Recipe, batches: int) -> dict[str, Any]:
     return {**recipe, "max_train_steps": update_count(recipe, batches)}
 
 
+def surely_wanted_steps(recipe: Recipe, saved: Mapping[str, Any]) -> list[int]:
+    """Those of `wanted_steps` that are wanted whatever the data set is like."""
+    if recipe.get("max_train_epochs") or (_every(saved, "epochs") and "last" in (saved.get("keep") or "")):
+        return saved["resized"]  # "last 3" counts the saves by epochs, too
+    return wanted_steps(recipe, {**saved, "save_every_n_epochs": None}, 0)
+
+
 def wanted_steps(recipe: Recipe, saved: Mapping[str, Any], batches: int) -> list[int]:
     """The updates after which a snapshot is saved: as the recipe says, and each that a resize starts from (`resized`)."""
     return sorted({*saved_steps(recipe, saved, batches), *saved["resized"]})

@@ -23,6 +23,7 @@ from lorabuild.stages import STAGES
 from lorabuild.state import State
 
 PACKAGE = Path(__file__).parent
+CODE = ("", "lora", "manifest", "manifest/tables", "nn", "nn/adapters", "stages")  # not its faces, which decide nothing
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def tool_digest(root: Path, scan: Scan) -> str:
 
     A copy of a repository brings the state along, with the paths of the files that were looked at.
     """
-    code = [scan.folder(str(PACKAGE / folder)) for folder in ("", "manifest", "stages", "lora", "nn")]
+    code = [scan.folder(str(PACKAGE / folder)) for folder in CODE]
     return digest_json(
         [str(root), __version__, VERSION, {stage.name: stage.version for stage in STAGES.values()}, code]
     )

@@ -215,6 +215,7 @@ def test_two_projects_with_equal_inputs_train_once(built: World):
     assert result.code == 0, result.out + result.err
     trained = {job: event for job, event in result.ran.items() if job.startswith("train:")}
     assert sorted(trained.values()) == ["built", "restored"]
+    assert all(event["why"] for event in result.events), "each says why, also what another job has made"
     assert sorted(event for job, event in result.ran.items() if job.startswith("chop:")) == ["built", "restored"]
     headers = [read_header(built.root / f"build/{name}/{name}-chopped.safetensors") for name in ("ember", "twin")]
     assert [header.metadata["ss_output_name"] for header in headers] == ["ember-chopped", "twin-chopped"]

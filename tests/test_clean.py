@@ -21,7 +21,7 @@ from lorabuild.state import State
 from lorabuild.store import Output
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-STAND_INS = ("norms", "dataset", "latents", "train", "spectrum", "resize")
+STAND_INS = ("norms", "dataset", "latents", "train", "spectrum", "resize", "samples")
 DODO = f"""\
 from standins import install
 
@@ -69,7 +69,10 @@ class Quick(World):
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     found = Quick(tmp_path_factory.mktemp("clean") / "repository")
     found.write("dodo.py", DODO)
-    found.write("lorabuild.toml", '[models]\ndirs = ["models"]\n\n[bases.own]\nfile = "own.safetensors"\n')
+    found.write(
+        "lorabuild.toml",
+        '[build]\ndefault = ["chop", "samples"]\n[models]\ndirs = ["models"]\n\n[bases.own]\nfile = "own.safetensors"\n',
+    )
     found.write("recipes/short.toml", "[recipe]\nmax_grad_norm = 1\n")
     found.project("ember")
     manifest = found.root / "projects/ember/lora.toml"
@@ -79,12 +82,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     )  # a folder that no walk for manifests sees
     manifest.write_text(manifest.read_text().replace('"images"', '"../../pictures"'))
     manifest.write_text(manifest.read_text().replace("[dataset]\n", '[dataset]\ntrain_data_dir = "../../named"\n'))
+    manifest.write_text(manifest.read_text().replace("[dataset]\n", '[dataset]\nreg_data_dir = "../../reg"\n'))
+    manifest.write_text(manifest.read_text().replace("[recipe]\n", '[recipe]\ninit = "../../start.safetensors"\n'))
+    manifest.write_text(manifest.read_text() + '[samples]\nprompts = "../../prompts.txt"\n')
     found.picture("named/2_ember fox/1.png", 11)
+    found.picture("reg/1_fox/1.png", 14)
+    found.write("prompts.txt", "ember, red\n")
     checkpoint(found.root / "models/own.safetensors")
     found.write("projects/moss/lora.toml", SOURCED)
-    write_lora(found.root / "projects/moss/old.safetensors", {
-        f"lora_unet_output_blocks_1_1_proj_in.lora_{part}.weight": torch.ones(4, 4) for part in ("up", "down")
-    })  # fmt: skip
+    for name in ("projects/moss/old.safetensors", "start.safetensors"):
+        write_lora(found.root / name, {
+            f"lora_unet_output_blocks_1_1_proj_in.lora_{part}.weight": torch.ones(4, 4) for part in ("up", "down")
+        })  # fmt: skip
     yield found
 
 
@@ -133,6 +142,10 @@ CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "folder of images added": (lambda w: w.picture("named/1_coal/1.png", 12), {"ember"}),
     "image in such a folder added": (lambda w: w.picture("named/1_coal/2.png", 13), {"ember"}),
     "such a folder renamed": (lambda w: (w.root / "named/1_coal").rename(w.root / "named/3_coal"), {"ember"}),
+    "folder of others added": (lambda w: w.picture("reg/1_cat/1.png", 15), {"ember"}),
+    "caption of others created": (lambda w: w.write("reg/1_cat/1.txt", "a cat"), {"ember"}),
+    "prompts edited": (lambda w: edit(w.root / "prompts.txt"), {"ember"}),
+    "what is continued touched": (lambda w: os.utime(w.root / "start.safetensors"), {"ember"}),
     "source edited": (lambda w: os.utime(w.root / "projects/moss/old.safetensors"), {"moss"}),
     "base edited": (lambda w: os.utime(w.root / "models/own.safetensors", (9, 9)), {"moss"}),
     "base found earlier": (lambda w: shutil.copy(w.root / "models/own.safetensors", w.root), {"moss"}),
@@ -165,6 +178,10 @@ def test_whatever_changes_its_projects_are_looked_at(world: Quick, change: str):
         ("lorabuild.toml", {"ember", "moss"}),
         ("models/own.safetensors", {"moss"}),
         ("pictures", {"ember"}),
+        ("named/2_ember fox", {"ember"}),
+        ("reg", {"ember"}),
+        ("prompts.txt", {"ember"}),
+        ("start.safetensors", {"ember"}),
         ("projects/ember/lora.lock", {"ember"}),
     ],
 )
@@ -212,6 +229,19 @@ def test_another_version_of_a_stage_or_of_the_tool_is_looked_at(world: Quick, mo
         patch.setitem(watch.STAGES, "chop", type(chop)(chop.name, 999, chop.jobs, chop.run))
         assert world.clean == set()
     assert world.clean == {"ember", "moss"}
+
+
+def test_every_folder_of_code_that_decides_is_looked_at(world: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    faces = {"checks", "verbs"}
+    package = watch.PACKAGE
+    found = {path.parent.relative_to(package).as_posix() for path in package.rglob("__init__.py")} - faces
+    assert {folder if folder != "." else "" for folder in found} == set(watch.CODE)
+    world.settle()
+    shutil.copytree(package, tmp_path / "lorabuild", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(watch, "PACKAGE", tmp_path / "lorabuild")
+    before = watch.tool_digest(world.root, Scan())
+    edit(tmp_path / "lorabuild/manifest/tables/recipe.py")
+    assert watch.tool_digest(world.root, Scan()) != before
 
 
 def test_what_is_found_unchanged_is_clean_at_once(world: Quick):
@@ -304,7 +334,7 @@ def test_named_targets_and_lists_work_on_clean_projects(world: Quick):
 def test_a_run_without_work_says_so_and_leaves_an_empty_log(world: Quick):
     world.settle()
     result = world.doit()
-    assert result.out == "nothing to do: 12 jobs are fresh\n" and result.events == []
+    assert result.out == "nothing to do: 13 jobs are fresh\n" and result.events == []
     assert world.latest().read_text() == ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabuild.files import staged
+from lorabuild.files import remove_empty, staged
 from lorabuild.hashing import digest_bytes
 from lorabuild.reasons import differences
 from lorabuild.runlog import KEPT, RunLog
@@ -72,6 +72,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path):
 
 
 # state
+
+
+def test_folders_that_are_left_empty_go_and_others_stay(tmp_path: Path):
+    build = tmp_path / "build"
+    for folder in ("ember/samples", "moss/samples"):
+        (build / folder).mkdir(parents=True)
+    (build / "moss/moss.safetensors").touch()
+    for name in ("ember", "moss"):
+        remove_empty(build / name / "samples", build)
+    assert [path.name for path in build.rglob("*")] == ["moss", "moss.safetensors"]
+    (build / "moss/moss.safetensors").unlink()
+    remove_empty(build / "moss", build)
+    assert list(tmp_path.iterdir()) == [build]
+    remove_empty(tmp_path, build)
+    assert tmp_path.exists(), "above the top, or beside it, nothing is touched"
 
 
 def test_a_digest_is_remembered_by_the_files_stat(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch):

@@ -145,10 +145,12 @@ def test_a_circle_is_one_line(stage: Stage):
         ("../../build/p0/p0.safetensors", "lies in build/, which is made from the manifests: copy the file beside"),
         ("old.ckpt", "safetensors only"),
         ("note.safetensors", "not a LoRA"),
+        ("junk.safetensors", "not a safetensors file: 4 bytes long"),
     ],
 )
 def test_a_file_that_cannot_be_continued_is_one_line_before_any_work(stage: Stage, value: str, said: str):
     write_body(stage.world.root / "projects/p1/note.safetensors", [("emb_params", "F32", (1,), b"1234")])
+    stage.world.write("projects/p1/junk.safetensors", b"junk")
     init(stage, value)
     result = stage.doit()
     assert result.code == 1 and result.built == set()

@@ -223,6 +223,8 @@ def test_a_package_that_is_not_there_is_one_line_with_what_to_install(monkeypatc
     [
         ({}, []),
         ({"optimizer_type": "torch.optim.AdamWW"}, ["LB071"]),
+        ({"optimizer_type": "prodigyopt.Prodigy", "unet_lr": 1.0, "text_encoder_lr": 0.5}, ["LB071"]),
+        ({"optimizer_type": "prodigyopt.Prodigy", "unet_lr": 1.0, "text_encoder_lr": 0.0}, []),
         ({"lr_scheduler_type": "StepLRR"}, ["LB072"]),
         ({"optimizer_type": "no.Such", "lr_scheduler_type": "StepLRR"}, ["LB071", "LB072"]),
         ({"phases": [{"max_train_steps": 1}, {"max_train_steps": 1, "lr_scheduler_type": "StepLR"}]}, ["LB072"]),
@@ -268,6 +270,13 @@ def test_two_rates_for_one_that_finds_it_are_refused():
     assert recipe["unet_lr"] == recipe["text_encoder_lr"] == 1.0, "it is the default of those that find the scale"
     assert warnings(recipe) == []
     assert "1 is usual" in warnings(settings(optimizer_type="Prodigy", learning_rate=1e-4))[0]
+
+
+def test_a_warm_up_as_long_as_the_training_is_told():
+    recipe = {"lr_scheduler": "cosine", "max_train_steps": 12}
+    assert warnings(settings(**recipe, lr_warmup_steps=11)) == []
+    (said,) = warnings(settings(**recipe, lr_warmup_steps=100))
+    assert said == "recipe.lr_warmup_steps: 100 of 12 updates: the rate never comes to its height"
 
 
 def test_groups_are_what_has_equal_rates_in_all_phases():

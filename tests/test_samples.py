@@ -304,3 +304,9 @@ def test_a_chop_redraws_what_it_made_and_a_prompts_mistake_is_told_at_once(built
     assert built.doit("samples:ember").ran == {"samples:ember": "restored"}
     built.write("projects/ember/prompts.txt", "ember --s 1 --d 5\n")
     assert built.doit("samples:ember").why("samples:ember") == "projects/ember/prompts.txt: content"
+    assert built.doit("clean", "samples:ember").code == 0
+    assert not (built.root / "build/ember/samples").exists()
+    assert built.doit("samples:ember").ran == {"samples:ember": "restored"}
+    built.manifest()
+    assert "removed build/ember/samples/00-base.png: no longer wanted" in built.doit().out
+    assert not (built.root / "build/ember/samples").exists()

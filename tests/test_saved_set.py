@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from standin import Stage
 
+from lorabuild.updates import surely_wanted_steps, wanted_steps
+
 MANIFEST = "projects/p0/lora.toml"
 JOB = "train:p0"
 
@@ -167,3 +169,23 @@ def test_what_has_no_effect_or_says_it_twice_is_one_line(stage: Stage):
         result = stage.world.lorabuild("plan", **stage.env)
         assert (result.code, result.err.count("\n")) == (3, 1) and said in result.err, result.err
         (stage.world.root / MANIFEST).write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("saved", "steps"),
+    [
+        ({"save_every_n_steps": 2}, [2, 4]),
+        ({"save_every_n_steps": 2, "save_every_n_epochs": 1}, [2, 4]),
+        ({"save_every_n_steps": 2, "save_every_n_epochs": 1, "keep": "every 4"}, [4]),
+        ({"save_every_n_steps": 2, "save_every_n_epochs": 1, "keep": "last 2"}, []),
+        ({"save_every_n_epochs": 1}, []),
+    ],
+)
+def test_what_does_not_hang_on_the_data_set_is_known_without_it(saved: dict[str, Any], steps: list[int]):
+    """`samples` draws those snapshots: both guides' recipes on `tiny` save by steps, and pony's by epochs, too."""
+    recipe = {"max_train_steps": 4, "gradient_accumulation_steps": 1}
+    saved = {"resized": [], **saved}
+    assert surely_wanted_steps(recipe, saved) == steps
+    for batches in (1, 2, 3):
+        assert set(steps) <= set(wanted_steps(recipe, saved, batches))
+    assert surely_wanted_steps({"max_train_epochs": 2, "gradient_accumulation_steps": 1}, saved) == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
 from torch.nn import GroupNorm
 
@@ -123,6 +123,19 @@ def test_epochs_are_turned_into_updates_by_the_data_set(undisturbed: dict[str, b
     assert records[1]["loss"] == by_steps[1]["loss"]
     facts = json.loads(outputs(tmp_path)["facts.json"])
     assert (facts["steps"], facts["epochs"]) == (2, 1)
+
+
+def test_a_training_continues_a_file_with_its_ranks(undisturbed: dict[str, bytes], tmp_path: Path):
+    """It begins where the other ended, but for the rounding to half precision; network_dim does not count."""
+    (tmp_path / "old").write_bytes(undisturbed["weights"])
+    job, workspace = training(tmp_path, recipe={"max_train_steps": 1, "network_dim": 2})
+    workspace.paths = {**workspace.paths, "init": tmp_path / "old"}
+    STAGE.run(job, workspace, lambda done, total, text: None)
+    facts, before = (json.loads(out["facts.json"]) for out in (outputs(tmp_path), undisturbed))
+    assert facts["loss_before"] == pytest.approx(before["loss_after"], rel=1e-3)
+    assert facts["loss_before"] < 0.95 * before["loss_before"]
+    old, new = load_file(tmp_path / "old"), load(outputs(tmp_path)["weights"])
+    assert {name: one.shape for name, one in old.items()} == {name: one.shape for name, one in new.items()}
 
 
 def test_a_disk_without_room_is_told_before_the_first_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

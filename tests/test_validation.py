@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifest_world import Files
 from test_training import log_of, run
 from tiny_base import RECIPE, dataset, outputs, training
 
@@ -44,6 +45,15 @@ def test_the_choice_follows_from_the_seed_and_the_pictures_alone():
     assert digests(split(images, {**half, "seed": 2, "validation_seed": 1})[1]) == chosen
     more = digests(split([*images, {"digest": "f" * 32, "repeats": 1}], half)[1])
     assert len(chosen - more) <= 1
+
+
+def test_the_default_seed_spelled_out_is_the_same_training(tmp_path: Path):
+    files = Files(tmp_path)
+
+    def recipe(line: str) -> dict[str, Any]:
+        return files.settings(f"[recipe]\nseed = 7\nvalidation_split = 0.5\n{line}")["recipe"]
+
+    assert recipe("validation_seed = 7") == recipe("") != recipe("validation_seed = 8")
 
 
 def test_a_picture_goes_with_all_its_entries_and_regularisation_stays():

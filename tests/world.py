@@ -149,9 +149,11 @@ class World:
         return link.resolve() if link.exists() else None
 
     def built_files(self) -> dict[str, bytes]:
-        """What stands in build/, by relative name."""
+        """The artifacts that stand in build/, by relative name. What one watches a training by is none."""
         build = self.root / "build"
-        return {str(path.relative_to(build)): path.read_bytes() for path in sorted(build.rglob("*")) if path.is_file()}
+        found = {path.relative_to(build): path for path in sorted(build.rglob("*")) if path.is_file()}
+        watched = ("live", "logs")
+        return {str(name): path.read_bytes() for name, path in found.items() if name.parts[1] not in watched}
 
     def copy(self, root: Path) -> World:
         """The same repository elsewhere, as `cp -a` leaves it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 # table of the schema -> keys
 KEYS = {
     "SubsetTable": "cache_info metadata_file",
-    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 sdpa xformers"),
+    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 xformers"),
     "BaseTable": "clip_skip digest vae",
     "StoreTable": "link",
 }
@@ -23,6 +23,24 @@ REFUSED = dict.fromkeys(
     ("DatasetTable.face_crop_aug_range", "SubsetTable.face_crop_aug_range"),
     "not possible: latents are made once an image and kept; crop the images beforehand",
 )
+REFUSED |= {
+    f"RecipeTable.{key}": why
+    for key, why in {
+        "sample_prompts": "it is called prompts here, in [samples]",
+        "output_name": "files have the name of the project's folder: leave it out",
+        "output_dir": "files go to build/<name>/: leave it out",
+        "logging_dir": "events go to build/<name>/logs: leave it out",
+        "save_model_as": "files are .safetensors: leave it out",
+        "cache_latents": "latents are always made once and kept: leave it out",
+        "cache_latents_to_disk": "latents are always made once and kept: leave it out",
+        "cache_text_encoder_outputs": "the text encoders run at each step, also where they are frozen: leave it out",
+        "max_data_loader_n_workers": "there are no loaders: leave it out",
+        "persistent_data_loader_workers": "there are no loaders: leave it out",
+        "sdpa": "it is what is used always: leave it out",
+        "no_half_vae": "the VAE always computes in fp32: leave it out",
+        "pretrained_model_name_or_path": "it is the base, in [project]; its file stands in lorabuild.toml",
+    }.items()
+}
 REFUSED |= {
     "NetworkArgs.bypass_mode": (
         "no such choice here: a change is never added to the base's weights before it is used, so that none is rounded away"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabuild.manifest.layers import KeyPath, Layer
+from lorabuild.optimizers import parsed
 
 # Two ways to say one thing: of such keys a later layer's takes the place of an earlier layer's.
 EXCLUSIVE = {
@@ -41,6 +42,7 @@ ARGUMENTS = {
     ]
 }
 
+LISTED = ("recipe", "network_args")  # sd-scripts writes it as a list; a recipe's and a manifest's merge key by key
 VARYING = ("resize", "chop")  # the tables that a variant may have
 
 
@@ -102,6 +104,8 @@ def _overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mappin
         _forget(values, origin, (*path, key))
     for key, value in above.items():
         inner, there = (*path, key), Place(place.layer, (*place.path, key))
+        if inner == LISTED:
+            value = _table(value)
         if isinstance(value, dict):
             if not isinstance(values.get(key), dict):
                 _forget(values, origin, inner)
@@ -110,6 +114,14 @@ def _overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mappin
         else:
             _forget(values, origin, inner)
             values[key], origin[inner] = value, there
+
+
+def _table(value: Any) -> Any:
+    """sd-scripts' list of "key=value" as the table that it stands for; what is none stays as it is, and is told later."""
+    try:
+        return parsed(value)
+    except ValueError:
+        return value
 
 
 def _replaced(table: str, below: Mapping, above: Mapping) -> list[str]:

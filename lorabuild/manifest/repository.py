@@ -32,6 +32,7 @@ CODE = [
             "findings.py",
             "prompts.py",
             "lora/ranks.py",
+            "lora/presets.py",
             "optimizers.py",
             "schedules.py",
         )

@@ -89,16 +89,18 @@ def try_schedule(recipe: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def try_optimizer(recipe: Mapping[str, Any], device: str = "cpu") -> Optimizer:
-    """An optimizer after one update of one small tensor. Raises JobError, in one line."""
-    # as many numbers as make an optimizer of bitsandbytes keep its state in 8 bits
-    parameter = Parameter(torch.zeros(64, 64, device=device))
-    rate = 1.0 if known.optimizer(recipe["optimizer_type"]).finds_rate else 1e-4
-    optimizer = make(recipe, [{"params": [parameter], "name": "unet", "lr": rate}])
-    parameter.grad = torch.full_like(parameter, 1e-3)
+    """An optimizer after one update of a small tensor at each of the recipe's rates. Raises JobError, in one line."""
+    groups = []
+    for rate in _rates(recipe):  # some take only one, and say so when they are stepped
+        # as many numbers as make an optimizer of bitsandbytes keep its state in 8 bits
+        parameter = Parameter(torch.zeros(64, 64, device=device))
+        parameter.grad = torch.full_like(parameter, 1e-3)
+        groups.append({"params": [parameter], "name": "unet", "lr": rate})
+    optimizer = make(recipe, groups)
     try:
         optimizer.step()
         with averaged(optimizer):
-            state(optimizer, {"": parameter})
+            state(optimizer, {str(number): group["params"][0] for number, group in enumerate(groups)})
         return optimizer
     except JobError:
         raise
@@ -106,14 +108,24 @@ def try_optimizer(recipe: Mapping[str, Any], device: str = "cpu") -> Optimizer:
         raise JobError(f"{_said(recipe['optimizer_type'], error)} (on {device})") from None
 
 
+def _rates(recipe: Mapping[str, Any]) -> list[float]:
+    """The rates that parts of the adapter have, each once and none that is 0."""
+    text = recipe["text_encoder_lr"]
+    rates = [recipe["unet_lr"], *(text if isinstance(text, list) else [text])]
+    return sorted({rate for rate in rates if rate}) or [1e-4]
+
+
 def warnings(recipe: Mapping[str, Any]) -> list[str]:
     """What can be meant, but seldom is."""
-    name = recipe["optimizer_type"]
+    name, found = recipe["optimizer_type"], []
     rates = [recipe["unet_lr"], recipe["text_encoder_lr"]]
     highest = max(max(rate) if isinstance(rate, list) else rate for rate in rates)
     if known.optimizer(name).finds_rate and highest <= LOW_RATE:
-        return [f"recipe: {name} finds the rate itself and multiplies it by {highest:g}: 1 is usual"]
-    return []
+        found.append(f"recipe: {name} finds the rate itself and multiplies it by {highest:g}: 1 is usual")
+    updates, warmup = recipe.get("max_train_steps"), recipe.get("lr_warmup_steps") or 0
+    if updates and not recipe.get("max_train_epochs") and not recipe.get("phases") and warmup >= updates:
+        found.append(f"recipe.lr_warmup_steps: {warmup} of {updates} updates: the rate never comes to its height")
+    return found
 
 
 @contextmanager

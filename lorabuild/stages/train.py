@@ -21,7 +21,7 @@ from lorabuild.order import batches_per_epoch
 from lorabuild.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
 from lorabuild.team import team
-from lorabuild.updates import counted, hangs_on_data, update_count, wanted_steps
+from lorabuild.updates import counted, hangs_on_data, surely_wanted_steps, update_count, wanted_steps
 from lorabuild.validation import split
 from lorabuild.watching import Watch
 
@@ -185,7 +185,7 @@ def saved_set(project: Project) -> dict[str, Any]:
 def known_steps(project: Project) -> list[int]:
     """The steps of the snapshots that are known to be wanted without a look at the data set."""
     recipe, saved = result_keys(project.settings, "recipe"), saved_set(project)
-    return saved["resized"] if hangs_on_data(recipe, saved) else wanted_steps(recipe, saved, 0)
+    return surely_wanted_steps(recipe, saved)
 
 
 def _resized_steps(project: Project) -> list[int]:

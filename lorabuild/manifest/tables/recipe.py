@@ -175,6 +175,8 @@ class RecipeTable(Table):
         complete_rates(self)
         if self.validation_split:
             self.validation = False  # it says so already
+        if self.validation_seed == self.seed:
+            self.validation_seed = None  # the default, spelled out
         settle(self)
         complete_phases(self, without_text, without_unet)
         return self
