@@ -87,7 +87,11 @@ def test_noise_prediction_and_loss_are_the_peers(golden: dict[str, Tensor]):
     hidden = torch.cat([golden["hs1"], golden["hs2"]], 2)
     conditions = {"text_embeds": golden["pool2"], "time_ids": sizes}
     prediction = unet()(noisy, golden["timesteps"], hidden, added_cond_kwargs=conditions).sample
-    torch.testing.assert_close(prediction, golden["noise_pred"], rtol=0, atol=5e-6)  # float32, by processor 0 to 1.3e-6
+    # Equal to the bit where it was recorded (a kind of processor, two threads). Float32 itself errs as much as is allowed
+    # here: the record is 1.7e-6 at most, 4.5e-7 on average, from what float64 gives.
+    error = prediction - golden["noise_pred"]
+    assert error.square().mean().sqrt() < 1e-6
+    assert error.abs().max() < 3e-6
     losses = objective.losses(prediction, target, batch)
     assert losses.shape == (2,)
     assert losses.mean().item() == pytest.approx(golden["loss"].item(), abs=1e-6)

@@ -246,11 +246,11 @@ def _unpack(packed: Any, at: str, tensors: Mapping[str, Tensor], device: torch.d
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each in memory of its own: bitsandbytes shares a table between all tensors, which a file cannot hold."""
+    """What is one tensor under several names as several: bitsandbytes shares a table between all parameters."""
     seen: set[int] = set()
     found = {}
     for at, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
+        place = tensor.data_ptr()
         found[at] = tensor.clone() if place in seen else tensor
         seen.add(place)
     return found

@@ -22,6 +22,7 @@ from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
+from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import text_conditions
 from lorabuild.order import Sample, micro_batches
 from lorabuild.validation import points, validation_seed
@@ -238,7 +239,10 @@ class _Loop:
         self.scaler.unscale_(self.optimizer)
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit).item()
+        total = total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norm = total.item()
+        if not norm <= limit:
+            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
         if not self.scaler.is_enabled():
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
         self.scaler.step(self.optimizer)
