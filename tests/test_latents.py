@@ -282,3 +282,14 @@ def test_latents_are_mapped_on_a_cpu_and_kept_on_another_device_where_they_fit(l
     kept = open_latents(path, "meta", room_bytes=path.stat().st_size)
     assert kept(name).device.type == "meta" and kept(name) is kept(name)
     assert open_latents(path, "meta", room_bytes=path.stat().st_size - 1)(name).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("resize_interpolation", "area"), ("alpha_policy", "drop"), ("alpha_mask", True)]
+)
+def test_what_makes_no_difference_to_these_images_makes_none_to_the_training(lab: Lab, key: str, value: object):
+    lab.both()
+    before = {role: lab.output(role).read_bytes() for role in ("dataset.json", "geometry.json", "latents")}
+    lab.settings[key] = value
+    assert lab.both()["encoded"] == 0
+    assert {role: lab.output(role).read_bytes() for role in before} == before

@@ -26,6 +26,8 @@ DECODING = 1  # raised by hand when equal files should give other pixels
 # What a folder may have otherwise than its data set, with the data set's defaults; and what is said of folders alone.
 OWN: dict[str, Any] = {**DRAWN, "flip_aug": False, "alpha_mask": False, "resize_interpolation": None}
 FOLDERS_OWN = {"is_reg": False, "class_tokens": ""}
+# What shows in the rows and the latents alone: where it changes neither, training starts from the same bytes.
+UNREAD = ("alpha_mask", "alpha_policy", "latents", "resize_interpolation")
 PLACES = ("subset", "train_data_dir", "reg_data_dir")  # where the images are: their content counts
 
 
@@ -88,7 +90,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     rows.sort(key=lambda both: (*(both[0][key] for key in ("digest", "caption", "repeats")), canonical_json(both[0])))
     rows = _matched(rows, workspace)
     places = {canonical_json(place): place for _, place in rows}
-    dataset = b'{"settings":%b,"images":%b}\n' % (canonical_json(settings), _list([row for row, _ in rows]))
+    read = {key: value for key, value in settings.items() if key not in UNREAD}
+    dataset = b'{"settings":%b,"images":%b}\n' % (canonical_json(read), _list([row for row, _ in rows]))
     workspace.output("dataset.json").write_bytes(dataset)
     geometry = sorted(places, key=lambda text: (places[text]["file"], text))
     workspace.output("geometry.json").write_bytes(_list([places[text] for text in geometry]) + b"\n")
