@@ -111,7 +111,8 @@ def test_what_a_v_base_does_not_go_with_is_told(files: Files):
     ],
 )
 def test_masked_loss_agrees_with_alpha_mask(said: bool | None, whole: bool, folders: list, words: str | None):
-    dataset = SimpleNamespace(alpha_mask=whole, subset=[SimpleNamespace(alpha_mask=own) for own in folders])
+    subset = [SimpleNamespace(alpha_mask=own) for own in folders]
+    dataset = SimpleNamespace(alpha_mask=whole, subset=subset, train_data_dir=None)
     found = [str(misfit) for misfit in mask_misfits(SimpleNamespace(masked_loss=said), dataset)]
     assert (words in found[0]) if words else not found
 
