@@ -1,8 +1,9 @@
 """Time a training step on the built-in base: `python benchmarks/bench_train.py` in a repository whose build is fresh.
 
 The reference is the same run's own forward and backward passes: what is left of an update is ours (data, noise, losses,
-clipping, optimizer, logging). Memory is the process's peak, against its peak before the first update. One thread by
-default, as products this small gain nothing by more.
+clipping, optimizer, logging). Seconds are those of the processor, so that neighbours on the machine count little. One
+thread by default, as products this small gain nothing by more. Memory is the process's peak, against its peak before
+the first update.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -40,14 +41,16 @@ def main() -> None:
     arguments.add_argument("--updates", type=int, default=10, help="timed, after one that is not")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--optimizer", nargs="*", default=["ClybW", "AdamW"])
+    arguments.add_argument("--accumulation", type=int, nargs="*", default=[2, 6], help="tiny.toml's, the guides'")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     recipe, dataset, latents, folder = inputs(options.project)
     rows = {}
-    for name in options.optimizer:
+    for name, accumulation in product(options.optimizer, options.accumulation):
         own = name.casefold() == recipe["optimizer_type"].casefold()
         chosen = recipe if own else {**recipe, "optimizer_type": name, "optimizer_args": {}}
-        rows[name] = measure(chosen, dataset, latents, folder, options.updates)
+        chosen = {**chosen, "gradient_accumulation_steps": accumulation}
+        rows[f"{name}, accumulation {accumulation}"] = measure(chosen, dataset, latents, folder, options.updates)
     print(json.dumps(rows, indent=1))
 
 
@@ -78,9 +81,9 @@ def measure(
         before = peak_mb()
         for _ in range(updates + 1):
             seconds.clear()
-            start = time.perf_counter()
+            start = time.process_time()
             loop.update(list(islice(dealt, accumulate)))
-            wholes.append(time.perf_counter() - start)
+            wholes.append(time.process_time() - start)
             models.append(sum(seconds))
     outside = [(whole - model) / whole for whole, model in zip(wholes[1:], models[1:], strict=True)]
     micro = statistics.median(wholes[1:]) / accumulate
@@ -100,19 +103,25 @@ def watched(base: Base) -> Iterator[list[float]]:
 
     def timed(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 return work(*args, **kwargs)
             finally:
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.process_time() - start)
 
         return run
 
     with ExitStack() as stack:
         for network in (base.unet, base.te1, base.te2):
             stack.enter_context(patch.object(network, "forward", timed(network.forward)))
-        stack.enter_context(patch.object(torch.Tensor, "backward", timed(torch.Tensor.backward)))
+        stack.enter_context(patch.object(torch.Tensor, "backward", timed(backward)))
         yield seconds
+
+
+def backward(loss: torch.Tensor, really: Callable[..., None] = torch.Tensor.backward) -> None:
+    """The backward pass with its end, the release of the graph, which otherwise comes when the loss is let go of."""
+    really(loss)
+    loss.detach_()
 
 
 def peak_mb() -> float:
