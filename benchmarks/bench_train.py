@@ -28,9 +28,9 @@ from lorabuild.nn.base import Base, load_text_encoders, load_tokenizers, load_un
 from lorabuild.nn.batches import Data
 from lorabuild.nn.latents import open_latents
 from lorabuild.nn.trainer import Training, _Loop
-from lorabuild.order import micro_batches
 from lorabuild.session import opened
 from lorabuild.stage import Artifact
+from lorabuild.training.order import micro_batches
 
 MB = 1e6
 

@@ -18,14 +18,14 @@ from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.components import component_files
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder, remove_empty
-from lorabuild.lockfile import Locks
-from lorabuild.pool import Pool
+from lorabuild.locks.lockfile import Locks
 from lorabuild.progress import one_line
+from lorabuild.remotes.sharing import FROM_REMOTE, Sharing
 from lorabuild.runlog import RunLog
-from lorabuild.sharing import FROM_REMOTE, Sharing
-from lorabuild.slots import Place
 from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
 from lorabuild.store import Output, Record
+from lorabuild.workers.pool import Pool
+from lorabuild.workers.slots import Place
 
 FROM_ANOTHER = "made by a job with equal inputs"
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read

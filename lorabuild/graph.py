@@ -27,14 +27,14 @@ from doit.reporter import ZeroReporter
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.files import remove_empty
-from lorabuild.interrupts import EXIT_CODE, stoppable
 from lorabuild.names import REPOSITORY_VERBS
-from lorabuild.outcome import failure_lines, interrupted_line, not_run
 from lorabuild.progress import nobody_reads, open_streams, summary
 from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.signals import stopping
 from lorabuild.stage import Job
 from lorabuild.stages import STAGES
+from lorabuild.workers.interrupts import EXIT_CODE, stoppable
+from lorabuild.workers.outcome import failure_lines, interrupted_line, not_run
 
 
 class Memory:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.components import tensors_digest
+from lorabuild.data.images import EXTENSIONS, caption_path, list_images, named_folders
+from lorabuild.data.prompts import read_prompts
 from lorabuild.errors import InputMissing, JobError
 from lorabuild.hashing import digest_json
-from lorabuild.images import EXTENSIONS, caption_path, list_images, named_folders
 from lorabuild.manifest.sources import Sources
-from lorabuild.prompts import read_prompts
 from lorabuild.stage import INIT, MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
 from lorabuild.state import State
 from lorabuild.workspace import ImageFile

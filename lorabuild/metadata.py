@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.captions import tag_counts
+from lorabuild.data.captions import tag_counts
 from lorabuild.hashing import sha256_from
 from lorabuild.lora.amend import ARCHITECTURE, IMPLEMENTATION, amended, remade
-from lorabuild.order import batches_per_epoch
-from lorabuild.updates import counted
-from lorabuild.validation import split
+from lorabuild.training.order import batches_per_epoch
+from lorabuild.training.updates import counted
+from lorabuild.training.validation import split
 from lorabuild.vectors import block_vector
 
 if TYPE_CHECKING:

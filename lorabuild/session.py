@@ -15,25 +15,25 @@ from tempfile import TemporaryDirectory
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError, UsageError, near_miss, told
 from lorabuild.files import empty_folder
-from lorabuild.lock import build_lock
-from lorabuild.locked import pull_advice
-from lorabuild.lockfile import NAME as LOCK
-from lorabuild.lockfile import Locks
+from lorabuild.locks.lock import build_lock
+from lorabuild.locks.locked import pull_advice
+from lorabuild.locks.lockfile import NAME as LOCK
+from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_path
 from lorabuild.manifest.sources import Sources
-from lorabuild.pool import Pool
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
+from lorabuild.remotes.sharing import Sharing, remote_of
 from lorabuild.runlog import RunLog
 from lorabuild.scan import Scan
-from lorabuild.sharing import Sharing, remote_of
-from lorabuild.slots import Slots, cuda_devices
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 from lorabuild.store import Store
 from lorabuild.watch import Watches
+from lorabuild.workers.pool import Pool
+from lorabuild.workers.slots import Slots, cuda_devices
 
 
 @contextmanager

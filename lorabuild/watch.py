@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lorabuild import __version__
 from lorabuild.components import FOLDERS
+from lorabuild.data.images import named_folders
 from lorabuild.hashing import digest_json
-from lorabuild.images import named_folders
 from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_places
 from lorabuild.manifest.repository import SHARED_FILES, Project
@@ -23,7 +23,21 @@ from lorabuild.stages import STAGES
 from lorabuild.state import State
 
 PACKAGE = Path(__file__).parent
-CODE = ("", "lora", "manifest", "manifest/tables", "nn", "nn/adapters", "stages")  # not its faces, which decide nothing
+CODE = (  # not its faces, which decide nothing
+    "",
+    "data",
+    "locks",
+    "lora",
+    "manifest",
+    "manifest/tables",
+    "nn",
+    "nn/adapters",
+    "remotes",
+    "sampling",
+    "stages",
+    "training",
+    "workers",
+)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from filelock import FileLock
 
 from lorabuild import __version__
 from lorabuild.ahead import use_threads
-from lorabuild.channel import Channel
 from lorabuild.errors import InputChanged, Interrupted, UserError, naming, told
 from lorabuild.files import empty_folder
 from lorabuild.stage import Job, declared
 from lorabuild.store import Store
+from lorabuild.workers.channel import Channel
 from lorabuild.workspace import ImageFile, Workspace, staged_roles
 
 

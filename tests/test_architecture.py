@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors signature scan signals ahead memory hashing files header writing components names vectors buckets captions images prompts resampling emphasis streams order updates validation tensors git findings optimizers schedules phases",
+    "ground": "errors signature scan signals ahead memory hashing files header writing components names vectors data streams training tensors git findings",
     "lora": "lora",
     "manifest": "manifest",
-    "model": "stage workspace store state lock lockfile runlog history reasons progress inputs metadata publish pictures samples live transport remote sharing locked team events watching nn",
+    "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
     "stages": "stages",
-    "graph": "slots process pool channel rank worker outcome interrupts assess engine watch session recorded roots garbage outlook estimate causes pulling pushing graph",
+    "graph": "workers rank worker assess engine watch session upkeep forecast graph",
     "checks": "checks",
     "faces": "cli __main__ verbs",
 }

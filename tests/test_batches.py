@@ -11,7 +11,7 @@ import torch
 from tiny_base import RECIPE, dataset, latents
 
 from lorabuild.nn.batches import Data, micro_batch
-from lorabuild.order import batches_per_epoch, micro_batches
+from lorabuild.training.order import batches_per_epoch, micro_batches
 
 PLAIN = {"flip_aug": False, "shuffle_caption": False}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabuild.buckets import buckets, centre_crop, geometry, peer_crop, settings_problem
+from lorabuild.data.buckets import buckets, centre_crop, geometry, peer_crop, settings_problem
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens/buckets.json").read_text())
 SETTINGS = {

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from lorabuild.captions import draw_caption, read_caption
+from lorabuild.data.captions import draw_caption, read_caption
 from lorabuild.errors import JobError
 
 ROWS = json.loads((Path(__file__).parent / "goldens/captions.json").read_text())["rows"]

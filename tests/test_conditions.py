@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_base import tiny_base
 
-from lorabuild.emphasis import weighted_parts
+from lorabuild.data.emphasis import weighted_parts
 from lorabuild.nn.conditions import condition, count_tokens
 from lorabuild.nn.text import encode, tokenise
 

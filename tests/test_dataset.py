@@ -9,9 +9,9 @@ import pytest
 from lab import DATASET, LATENTS, SETTINGS, SIZES, Lab
 from PIL import Image
 
+from lorabuild.data.images import decode, pixels_digest
 from lorabuild.errors import InputChanged, JobError
 from lorabuild.hashing import digest_file
-from lorabuild.images import decode, pixels_digest
 from lorabuild.inputs import Resolver
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lorabuild.emphasis import weighted_parts
+from lorabuild.data.emphasis import weighted_parts
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import pytest
 from chops import age, blob, chops, commit, git, lines, lock, manifest, record, repository
 from world import World
 
-from lorabuild import garbage as module
-from lorabuild.garbage import Stock, free, garbage, take_stock
-from lorabuild.locked import Line
-from lorabuild.lockfile import read, text_of
-from lorabuild.roots import Roots
+from lorabuild.locks.locked import Line
+from lorabuild.locks.lockfile import read, text_of
 from lorabuild.store import Output, Record, Store
+from lorabuild.upkeep import garbage as module
+from lorabuild.upkeep.garbage import Stock, free, garbage, take_stock
+from lorabuild.upkeep.roots import Roots
 
 CHOPS = {"a": '["TE"]', "b": '["OUT01"]', "c": '["IN*"]'}
 NOTHING = Roots(frozenset(), frozenset(), frozenset())

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from lorabuild.buckets import Geometry, geometry
-from lorabuild.errors import JobError
-from lorabuild.images import (
+from lorabuild.data.buckets import Geometry, geometry
+from lorabuild.data.images import (
     caption_path,
     decode,
     decode_alpha,
@@ -26,6 +25,7 @@ from lorabuild.images import (
     to_chw,
     to_mask,
 )
+from lorabuild.errors import JobError
 
 ROWS = json.loads((Path(__file__).parent / "goldens/resize_crop.json").read_text())["rows"]
 

@@ -92,7 +92,9 @@ def test_other_jobs_end_at_once_with_all_that_they_have_started(tmp_path: Path):
 
 def test_a_job_that_never_stops_has_a_time_of_grace(tmp_path: Path):
     stage = Stage(tmp_path, 1, train_p0="deaf")
-    stage.world.write("dodo.py", DODO + "import lorabuild.interrupts\nlorabuild.interrupts.GRACE_SECONDS = 1.0\n")
+    stage.world.write(
+        "dodo.py", DODO + "import lorabuild.workers.interrupts\nlorabuild.workers.interrupts.GRACE_SECONDS = 1.0\n"
+    )
     driver = stage.start("-n", "2")
     stage.wait_for("hangs")
     driver.send_signal(signal.SIGTERM)
@@ -112,9 +114,9 @@ def test_a_build_that_is_interrupted_says_what_failed_before(tmp_path: Path):
 def uploads_slowly(stage: Stage, tmp_path: Path) -> None:
     stage.world.write("lorabuild.local.toml", f'[store]\nremote = "file://{tmp_path}/remote"\n')
     slow = """
-import time, lorabuild.interrupts, lorabuild.remote
-lorabuild.interrupts.GRACE_SECONDS = 3.0
-lorabuild.remote.Remote.put = lambda *_: time.sleep(600)
+import time, lorabuild.workers.interrupts, lorabuild.remotes.remote
+lorabuild.workers.interrupts.GRACE_SECONDS = 3.0
+lorabuild.remotes.remote.Remote.put = lambda *_: time.sleep(600)
 """
     stage.world.write("dodo.py", DODO + slow)
 

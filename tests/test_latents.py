@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from lab import DATASET, LATENTS, SIZES, Lab, write_vae
 from PIL import Image, PngImagePlugin
 
-from lorabuild.buckets import Geometry
+from lorabuild.data.buckets import Geometry
+from lorabuild.data.images import decode, latent_name, mask_name, resize_and_crop, to_chw
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_file
 from lorabuild.header import read_header
-from lorabuild.images import decode, latent_name, mask_name, resize_and_crop, to_chw
 from lorabuild.nn.latents import open_latents
 from lorabuild.nn.vae import encode, load_vae
 

@@ -14,8 +14,8 @@ from chops import blob, chops, commit, git, lines, lock, manifest, record, repos
 from world import World
 
 from lorabuild.inputs import Resolved, key_of
-from lorabuild.locked import Line
-from lorabuild.lockfile import Locks, line_of, parse, read, text_of
+from lorabuild.locks.locked import Line
+from lorabuild.locks.lockfile import Locks, line_of, parse, read, text_of
 from lorabuild.stage import Artifact, Job
 from lorabuild.store import Output
 

@@ -16,7 +16,6 @@ from tiny_base import RECIPE, dataset, latents
 from torch import Tensor
 from torch.nn import Parameter
 
-from lorabuild import optimizers as known
 from lorabuild.checks import dry
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn import trainer
@@ -24,6 +23,7 @@ from lorabuild.nn.batches import Data, MicroBatch
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore, state, try_out, warnings
 from lorabuild.nn.resume import StateFile
 from lorabuild.nn.trainer import Observer, Training, train
+from lorabuild.training import optimizers as known
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 NAMES = [name for name, one in known.OPTIMIZERS.items() if one.extra != "bitsandbytes" or HAS_BITSANDBYTES]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabuild.order import batches_per_epoch, epoch_batches, matched_repeats, micro_batches
 from lorabuild.streams import python_random, stream_seed
+from lorabuild.training.order import batches_per_epoch, epoch_batches, matched_repeats, micro_batches
 
 BUCKETS = [[64, 64], [64, 96], [96, 64]]
 image_sets = st.lists(

@@ -13,11 +13,11 @@ import pytest
 from world import World
 
 from lorabuild import graph
-from lorabuild.estimate import Steps
-from lorabuild.outlook import in_order
-from lorabuild.pool import Pool
+from lorabuild.forecast.estimate import Steps
+from lorabuild.forecast.outlook import in_order
 from lorabuild.stage import Artifact, Component, Job
 from lorabuild.verbs.plan import main
+from lorabuild.workers.pool import Pool
 
 
 def planned(world: World, *targets: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lorabuild.data.prompts import parse_prompts, read_line, read_prompts
 from lorabuild.errors import JobError
-from lorabuild.prompts import parse_prompts, read_line, read_prompts
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens/sampling.json").read_text())["prompt_lines"]
 # What sd-scripts makes of these hides a mistake: line -> what we make of it, or a word of what we say.

@@ -12,7 +12,7 @@ from locks import write_lock
 from world import World
 
 from lorabuild.header import read_header
-from lorabuild.transport import Folder
+from lorabuild.remotes.transport import Folder
 
 
 def without_images(world: World, root: Path) -> World:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from s3 import S3
 
-from lorabuild import transport
 from lorabuild.hashing import digest_json
-from lorabuild.remote import Damaged, Remote
-from lorabuild.sharing import Sharing
+from lorabuild.remotes import transport
+from lorabuild.remotes.remote import Damaged, Remote
+from lorabuild.remotes.sharing import Sharing
+from lorabuild.remotes.transport import Folder, Unreachable
 from lorabuild.store import Record, Store
-from lorabuild.transport import Folder, Unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_a_record_that_came_while_we_built_is_found_later(here: Machine, there: 
     assert not there.remote.has(key)
     here.remote.put(key)
     assert not there.remote.has(key)  # a listing is believed for a while
-    monkeypatch.setattr("lorabuild.remote.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("lorabuild.remotes.remote.FRESH_SECONDS", 0.0)
     assert there.remote.has(key)
 
 
@@ -307,7 +307,7 @@ def test_nothing_of_fsspec_is_imported_before_the_remote_is_used():
 
     code = """
 import sys, lorabuild.graph
-from lorabuild.sharing import remote_of
+from lorabuild.remotes.sharing import remote_of
 remote_of({"remote": "s3://bucket/prefix"}, None)
 assert not {"fsspec", "s3fs"} & set(sys.modules)
 """

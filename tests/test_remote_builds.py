@@ -15,7 +15,7 @@ from lorabuild.hashing import digest_file
 
 # `doit` as ever, but for how long it waits for a remote.
 IMPATIENT = """
-import sys, lorabuild.transport as transport
+import sys, lorabuild.remotes.transport as transport
 transport.PATIENCE_SECONDS, transport.PAUSE_SECONDS = 1.0, 0.01
 from lorabuild.graph import main
 from pathlib import Path
@@ -183,7 +183,7 @@ def test_a_fault_that_passes_is_not_even_told(edited: tuple[World, dict[str, byt
 def test_a_corrupted_blob_on_the_remote_is_built_here_and_mended_there(
     built: World, edited: tuple[World, dict[str, bytes]], s3: S3, tmp_path: Path
 ):
-    from lorabuild.transport import Folder
+    from lorabuild.remotes.transport import Folder
 
     world, good = edited
     third = world.copy(tmp_path / "third")

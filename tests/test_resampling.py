@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.Image import Resampling
 
-from lorabuild.resampling import own_interpolation, resize_window
+from lorabuild.data.resampling import own_interpolation, resize_window
 
 ROWS = json.loads((Path(__file__).parent / "goldens/interpolation.json").read_text())["rows"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lorabuild.data.prompts import SAMPLERS
 from lorabuild.nn.samplers import linear_multistep_weights, make_sampler
-from lorabuild.prompts import SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of diffusers
 

@@ -14,13 +14,13 @@ from PIL import Image
 from tiny_base import outputs, tiny_base, tiny_digests, tiny_folder, training
 from world import World
 
+from lorabuild.data.prompts import Prompt
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_file
 from lorabuild.nn.sampler import draw
 from lorabuild.nn.vae import load_vae
-from lorabuild.pictures import parameters, png, settings_of, sheet
-from lorabuild.prompts import Prompt
-from lorabuild.samples import default_size, sample_steps, too_long
+from lorabuild.sampling.pictures import parameters, png, settings_of, sheet
+from lorabuild.sampling.samples import default_size, sample_steps, too_long
 from lorabuild.stage import Artifact, Component, Job, TextFile
 from lorabuild.stages.samples import STAGE as SAMPLES
 from lorabuild.stages.train import STAGE as TRAIN

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from standin import Stage
 
-from lorabuild.updates import surely_wanted_steps, wanted_steps
+from lorabuild.training.updates import surely_wanted_steps, wanted_steps
 
 MANIFEST = "projects/p0/lora.toml"
 JOB = "train:p0"

@@ -12,7 +12,7 @@ import torch
 from lorabuild.errors import JobError
 from lorabuild.manifest.tables.recipe import RecipeTable
 from lorabuild.nn.schedule import Rates, learning_rate_factor
-from lorabuild.phases import phase_at, phase_ends, phases
+from lorabuild.training.phases import phase_at, phase_ends, phases
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens/schedules.json").read_text())["schedules"]
 RATES = {"learning_rate": 3e-4, "unet_lr": 3e-4, "text_encoder_lr": 1e-4}

@@ -11,9 +11,9 @@ import pytest
 from standin import Stage
 
 from lorabuild.errors import Interrupted
-from lorabuild.outcome import not_run
-from lorabuild.pool import log_name
-from lorabuild.slots import Slots, cuda_devices
+from lorabuild.workers.outcome import not_run
+from lorabuild.workers.pool import log_name
+from lorabuild.workers.slots import Slots, cuda_devices
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -99,7 +99,7 @@ def test_a_job_of_several_processes_waits_until_all_its_slots_are_free():
 
 
 def test_the_threads_of_a_job_do_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lorabuild.slots.cores", lambda: 16)
+    monkeypatch.setattr("lorabuild.workers.slots.cores", lambda: 16)
     slots = Slots(1, 4)
     slots.limit(1)
     with slots.place("cpu") as alone:
@@ -168,10 +168,10 @@ def test_devices_are_those_that_cuda_would_see(visible: str, devices: list[str])
 
 
 def test_without_a_word_devices_are_counted_from_zero(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lorabuild.slots.glob.glob", lambda pattern: ["/dev/nvidia3", "/dev/nvidia5"])
+    monkeypatch.setattr("lorabuild.workers.slots.glob.glob", lambda pattern: ["/dev/nvidia3", "/dev/nvidia5"])
     assert cuda_devices({}) == ["0", "1"]
-    monkeypatch.setattr("lorabuild.slots.glob.glob", lambda pattern: [])
-    monkeypatch.setattr("lorabuild.slots.shutil.which", lambda name: None)
+    monkeypatch.setattr("lorabuild.workers.slots.glob.glob", lambda pattern: [])
+    monkeypatch.setattr("lorabuild.workers.slots.shutil.which", lambda name: None)
     assert cuda_devices({}) == []
 
 

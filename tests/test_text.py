@@ -12,7 +12,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from tiny_base import tiny_base
 
-from lorabuild.buckets import peer_crop
+from lorabuild.data.buckets import peer_crop
 from lorabuild.nn.text import chunks, encode, joined, size_ids, text_conditions, tokenise
 
 GOLDENS = Path(__file__).parent / "goldens"

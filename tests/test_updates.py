@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorabuild.manifest.values import keep_policy
-from lorabuild.updates import counted, end_of_epoch, saved_steps, update_count
+from lorabuild.training.updates import counted, end_of_epoch, saved_steps, update_count
 
 
 def kept(steps: int = 80, batches: int = 10, recipe: Any = None, **saved: Any) -> list[int]:

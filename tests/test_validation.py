@@ -14,7 +14,7 @@ from tiny_base import RECIPE, dataset, outputs, training
 from lorabuild.errors import JobError
 from lorabuild.nn import trainer
 from lorabuild.stages.train import STAGE
-from lorabuild.validation import held_back, points, split
+from lorabuild.training.validation import held_back, points, split
 
 
 def pictures(count: int) -> list[dict[str, Any]]:

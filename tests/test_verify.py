@@ -12,8 +12,8 @@ import pytest
 from chops import blob, chops, lines, lock, manifest, record, spoil
 from world import World
 
-from lorabuild.locked import Line
-from lorabuild.lockfile import text_of
+from lorabuild.locks.locked import Line
+from lorabuild.locks.lockfile import text_of
 from lorabuild.store import Output
 
 

@@ -18,11 +18,11 @@ from world import MANIFEST, World
 from lorabuild import memory
 from lorabuild.errors import JobError
 from lorabuild.memory import available_bytes, short_of
-from lorabuild.pool import Pool
-from lorabuild.process import Worker
-from lorabuild.slots import Place, Slots
 from lorabuild.stage import Stage as RealStage
 from lorabuild.stages import STAGES
+from lorabuild.workers.pool import Pool
+from lorabuild.workers.process import Worker
+from lorabuild.workers.slots import Place, Slots
 
 # who gets a job
 
@@ -88,7 +88,7 @@ def test_a_job_on_several_devices_ends_the_idle_workers_of_each(pool: Pool, monk
 def test_idle_workers_make_room_for_a_base_largest_first(pool: Pool, monkeypatch: pytest.MonkeyPatch):
     large, small, empty = worker("x1", "x2", device="7"), worker("y1", device="7"), worker(device="7")
     free = [4 * 10**9]
-    monkeypatch.setattr("lorabuild.pool.short_of", lambda need: free[0] < need)
+    monkeypatch.setattr("lorabuild.workers.pool.short_of", lambda need: free[0] < need)
     monkeypatch.setattr(Worker, "end", lambda self: free.append(free.pop() + sum(self.held.values())))
     pool._idle = [empty, small, large]
     pool._take(spec("a1"))
@@ -155,7 +155,7 @@ def test_a_worker_that_met_a_fault_of_ours_is_not_used_again(real: Any):
 
 
 def test_workers_that_cannot_start_are_one_line(real: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lorabuild.process.sys.executable", "/bin/false")
+    monkeypatch.setattr("lorabuild.workers.process.sys.executable", "/bin/false")
     with pytest.raises(JobError, match=r"no worker can be started: exit code 1 \(see .*worker.log\)"):
         real()
 

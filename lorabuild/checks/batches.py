@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorabuild.buckets import Size
 from lorabuild.checks.images import Placed
+from lorabuild.data.buckets import Size
 from lorabuild.findings import Finding, found
-from lorabuild.order import matched_repeats
-from lorabuild.validation import held_back_of
+from lorabuild.training.order import matched_repeats
+from lorabuild.training.validation import held_back_of
 
 
 @dataclass(frozen=True)

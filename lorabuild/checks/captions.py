@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from lorabuild.captions import draw_caption
 from lorabuild.checks.files import Entry
+from lorabuild.data.captions import draw_caption
 from lorabuild.findings import Finding, found
 
 # Settings that leave nothing of a caption to chance, and all of it there.

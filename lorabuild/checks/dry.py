@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import UserError
-from lorabuild.updates import counted
+from lorabuild.training.updates import counted
 
 
 def main() -> None:

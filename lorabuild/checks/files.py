@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.captions import read_caption
+from lorabuild.data.captions import read_caption
+from lorabuild.data.images import EXTENSIONS, caption_path
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, one_line
-from lorabuild.images import EXTENSIONS, caption_path
 from lorabuild.inputs import named_subsets
 from lorabuild.stage import Subset
 

@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lorabuild.buckets import Geometry, geometry
 from lorabuild.checks.files import Entry
 from lorabuild.checks.pictures import Facts
+from lorabuild.data.buckets import Geometry, geometry
 from lorabuild.findings import Finding, found, one_line
 
 CROP_LOSS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorabuild.findings import Finding, found
 from lorabuild.stage import Job
-from lorabuild.updates import wanted_steps
+from lorabuild.training.updates import wanted_steps
 
 COPIES = 2  # in the store and in build/
 

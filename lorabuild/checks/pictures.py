@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.data.images import FORMATS, decode, pixels_digest
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_bytes
-from lorabuild.images import FORMATS, decode, pixels_digest
 from lorabuild.state import State
 
 if TYPE_CHECKING:

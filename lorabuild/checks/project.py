@@ -15,17 +15,17 @@ from lorabuild.checks.images import Placed, place, twins
 from lorabuild.checks.pictures import Facts
 from lorabuild.checks.prompts import prompt_findings
 from lorabuild.checks.tokens import token_counts
-from lorabuild.emphasis import weighted_parts
+from lorabuild.data.emphasis import weighted_parts
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found
 from lorabuild.manifest import Project, Repository
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.whence import Whence
-from lorabuild.samples import prompt_file
-from lorabuild.slots import cuda_devices
+from lorabuild.sampling.samples import prompt_file
 from lorabuild.stage import Subset
 from lorabuild.stages.dataset import image_folders
 from lorabuild.state import State
+from lorabuild.workers.slots import cuda_devices
 
 
 @dataclass

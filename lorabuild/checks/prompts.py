@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lorabuild.data.prompts import PromptFile, read_prompts
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, of_problems
-from lorabuild.prompts import PromptFile, read_prompts
-from lorabuild.samples import too_long
+from lorabuild.sampling.samples import too_long
 from lorabuild.stage import TextFile
 
 Counted = Callable[[Sequence[str]], list[int]]  # tokens of each text by the longer tokenizer; raises JobError

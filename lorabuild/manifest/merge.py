@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabuild.manifest.layers import KeyPath, Layer
-from lorabuild.optimizers import parsed
+from lorabuild.training.optimizers import parsed
 
 # Two ways to say one thing: of such keys a later layer's takes the place of an earlier layer's.
 EXCLUSIVE = {

@@ -28,13 +28,13 @@ CODE = [
         for name in (
             "names.py",
             "vectors.py",
-            "buckets.py",
+            "data/buckets.py",
             "findings.py",
-            "prompts.py",
+            "data/prompts.py",
             "lora/ranks.py",
             "lora/presets.py",
-            "optimizers.py",
-            "schedules.py",
+            "training/optimizers.py",
+            "training/schedules.py",
         )
     ),
 ]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lorabuild import optimizers
 from lorabuild.names import quoted
+from lorabuild.training import optimizers
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what torch.save's files are called

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabuild.buckets import peer_crop
-from lorabuild.captions import draw_caption
-from lorabuild.images import MASKED, latent_name, mask_name
+from lorabuild.data.buckets import peer_crop
+from lorabuild.data.captions import draw_caption
+from lorabuild.data.images import MASKED, latent_name, mask_name
 from lorabuild.nn.noise import batch_noise, draw_timesteps, perturbation
 from lorabuild.nn.objective import LATENT_SCALE, STEPS, plain
 from lorabuild.nn.text import size_ids
-from lorabuild.order import Sample, batches_per_epoch, micro_batches
 from lorabuild.streams import python_random, stream_seed
+from lorabuild.training.order import Sample, batches_per_epoch, micro_batches
 
 HELD_OUT_BATCHES = 3  # forward passes alone: less than two micro-batches of training
 
@@ -66,7 +66,7 @@ class MicroBatch:
 def micro_batch(
     data: Data, recipe: Mapping[str, Any], seed: int, epoch: int, samples: Sequence[Sample], update: int, micro: int
 ) -> MicroBatch:
-    """Micro-batch `micro` of update `update` (from 0): `samples` of `epoch`, as `lorabuild.order` deals them.
+    """Micro-batch `micro` of update `update` (from 0): `samples` of `epoch`, as `lorabuild.training.order` deals them.
 
     Flip, caption, timestep and white noise of a sample come from streams keyed by (epoch, picture, repeat), whatever
     else is in its batch. The size conditioning tells the crop that was made, mirrored with the picture, unless

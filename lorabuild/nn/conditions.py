@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorabuild.emphasis import weighted_parts
+from lorabuild.data.emphasis import weighted_parts
 from lorabuild.nn.base import Base
 from lorabuild.nn.text import PAD2, TEXT, TOKENS, encode, joined, weighted_ids
 

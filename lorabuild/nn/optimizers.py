@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lorabuild import optimizers as known
 from lorabuild.errors import JobError, near_miss
 from lorabuild.nn.schedule import Rates
-from lorabuild.phases import phases
+from lorabuild.training import optimizers as known
+from lorabuild.training.phases import phases
 
 KEY = "recipe.optimizer_type"
 LOW_RATE = 0.1  # below it sd-scripts warns of optimizers that find the rate's scale: they multiply it by about 1

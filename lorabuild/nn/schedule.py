@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from lorabuild.errors import JobError
-from lorabuild.phases import phase_at, phases
-from lorabuild.schedules import SCHEDULES, WITHOUT_WARMUP, arguments, family, piecewise, share
+from lorabuild.training.phases import phase_at, phases
+from lorabuild.training.schedules import SCHEDULES, WITHOUT_WARMUP, arguments, family, piecewise, share
 
 Args = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorabuild.emphasis import weighted_parts
+from lorabuild.data.emphasis import weighted_parts
 
 if TYPE_CHECKING:
     from lorabuild.nn.base import Base

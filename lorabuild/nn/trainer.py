@@ -24,8 +24,8 @@ from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
 from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import text_conditions
-from lorabuild.order import Sample, micro_batches
-from lorabuild.validation import points, validation_seed
+from lorabuild.training.order import Sample, micro_batches
+from lorabuild.training.validation import points, validation_seed
 
 LOGGED = ("textencoder", "unet")  # always logged, as sd-scripts does: 0 for one that is frozen
 

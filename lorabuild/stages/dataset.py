@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.buckets import geometry, settings_problem
-from lorabuild.captions import DRAWN, read_caption
+from lorabuild.data.buckets import geometry, settings_problem
+from lorabuild.data.captions import DRAWN, read_caption
+from lorabuild.data.images import MASKED, decode, decode_alpha, pixels_digest
+from lorabuild.data.resampling import own_interpolation
 from lorabuild.errors import JobError, Problem
 from lorabuild.hashing import canonical_json
-from lorabuild.images import MASKED, decode, decode_alpha, pixels_digest
-from lorabuild.order import matched_repeats
-from lorabuild.resampling import own_interpolation
 from lorabuild.stage import Images, Job, Stage, Subset
+from lorabuild.training.order import matched_repeats
 from lorabuild.workspace import ImageFile, Progress, Workspace
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.buckets import PIXELS_PER_LATENT, Geometry
-from lorabuild.errors import JobError
-from lorabuild.images import (
+from lorabuild.data.buckets import PIXELS_PER_LATENT, Geometry
+from lorabuild.data.images import (
     MASKED,
     decode,
     decode_alpha,
@@ -19,6 +18,7 @@ from lorabuild.images import (
     to_chw,
     to_mask,
 )
+from lorabuild.errors import JobError
 from lorabuild.stage import Artifact, Component, Images, Job, Stage
 from lorabuild.stages.dataset import DECODING, image_folders
 from lorabuild.workspace import ImageFile, Progress, Workspace

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabuild.captions import tag_counts
+from lorabuild.data.captions import tag_counts
 from lorabuild.hashing import canonical_json
 from lorabuild.header import MAX_HEADER_BYTES, TensorInfo, read_header
 from lorabuild.lora.layers import read_layers

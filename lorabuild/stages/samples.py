@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.data.prompts import Prompt, parse_prompts
 from lorabuild.errors import Interrupted, Problem
 from lorabuild.hashing import canonical_json
 from lorabuild.manifest.sources import source_path
-from lorabuild.pictures import COMPONENTS, Painter, settings_of, sheet
-from lorabuild.prompts import Prompt, parse_prompts
-from lorabuild.samples import prompt_file, sampling, too_long
+from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
+from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
 from lorabuild.stages.spectrum import targets
 from lorabuild.stages.train import device_of, known_steps, load_base

@@ -10,23 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.captions import tag_counts
+from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
-from lorabuild.order import batches_per_epoch
-from lorabuild.samples import sample_steps, sampling
+from lorabuild.sampling.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
-from lorabuild.updates import counted, hangs_on_data, surely_wanted_steps, update_count, wanted_steps
-from lorabuild.validation import split
+from lorabuild.training.order import batches_per_epoch
+from lorabuild.training.updates import counted, hangs_on_data, surely_wanted_steps, update_count, wanted_steps
+from lorabuild.training.validation import split
 
 if TYPE_CHECKING:
-    from lorabuild.live import Live
     from lorabuild.manifest import Project, Repository
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
+    from lorabuild.sampling.live import Live
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
 
@@ -165,7 +165,7 @@ def _live(
     """Who draws the prompts while it trains, if any are asked for."""
     if not (samples := job.options.get("samples")):
         return None
-    from lorabuild.live import Live
+    from lorabuild.sampling.live import Live
 
     batches = batches_per_epoch(dataset["images"], recipe["train_batch_size"])
     saved = [int(role.partition("/")[2]) for role in job.snapshots]

@@ -13,7 +13,7 @@ from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
-from lorabuild.updates import update_count
+from lorabuild.training.updates import update_count
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.reading import coloured, paint, root_here, table
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lorabuild.lockfile import Lines
+from lorabuild.locks.lockfile import Lines
 from lorabuild.names import STAGES
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.diff_sides import Image, Side

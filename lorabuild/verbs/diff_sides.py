@@ -14,12 +14,12 @@ from lorabuild import git
 from lorabuild.engine import Engine
 from lorabuild.errors import ConfigError, JobError, Problem, near_miss
 from lorabuild.inputs import Resolved
-from lorabuild.locked import Line
-from lorabuild.lockfile import NAME, Lines, named_jobs, read, rows
+from lorabuild.locks.locked import Line
+from lorabuild.locks.lockfile import NAME, Lines, named_jobs, read, rows
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.names import resolve_chop
-from lorabuild.recorded import recorded
+from lorabuild.upkeep.recorded import recorded
 from lorabuild.verbs.common import warn
 
 Image = tuple[str, int, *tuple[str, ...]]  # caption, repeats, and where its folder differs, how, as JSON

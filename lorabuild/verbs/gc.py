@@ -12,8 +12,8 @@ from typing import Any
 from lorabuild import git
 from lorabuild.engine import Engine
 from lorabuild.errors import UsageError
-from lorabuild.garbage import KINDS, Item, free, garbage, take_stock
-from lorabuild.roots import PINS, lock_texts, lock_texts_of_refs, pin, roots
+from lorabuild.upkeep.garbage import KINDS, Item, free, garbage, take_stock
+from lorabuild.upkeep.roots import PINS, lock_texts, lock_texts_of_refs, pin, roots
 from lorabuild.verbs.common import Parser, megabytes, warn
 from lorabuild.verbs.within import engine_here, jobs_named
 

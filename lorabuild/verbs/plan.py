@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorabuild.engine import Engine
-from lorabuild.estimate import Cost, Estimates, Steps, steps, total
-from lorabuild.outlook import Outlook, outlooks
+from lorabuild.forecast.estimate import Cost, Estimates, Steps, steps, total
+from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.progress import short
 from lorabuild.reasons import FEW
 from lorabuild.session import selected

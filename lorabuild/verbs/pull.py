@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorabuild.pulling import Pulled, pull
 from lorabuild.session import opened
+from lorabuild.upkeep.pulling import Pulled, pull
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.shared import chosen, repository_root, using
 

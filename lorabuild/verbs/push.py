@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorabuild.errors import JobError
-from lorabuild.pushing import push
 from lorabuild.session import opened
+from lorabuild.upkeep.pushing import push
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.shared import chosen, repository_root, using
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lorabuild.cli import find_root
 from lorabuild.errors import JobError, UsageError, near_miss
-from lorabuild.remote import Remote
-from lorabuild.transport import Unreachable
+from lorabuild.remotes.remote import Remote
+from lorabuild.remotes.transport import Unreachable
 
 
 def repository_root(folder: Path) -> Path:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabuild.engine import Engine
+from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.names import STAGES
-from lorabuild.outlook import Outlook, outlooks
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.reading import coloured, reading, table
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from lorabuild.assess import Assessment
 from lorabuild.engine import Engine
 from lorabuild.hashing import digest_file
-from lorabuild.lockfile import NAME, Lines, read, same_recipe
-from lorabuild.recorded import recorded
-from lorabuild.roots import places, record_key
+from lorabuild.locks.lockfile import NAME, Lines, read, same_recipe
+from lorabuild.upkeep.recorded import recorded
+from lorabuild.upkeep.roots import places, record_key
 from lorabuild.verbs.common import Parser, megabytes
 from lorabuild.verbs.within import default_jobs, engine_here, jobs_named
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabuild.causes import Cause, Link, chain
+from lorabuild.forecast.causes import Cause, Link, chain
 from lorabuild.history import Past
 from lorabuild.session import selected
 from lorabuild.verbs.common import Parser

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
-from lorabuild.buckets import settings_problem
+from lorabuild.data.buckets import settings_problem
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Extension, Side, Table, Text, Whole, off
 from lorabuild.manifest.values import Misfit

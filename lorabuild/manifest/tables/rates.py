@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator
 
-from lorabuild import optimizers, schedules
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Part, Rate, Table, off
 from lorabuild.manifest.values import Misfit, Misfits
+from lorabuild.training import optimizers, schedules
 
 if TYPE_CHECKING:
     from lorabuild.manifest.tables.recipe import RecipeTable

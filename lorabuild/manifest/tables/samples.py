@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lorabuild.data.prompts import SAMPLERS
 from lorabuild.manifest.tables.table import Count, Table, Text
 from lorabuild.manifest.values import Misfit
-from lorabuild.prompts import SAMPLERS
 
 
 class SamplesTable(Table):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabuild.engine import Engine
+from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.history import Past, failure, history, job_log, last_success
 from lorabuild.manifest import load
 from lorabuild.manifest.whence import Spot, Whence
-from lorabuild.outlook import Outlook, outlooks
 from lorabuild.reasons import Reason
 from lorabuild.stage import Job
 

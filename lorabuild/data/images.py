@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from lorabuild.buckets import PIXELS_PER_LATENT
+from lorabuild.data.buckets import PIXELS_PER_LATENT
+from lorabuild.data.resampling import resize_window
 from lorabuild.errors import JobError
-from lorabuild.resampling import resize_window
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from lorabuild.buckets import Geometry
+    from lorabuild.data.buckets import Geometry
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 # No others, whatever a file is called: some of PIL's readers run programs. PIL itself reads no JPEG XL.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from lorabuild.engine import Engine
 from lorabuild.errors import ConfigError, JobError, UserError
 from lorabuild.inputs import Resolved, components
-from lorabuild.locked import Line, read_lock
+from lorabuild.locks.locked import Line, read_lock
 from lorabuild.publish import Made, publications
-from lorabuild.remote import Damaged, Remote
-from lorabuild.sharing import note_fetched
+from lorabuild.remotes.remote import Damaged, Remote
+from lorabuild.remotes.sharing import note_fetched
 from lorabuild.stage import Job, declared, members
 from lorabuild.store import Output, Record
 

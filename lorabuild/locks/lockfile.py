@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lorabuild.files import staged
 from lorabuild.inputs import Resolved, key_of
-from lorabuild.locked import Line, checked_line
+from lorabuild.locks.locked import Line, checked_line
 from lorabuild.stage import Artifact, Job
 from lorabuild.store import Output
 

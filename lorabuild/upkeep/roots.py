@@ -10,9 +10,9 @@ from lorabuild import git
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError
 from lorabuild.files import staged
-from lorabuild.locked import Line
-from lorabuild.lockfile import NAME, rows
-from lorabuild.recorded import recorded
+from lorabuild.locks.locked import Line
+from lorabuild.locks.lockfile import NAME, rows
+from lorabuild.upkeep.recorded import recorded
 
 PINS = ".lorabuild/pins"
 

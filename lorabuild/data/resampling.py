@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from lorabuild.buckets import Size
+    from lorabuild.data.buckets import Size
 
     Tap = tuple[np.ndarray, np.ndarray]  # for each new pixel an old one's index [n], and its weight [n] float32
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.components import component_digests
+from lorabuild.data.prompts import Prompt, read_prompts
 from lorabuild.errors import Interrupted, Problem, UserError
 from lorabuild.hashing import digest_file
-from lorabuild.pictures import COMPONENTS, Painter, png, settings_of
-from lorabuild.prompts import Prompt, read_prompts
+from lorabuild.sampling.pictures import COMPONENTS, Painter, png, settings_of
 
 if TYPE_CHECKING:
     from lorabuild.nn.adapter import Adapter

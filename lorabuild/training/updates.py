@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lorabuild.phases import phase_ends
+from lorabuild.training.phases import phase_ends
 
 BY_EPOCH = ("max_train_epochs", "save_every_n_epochs")  # keys that only the data set turns into updates
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.data.prompts import LEAST_SIDE, SIDE_STEP
 from lorabuild.manifest.layers import shown
 from lorabuild.names import quoted
-from lorabuild.prompts import LEAST_SIDE, SIDE_STEP
 from lorabuild.stage import TextFile
-from lorabuild.updates import end_of_epoch
+from lorabuild.training.updates import end_of_epoch
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository

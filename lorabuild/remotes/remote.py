@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.hashing import digest_file, digest_json, sha256_from
+from lorabuild.remotes.transport import Folder
 from lorabuild.stage import members
 from lorabuild.store import Output, Record, Store
-from lorabuild.transport import Folder
 
 LAYOUT = "v1"  # the folder in the remote; another layout would be another folder
 FRESH_SECONDS = 60.0  # how long a listing is believed about what is not in it

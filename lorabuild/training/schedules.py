@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabuild.errors import near_miss
-from lorabuild.optimizers import shown
+from lorabuild.training.optimizers import shown
 
 DEFAULT = "constant"
 # schedule -> its arguments with their defaults, by transformers' and diffusers' names. None: not set.

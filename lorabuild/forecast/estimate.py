@@ -10,14 +10,14 @@ from math import ceil
 from typing import Any
 
 from lorabuild.engine import Engine
-from lorabuild.order import batches_per_epoch, matched_repeats
-from lorabuild.outlook import Outlook
+from lorabuild.forecast.outlook import Outlook
 from lorabuild.publish import NAMES
 from lorabuild.reasons import changes
 from lorabuild.stage import Job
 from lorabuild.store import Output, Record
-from lorabuild.updates import update_count, wanted_steps
-from lorabuild.validation import held_back, split
+from lorabuild.training.order import batches_per_epoch, matched_repeats
+from lorabuild.training.updates import update_count, wanted_steps
+from lorabuild.training.validation import held_back, split
 
 COMPARED = 50  # jobs of a stage that are looked at for one that is alike: more would only take time
 

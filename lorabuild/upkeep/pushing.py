@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lorabuild.assess import records_of
 from lorabuild.engine import Engine
 from lorabuild.errors import UserError
-from lorabuild.remote import Damaged, Remote
+from lorabuild.remotes.remote import Damaged, Remote
 from lorabuild.session import dependencies
 from lorabuild.stage import present
 

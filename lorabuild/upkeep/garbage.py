@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabuild.files import sync_folder
-from lorabuild.roots import Roots
 from lorabuild.stages import STAGES
 from lorabuild.store import Record, Store
+from lorabuild.upkeep.roots import Roots
 
 KINDS = ("records", "blobs", "pieces", "scratch", "logs")  # in the order in which they are freed
 CHEAP = ("resize", "chop")  # stages that [store] max_gb is for: made again in a moment

@@ -10,9 +10,9 @@ from typing import Any
 
 from lorabuild.errors import InputChanged, Interrupted, JobError
 from lorabuild.memory import short_of
-from lorabuild.process import Worker
-from lorabuild.slots import Place, Slots
 from lorabuild.store import Output
+from lorabuild.workers.process import Worker
+from lorabuild.workers.slots import Place, Slots
 
 Saved = Callable[[str, Output], None]
 Progress = Callable[[int, int, str], None]

@@ -9,9 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.data.prompts import Prompt
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
-from lorabuild.prompts import Prompt
 from lorabuild.streams import stream_seed
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorabuild.remote import Damaged, Remote, Shared
+from lorabuild.remotes.remote import Damaged, Remote, Shared
+from lorabuild.remotes.transport import Folder, Unreachable
 from lorabuild.state import State
 from lorabuild.store import Store
-from lorabuild.transport import Folder, Unreachable
 
 FROM_REMOTE = "from the remote"
 Metadata = Mapping[str, Mapping[str, str]]  # digest of a user's LoRA -> its metadata

@@ -1,0 +1,1 @@
+"""lora.lock, and the lock of a running build."""

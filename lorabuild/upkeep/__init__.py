@@ -1,0 +1,1 @@
+"""What `gc`, `pull` and `push` do with the store."""
