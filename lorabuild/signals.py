@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -32,14 +33,24 @@ def stopping() -> Iterator[None]:
         if last - before >= AGAIN_SECONDS:
             raise Stopped(number)
 
+    with handled_by(stop):
+        yield
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Within, SIGNALS go to `handler`; those that are ignored stay so, as under `nohup` and in a shell's background.
+
+    Does nothing but in the main thread: no other may say who handles them.
+    """
     main = threading.current_thread() is threading.main_thread()
     heard = [one for one in SIGNALS if main and signal.getsignal(one) not in (None, signal.SIG_IGN)]
-    handlers = {one: signal.signal(one, stop) for one in heard}
+    before = {one: signal.signal(one, handler) for one in heard}
     try:
         yield
     finally:
-        for one, handler in handlers.items():
-            signal.signal(one, handler)
+        for one, old in before.items():
+            signal.signal(one, old)
 
 
 @contextmanager

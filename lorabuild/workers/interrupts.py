@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from lorabuild.signals import SIGNALS
+from lorabuild.signals import handled_by
 
 EXIT_CODE = 130
 ENDED = 0  # no signal has this number: the build has come to its end
@@ -56,7 +56,7 @@ def stoppable(build: Build) -> Iterator[Heard]:
         heard.signalled = True
         signals.put(number)
 
-    with _handled_by(handle):
+    with handled_by(handle):
         threading.Thread(target=_stop, args=(signals, build), daemon=True).start()
         try:
             yield heard
@@ -98,18 +98,3 @@ def _within_a_second(show: Callable[[], None]) -> None:
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
     thread.join(1)
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """The signals go to `handler`. One that is ignored stays so, as under `nohup` and in a shell's background."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say who handles them
-        return
-    heard = [one for one in SIGNALS if signal.getsignal(one) not in (None, signal.SIG_IGN)]
-    before = {one: signal.signal(one, handler) for one in heard}
-    try:
-        yield
-    finally:
-        for one, old in before.items():
-            signal.signal(one, old)
