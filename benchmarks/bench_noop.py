@@ -29,7 +29,7 @@ DODO = """\
 from standins import install
 
 install("dataset", "latents", "train", "spectrum", "resize")
-from lorabuild.graph import DOIT_CONFIG, task_lorabuild  # noqa: E402, F401
+from lorabuild.graph import DOIT_CONFIG, task_lorabuild
 """
 MANIFEST = """\
 [project]

@@ -27,7 +27,7 @@ DODO = """\
 from standins import install, paced
 
 install("base", "norms", "dataset", "latents", "train", "spectrum", "resize", run=paced)
-from lorabuild.graph import DOIT_CONFIG, task_lorabuild  # noqa: E402, F401
+from lorabuild.graph import DOIT_CONFIG, task_lorabuild
 """
 MANIFEST = """\
 [project]

@@ -41,13 +41,11 @@ BESIDE = {
 }
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the components of two keys: `recipe.seed: 42 -> 43`, `images/031.png: content`."""
-    return [reason.text for reason in changes(old, new)]
-
-
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], few: int = FEW) -> list[Reason]:
-    """The same, each with what it is about. `few`: how many files or blocks are spelled out."""
+    """What differs between the components of two keys: `recipe.seed: 42 -> 43`, `images/031.png: content`.
+
+    Each with what it is about. `few`: how many files or blocks are spelled out.
+    """
     found = []
     if old["version"] != new["version"]:
         found.append(Reason("version", "", f"stage version: {old['version']} -> {new['version']}"))

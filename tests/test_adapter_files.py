@@ -20,7 +20,7 @@ from lorabuild.lora.layers import read_layers
 from lorabuild.lora.presets import COUNTS, PRESETS, preset_layers, preset_norms
 from lorabuild.nn.adapter import Adapter, Shape, adapted
 from lorabuild.nn.adapters.module import Module
-from lorabuild.nn.adapters.start import dims_of_file
+from lorabuild.nn.adapters.start import layers_of_file
 from lorabuild.nn.adapters.weights import change_of_outputs
 from lorabuild.nn.export import write_adapter
 from lorabuild.nn.factors import read_factors, scale_of
@@ -114,7 +114,7 @@ def test_training_goes_on_from_a_file(tmp_path: Path, kind: str):
         assert set(adapter.modules) == names and adapter.parts == ("unet",)
         torch.testing.assert_close(predict(), expected, rtol=1e-4, atol=1e-4)
         if kind in ("locon", "loha"):
-            assert {dim for dim, _ in dims_of_file(tensors).values()} == {4, 1}  # 1: norms have no rank
+            assert {one.dim for one in layers_of_file(tensors).values()} == {4, 1}  # 1: norms have no rank
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,8 @@ def test_a_part_that_is_frozen_stays_in_the_file_that_it_came_from(tmp_path: Pat
 def test_names_of_other_trainers_are_read():
     linear = "unet.down_blocks.1.attentions.0.proj_in"
     tensors = {f"{linear}.lora_A.weight": torch.ones(3, 48), f"{linear}.lora_B.weight": torch.ones(48, 3)}
-    assert dims_of_file(tensors) == {"lora_unet_input_blocks_4_1_proj_in": (3, 3.0)}
+    found = {name: (one.dim, one.alpha) for name, one in layers_of_file(tensors).items()}
+    assert found == {"lora_unet_input_blocks_4_1_proj_in": (3, 3.0)}
     with adapted(tiny_base(), Shape(8, 1.0, 8, 1.0), 7, ("unet",), init=tensors) as adapter:
         assert adapter.modules["lora_unet_input_blocks_4_1_proj_in"].change().unique().tolist() == [3.0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from lorabuild.files import remove_empty, staged
 from lorabuild.hashing import digest_bytes
-from lorabuild.reasons import differences
+from lorabuild.reasons import changes
 from lorabuild.runlog import KEPT, RunLog
 from lorabuild.signature import GRAIN_NS
 from lorabuild.state import State
@@ -133,6 +133,10 @@ def test_a_damaged_piece_is_made_again(tmp_path: Path):
 
 
 # reasons
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    return [reason.text for reason in changes(old, new)]
 
 
 def test_a_changed_value_is_named_with_both_values():

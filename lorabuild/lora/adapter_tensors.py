@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt, prod
 from typing import Any, Literal, NamedTuple
 
@@ -147,7 +147,6 @@ _LAYOUTS: dict[str, Callable[[Size, int, Mapping[str, Any]], Layout]] = {
     "boft": _boft,
     "glora": _glora,
 }
-ALGOS = tuple(_LAYOUTS)
 
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
@@ -186,5 +185,5 @@ def _tucker(kernel: list[int], options: Mapping[str, Any]) -> bool:
     return bool(options.get("use_tucker")) and any(side != 1 for side in kernel)
 
 
-def _ones(kernel: object) -> list[int]:
-    return [1] * len(kernel)  # type: ignore[arg-type]
+def _ones(kernel: Sequence[int]) -> list[int]:
+    return [1] * len(kernel)

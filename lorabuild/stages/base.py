@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lorabuild.manifest import Repository
     from lorabuild.workspace import Progress, Workspace
 
-BUILTIN = "tiny-sdxl"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 FILES = (

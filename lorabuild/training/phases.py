@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-# What a phase may say; all else is the recipe's.
-RATES = ("unet_lr", "text_encoder_lr")
-
 
 def phases(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The recipe of each phase; of a training without phases, its own."""

@@ -68,11 +68,6 @@ def layers_of_file(tensors: Mapping[str, Tensor]) -> dict[str, FromFile]:
     return {name: _layer(name, own) for name, own in sorted(found.items())}
 
 
-def dims_of_file(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, float]]:
-    """kohya's name of each layer -> its rank and alpha."""
-    return {name: (one.dim, one.alpha) for name, one in layers_of_file(tensors).items()}
-
-
 def check_fits(name: str, one: FromFile, layer: nn.Module) -> None:
     """Raise JobError unless the tensors are those of an adapter of this layer; nothing is computed."""
     meta = {kind: tensor.to("meta") for kind, tensor in one.tensors.items()}
