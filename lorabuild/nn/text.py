@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +25,30 @@ def text_conditions(
 
     `weighted`: (this:1.3) in a caption scales the hidden states of its words.
     """
+    (ids1, one), (ids2, two) = (text.to(device) for text in read(base, captions, settings, weighted))
+    return encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id, (one, two))
+
+
+class Text(NamedTuple):
+    """Captions as an encoder takes them: token ids, and weights of their hidden states, each [B, n * 77]."""
+
+    ids: Tensor
+    weights: Tensor | None
+
+    def to(self, device: str) -> Text:
+        return Text(self.ids.to(device), None if self.weights is None else self.weights.to(device))
+
+
+def read(base: Base, captions: Sequence[str], settings: Mapping[str, Any], weighted: bool = False) -> tuple[Text, Text]:
+    """Captions for the first and the second text encoder, under these `[dataset]` settings."""
     length, first, second = settings.get("max_token_length", TEXT), base.tokenizer1, base.tokenizer2
-    weights: Sequence[Tensor | None] = (None, None)
     if weighted:
-        (ids1, one) = weighted_ids(first, captions, first.eos_token_id, length)
-        (ids2, two) = weighted_ids(second, captions, PAD2, length)
-        weights = one.to(device), two.to(device)
-    else:
-        ids1, ids2 = tokenise(first, second, captions, length)
-    return encode(base.te1, base.te2, ids1.to(device), ids2.to(device), second.eos_token_id, weights)
+        return (
+            Text(*weighted_ids(first, captions, first.eos_token_id, length)),
+            Text(*weighted_ids(second, captions, PAD2, length)),
+        )
+    ids1, ids2 = tokenise(first, second, captions, length)
+    return Text(ids1, None), Text(ids2, None)
 
 
 def tokenise(
@@ -60,19 +75,31 @@ def encode(
     end token, projected (SDXL, Podell et al. 2023, as its reference code and kohya's trainer do it). transformers' own
     pooled output is not used: in configurations whose eos_token_id is 2 it looks for another token.
     """
-    count = len(ids2)
-    ids1, ids2 = ids1.reshape(-1, TOKENS), ids2.reshape(-1, TOKENS)
-    first = te1(ids1, output_hidden_states=True)
-    second = te2(ids2, output_hidden_states=True)
-    begins = torch.arange(0, len(ids2), len(ids2) // count, device=ids2.device)
-    position = (ids2 == end).int().argmax(dim=1)[begins]
-    pooled = te2.text_projection(second.last_hidden_state[begins, position])
-    states = [joined(one.hidden_states[-2].unflatten(0, (count, -1))) for one in (first, second)]
-    for number, weight in enumerate(weights):
-        if weight is not None:
-            scale = joined(weight.view(count, -1, TOKENS, 1))
-            states[number] = states[number] * scale.to(states[number].dtype)
-    return torch.cat(states, dim=2), pooled
+    first = hidden_states(te1, Text(ids1, weights[0]))
+    second, pooled = hidden_and_pooled(te2, Text(ids2, weights[1]), end)
+    return torch.cat([first, second], dim=2), pooled
+
+
+def hidden_states(encoder: Any, text: Text) -> Tensor:
+    """The part of the hidden states that is an encoder's [B, T, C], as `encode` tells of them."""
+    return _hidden(encoder(text.ids.reshape(-1, TOKENS), output_hidden_states=True), text)
+
+
+def hidden_and_pooled(te2: Any, text: Text, end: int) -> tuple[Tensor, Tensor]:
+    """The second encoder's hidden states [B, T, C2], and the pooled vector [B, C2], as `encode` tells of them."""
+    count, ids = len(text.ids), text.ids.reshape(-1, TOKENS)
+    found = te2(ids, output_hidden_states=True)
+    begins = torch.arange(0, len(ids), len(ids) // count, device=ids.device)
+    position = (ids == end).int().argmax(dim=1)[begins]
+    return _hidden(found, text), te2.text_projection(found.last_hidden_state[begins, position])
+
+
+def _hidden(found: Any, text: Text) -> Tensor:
+    count = len(text.ids)
+    states = joined(found.hidden_states[-2].unflatten(0, (count, -1)))
+    if text.weights is None:
+        return states
+    return states * joined(text.weights.view(count, -1, TOKENS, 1)).to(states.dtype)
 
 
 def chunks(ids: Tensor, end: int, pad: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,15 +15,17 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
+from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
 from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import text_conditions
+from lorabuild.nn.text_ahead import TextAhead
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points, validation_seed
 
@@ -138,6 +140,10 @@ class _Loop:
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
         self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
+        self.text = self._trained_text
+        if adapter.leaves_text:
+            settings, weighted = training.data.dataset["settings"], recipe.get("weighted_captions", False)
+            self.text = TextAhead(training.base, settings, weighted, training.device, self._captions_to_come)
 
     def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
         """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
@@ -177,15 +183,17 @@ class _Loop:
 
         It is the plain one, so that recipes can be compared by it.
         """
-        recipe, data = self.training.recipe, self.training.held_back or self.training.data
         self.training.adapter.measuring()
-        count = held_out_count(self.training.held_back, recipe)
-        batches = held_out_batches(data, recipe, validation_seed(recipe), count)
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in batches]
+            losses = [self._losses(batch, self.yardstick) for batch in self._held_out_batches()]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
+
+    def _held_out_batches(self) -> list[MicroBatch]:
+        recipe, held_back = self.training.recipe, self.training.held_back
+        data, count = held_back or self.training.data, held_out_count(held_back, recipe)
+        return held_out_batches(data, recipe, validation_seed(recipe), count)
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.log.append(record)
@@ -212,18 +220,32 @@ class _Loop:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        settings, weighted = (
-            self.training.data.dataset["settings"],
-            self.training.recipe.get("weighted_captions", False),
-        )
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
-                hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
+            hidden, pooled = self.text(batch.captions)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
             timesteps = batch.timesteps.to(device)
             prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
         return objective.losses(prediction, target, batch)
+
+    def _trained_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(hidden states, pooled) by text encoders that are trained, or that an adapter's dropout is on."""
+        base, device, recipe = self.training.base, self.training.device, self.training.recipe
+        settings, weighted = self.training.data.dataset["settings"], recipe.get("weighted_captions", False)
+        learns = torch.is_grad_enabled() and self.training.adapter.trains_text
+        with torch.set_grad_enabled(learns), present([base.te1, base.te2], device):
+            return text_conditions(base, captions, settings, weighted, device)
+
+    def _captions_to_come(self) -> Iterator[str]:
+        """The captions of the held-out loss, and those of this update and of all that follow."""
+        for batch in self._held_out_batches():
+            yield from batch.captions
+        data, recipe = self.training.data, self.training.recipe
+        accumulate, seed = recipe["gradient_accumulation_steps"], recipe["seed"]
+        dealt = micro_batches(data.images, recipe["train_batch_size"], seed, self.step * accumulate)
+        rest = (recipe["max_train_steps"] - self.step) * accumulate
+        for number, (epoch, samples) in enumerate(islice(dealt, rest)):
+            yield from captions_of(data, recipe, seed, epoch, samples, self.step + number // accumulate)
 
     def _limit_norms(self) -> dict[str, Any]:
         """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""

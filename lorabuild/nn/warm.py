@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorabuild.memory import short_of
+from lorabuild.nn.present import HOST, give_back
 
 _warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
 
@@ -48,6 +49,14 @@ def make_way(wanted: Mapping[str, str]) -> None:
         if component in _warm and _warm[component][0][0] != digest:
             del _warm[component]
     gc.collect()  # modules and their hooks refer to each other
+
+
+def aside(but: Collection[str], device: str) -> None:
+    """Move what is kept to the host's memory, but for these components: the device is for what a job works with."""
+    for component, (_, network) in _warm.items():
+        if component not in but and network.device.type != HOST:
+            network.to(HOST)
+    give_back(device)
 
 
 def held() -> dict[str, int]:

@@ -14,6 +14,7 @@ from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.manifest.continued import init_path, init_project
+from lorabuild.lora.presets import TEXT_PARTS
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.sampling.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
@@ -109,7 +110,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     try_out(recipe, device)  # before the base, which takes long
     for line in warnings(recipe):
         workspace.warn(line)
-    base = load_base(workspace, recipe["mixed_precision"], device)
+    learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
+    base = load_base(workspace, recipe["mixed_precision"], device, learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -271,15 +273,23 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
-def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
-    """The base on its device, found warm if the job before in this process used the same."""
+def load_base(workspace: Workspace, mixed_precision: str, device: str, text: bool = True) -> Base:
+    """The base on its device, found warm if the job before in this process used the same.
+
+    Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
+    kept warm, the VAE say, leaves the device.
+    """
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
+    from lorabuild.nn.present import HOST
+    from lorabuild.nn.warm import aside
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
     unet = load_unet(workspace.path("unet"), dtype, digests["unet"])
     te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]))
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
-    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2)
+    aside(("unet", "te1", "te2") if text else ("unet",), device)
+    place = device if text else HOST
+    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
@@ -356,4 +366,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 2, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 3, jobs, run, slot="gpu", snapshots=snapshots)
