@@ -5,7 +5,7 @@ numbers. Each storage that it makes is counted while somebody holds it, in block
 So the peak is of what PyTorch has *allocated*: the CUDA context, libraries' workspaces, and what the allocator loses
 between its blocks come on top. It is reckoned, not measured on a GPU.
 
-Prints a row for each setting: the peak of the second update, when the optimizer has its moments; what it consists of;
+Prints a row for each setting: the peak of an update when the optimizer has its moments; what it consists of;
 and the estimate of `lorabuild.training.memory`, which is held to it.
 """
 
@@ -115,7 +115,6 @@ class Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.made = "activations"
-        self.gradients: Callable[[], Sequence[Tensor]] = tuple
         self._live: dict[int, tuple[int, str, str]] = {}  # storage -> bytes, what it is, operation
         self._total = 0
         self.forget()
@@ -168,7 +167,6 @@ class Ledger(TorchDispatchMode):
 
     def _tell(self) -> None:
         if not self._told:
-            self.called("gradients", [one.grad for one in self.gradients() if one.grad is not None])
             self._at_peak, self._told = dict(self._live), True
 
 
@@ -189,17 +187,28 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         ledger.made = "adapter"
         adapter = stack.enter_context(adapted(base, Shape.of(recipe), 1, trained_parts(recipe)))
         parameters = list(adapter.parameters().values())
-        ledger.made, ledger.gradients = "activations", lambda: parameters
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(lambda one: ledger.called("gradients", [one.grad]))
+        ledger.made = "activations"
         data = data_of(recipe)
         loop = trainer._Loop(trainer.Training(base, adapter, data, recipe))
         dealt = micro_batches(data.images, recipe["train_batch_size"], 1)
         update = list(islice(dealt, recipe["gradient_accumulation_steps"]))
-        loop.update(update)
+        make_moments(loop.optimizer, parameters)
         moments = [one for state in loop.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
         ledger.called("optimizer", moments)
         ledger.forget()
         loop.update(update)
         return ledger.reckoned()
+
+
+def make_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """A step without anything learnt: afterwards the optimizer has all that it keeps."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:

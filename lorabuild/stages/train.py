@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
-from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.lora.presets import TEXT_PARTS
+from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.sampling.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage

@@ -67,6 +67,11 @@ class Module:
         return self.algo == "dylora" or any(self.options.get(key) for key in DROPOUTS)
 
     @property
+    def makes_whole(self) -> bool:
+        """Whether a tensor as large as the layer's weight is made of its factors. Of low ranks it is where that is cheaper."""
+        return "dora_scale" in self.tensors or self.algo not in (*LOW_RANK, "lokr", "norm", "ia3", "diag-oft", "boft")
+
+    @property
     def constraint(self) -> float:
         return float(self.options.get("constraint") or 0.0)
 
