@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,30 +25,27 @@ def text_conditions(
 
     `weighted`: (this:1.3) in a caption scales the hidden states of its words.
     """
-    (ids1, one), (ids2, two) = (text.to(device) for text in read(base, captions, settings, weighted))
-    return encode(base.te1, base.te2, ids1, ids2, base.tokenizer2.eos_token_id, (one, two))
+    ids, weights = caption_ids(base, captions, settings, weighted)
+    return conditions_of(base, ids.to(device), None if weights is None else weights.to(device))
 
 
-class Text(NamedTuple):
-    """Captions as an encoder takes them: token ids, and weights of their hidden states, each [B, n * 77]."""
-
-    ids: Tensor
-    weights: Tensor | None
-
-    def to(self, device: str) -> Text:
-        return Text(self.ids.to(device), None if self.weights is None else self.weights.to(device))
-
-
-def read(base: Base, captions: Sequence[str], settings: Mapping[str, Any], weighted: bool = False) -> tuple[Text, Text]:
-    """Captions for the first and the second text encoder, under these `[dataset]` settings."""
+def caption_ids(
+    base: Base, captions: Sequence[str], settings: Mapping[str, Any], weighted: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(token ids, their weights if `weighted`), each [B, 2, n * 77] with a row for each tokenizer: on the CPU."""
     length, first, second = settings.get("max_token_length", TEXT), base.tokenizer1, base.tokenizer2
-    if weighted:
-        return (
-            Text(*weighted_ids(first, captions, first.eos_token_id, length)),
-            Text(*weighted_ids(second, captions, PAD2, length)),
-        )
-    ids1, ids2 = tokenise(first, second, captions, length)
-    return Text(ids1, None), Text(ids2, None)
+    if not weighted:
+        return torch.stack(tokenise(first, second, captions, length), dim=1), None
+    ids1, one = weighted_ids(first, captions, first.eos_token_id, length)
+    ids2, two = weighted_ids(second, captions, PAD2, length)
+    return torch.stack([ids1, ids2], dim=1), torch.stack([one, two], dim=1)
+
+
+def conditions_of(base: Base, ids: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(hidden states, pooled), as `encode` has them, of what `caption_ids` gives, on the device of the encoders."""
+    end = base.tokenizer2.eos_token_id
+    both = (None, None) if weights is None else weights.unbind(1)
+    return encode(base.te1, base.te2, *ids.unbind(1), end, both)
 
 
 def tokenise(
@@ -75,31 +72,30 @@ def encode(
     end token, projected (SDXL, Podell et al. 2023, as its reference code and kohya's trainer do it). transformers' own
     pooled output is not used: in configurations whose eos_token_id is 2 it looks for another token.
     """
-    first = hidden_states(te1, Text(ids1, weights[0]))
-    second, pooled = hidden_and_pooled(te2, Text(ids2, weights[1]), end)
+    first = hidden_states(te1, ids1, weights[0])
+    second, pooled = hidden_and_pooled(te2, ids2, end, weights[1])
     return torch.cat([first, second], dim=2), pooled
 
 
-def hidden_states(encoder: Any, text: Text) -> Tensor:
-    """The part of the hidden states that is an encoder's [B, T, C], as `encode` tells of them."""
-    return _hidden(encoder(text.ids.reshape(-1, TOKENS), output_hidden_states=True), text)
+def hidden_states(encoder: Any, ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The part of the hidden states that is an encoder's [B, T, C], of what `encode` takes."""
+    return _weighted(encoder(ids.reshape(-1, TOKENS), output_hidden_states=True), len(ids), weights)
 
 
-def hidden_and_pooled(te2: Any, text: Text, end: int) -> tuple[Tensor, Tensor]:
-    """The second encoder's hidden states [B, T, C2], and the pooled vector [B, C2], as `encode` tells of them."""
-    count, ids = len(text.ids), text.ids.reshape(-1, TOKENS)
+def hidden_and_pooled(te2: Any, ids: Tensor, end: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The second encoder's hidden states [B, T, C2], and the pooled vector [B, C2], of what `encode` takes."""
+    count, ids = len(ids), ids.reshape(-1, TOKENS)
     found = te2(ids, output_hidden_states=True)
     begins = torch.arange(0, len(ids), len(ids) // count, device=ids.device)
     position = (ids == end).int().argmax(dim=1)[begins]
-    return _hidden(found, text), te2.text_projection(found.last_hidden_state[begins, position])
+    return _weighted(found, count, weights), te2.text_projection(found.last_hidden_state[begins, position])
 
 
-def _hidden(found: Any, text: Text) -> Tensor:
-    count = len(text.ids)
+def _weighted(found: Any, count: int, weights: Tensor | None) -> Tensor:
     states = joined(found.hidden_states[-2].unflatten(0, (count, -1)))
-    if text.weights is None:
+    if weights is None:
         return states
-    return states * joined(text.weights.view(count, -1, TOKENS, 1)).to(states.dtype)
+    return states * joined(weights.view(count, -1, TOKENS, 1)).to(states.dtype)
 
 
 def chunks(ids: Tensor, end: int, pad: int) -> Tensor:

@@ -120,6 +120,8 @@ def _changes(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _toml(setting: Any) -> str:
-    return {True: "true", False: "false"}.get(setting, f"{setting}") if isinstance(setting, bool) else (
-        f'"{setting}"' if isinstance(setting, str) else str(setting)
+    return (
+        {True: "true", False: "false"}.get(setting, f"{setting}")
+        if isinstance(setting, bool)
+        else (f'"{setting}"' if isinstance(setting, str) else str(setting))
     )
