@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -37,6 +39,7 @@ from lorabuild.nn.adapter import adapted
 from lorabuild.nn.base import DTYPES, Base, checkpointing
 from lorabuild.nn.batches import Data
 from lorabuild.nn.tiny import CONFIGS
+from lorabuild.training.memory import RESERVE, Model, needs
 from lorabuild.training.order import micro_batches
 
 BLOCK = 512  # bytes: CUDA's caching allocator rounds up to it
@@ -68,32 +71,39 @@ PLAIN: dict[str, Any] = {
 }
 GUIDE = {"network_dim": 8, "network_args": {"algo": "locon", "preset": "full", "conv_dim": 256, "conv_alpha": 4.0}}
 BOTH = {"text_encoder_lr": 1e-4}
+SCHNELL = {**GUIDE, **BOTH, "optimizer_type": "ClybW", "train_batch_size": 8, "gradient_accumulation_steps": 6}
+LOHA = {"algo": "loha", "preset": "full", "conv_dim": 8}
+DORA = {**PLAIN["network_args"], "dora_wd": True}
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings, as a row has them."""
+    read = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+    return {**read["recipe"], "resolution": read["dataset"]["resolution"]}
+
+
 ROWS: dict[str, dict[str, Any]] = {
-    "recipes/8gb.toml": {},
-    "batch 2": {"train_batch_size": 2},
+    "recipes/8gb.toml": recipe("8gb"),
+    "rank 16": {},
     "batch 4": {"train_batch_size": 4},
     "768 x 768": {"resolution": [768, 768]},
-    "accumulation 4": {"gradient_accumulation_steps": 4},
-    "rank 64": {"network_dim": 64, "network_args": {**PLAIN["network_args"], "conv_dim": 32}},
     "with text encoders": BOTH,
     "with text encoders, batch 4": {**BOTH, "train_batch_size": 4},
     "no checkpointing": {"gradient_checkpointing": False},
-    "no checkpointing, batch 4": {"gradient_checkpointing": False, "train_batch_size": 4},
-    "no checkpointing, 512 x 512": {"gradient_checkpointing": False, "resolution": [512, 512]},
-    "schnell": {**GUIDE, **BOTH, "optimizer_type": "ClybW", "train_batch_size": 8, "gradient_accumulation_steps": 6, "gradient_checkpointing": False},
-    "schnell, checkpointing": {**GUIDE, **BOTH, "optimizer_type": "ClybW", "train_batch_size": 8, "gradient_accumulation_steps": 6},
-    "schnell, checkpointing, batch 2": {**GUIDE, **BOTH, "optimizer_type": "ClybW", "train_batch_size": 2, "gradient_accumulation_steps": 24},
-    "guide's ranks, batch 1": {**GUIDE},
-    "guide's ranks, no checkpointing, batch 1": {**GUIDE, "gradient_checkpointing": False},
-    "attn-mlp": {"network_args": {"algo": "locon", "preset": "attn-mlp"}},
-    "lokr": {"network_args": {"algo": "lokr", "preset": "full", "factor": 8}},
+    "no checkpointing, batch 2": {"gradient_checkpointing": False, "train_batch_size": 2},
+    "guide's ranks": GUIDE,
+    "guide's ranks, no checkpointing": {**GUIDE, "gradient_checkpointing": False},
+    "schnell": {**SCHNELL, "gradient_checkpointing": False},
+    "schnell, checkpointing": SCHNELL,
+    "schnell, checkpointing, batch 1": {**SCHNELL, "train_batch_size": 1},
+    "loha": {"network_args": LOHA},
+    "loha, no checkpointing": {"network_args": LOHA, "gradient_checkpointing": False},
+    "dora": {"network_args": DORA},
+    "dora, no checkpointing": {"network_args": DORA, "gradient_checkpointing": False},
     "lokr, no checkpointing": {"network_args": {"algo": "lokr", "preset": "full", "factor": 8}, "gradient_checkpointing": False},
-    "loha": {"network_args": {"algo": "loha", "preset": "full", "conv_dim": 8}},
-    "loha, no checkpointing": {"network_args": {"algo": "loha", "preset": "full", "conv_dim": 8}, "gradient_checkpointing": False},
-    "dora": {"network_args": {**PLAIN["network_args"], "dora_wd": True}},
-    "dora, no checkpointing": {"network_args": {**PLAIN["network_args"], "dora_wd": True}, "gradient_checkpointing": False},
     "fp32": {"mixed_precision": "no"},
-    "fp32, no checkpointing, 512 x 512": {"mixed_precision": "no", "gradient_checkpointing": False, "resolution": [512, 512]},
+    "fp32, no checkpointing": {"mixed_precision": "no", "gradient_checkpointing": False},
 }  # fmt: skip
 
 
@@ -104,6 +114,7 @@ class Reckoned:
     peak: int
     parts: Mapping[str, int]
     largest: Sequence[tuple[str, int]]  # what makes the activations -> bytes, the most first
+    model: Model | None = None  # what it is of; text encoders that are not on the device have no numbers
 
 
 class Ledger(TorchDispatchMode):
@@ -193,13 +204,21 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         data = data_of(recipe)
         loop = trainer._Loop(trainer.Training(base, adapter, data, recipe))
         dealt = micro_batches(data.images, recipe["train_batch_size"], 1)
-        update = list(islice(dealt, recipe["gradient_accumulation_steps"]))
+        update = list(islice(dealt, min(2, recipe["gradient_accumulation_steps"])))  # a third finds what the second does
         make_moments(loop.optimizer, parameters)
         moments = [one for state in loop.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
         ledger.called("optimizer", moments)
         ledger.forget()
         loop.update(update)
-        return ledger.reckoned()
+        networks = {"unet": network} | {name: one for name, one in zip(TEXT_PARTS, encoders, strict=True) if one}
+        whole = sum(module.weight.numel() for module in adapter.modules.values() if module.makes_whole)
+        counts = {name: numbers(one.parameters()) for name, one in networks.items()}
+        model = Model(counts, unet["block_out_channels"][0], numbers(parameters), whole)
+        return replace(ledger.reckoned(), model=model)
+
+
+def numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def make_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -302,6 +321,13 @@ def _clip(name: str) -> nn.Module:
     return getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**whole))
 
 
+def estimated(settings: Mapping[str, Any], model: Model) -> int:
+    """What a user is told for a row, without what is set aside for workspaces."""
+    recipe = {**PLAIN, **settings}
+    width, height = recipe["resolution"]
+    return sum(needs(recipe, model, width * height).values()) - RESERVE
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--row", nargs="*", default=list(ROWS), help="rows by name; all without")
@@ -309,9 +335,12 @@ def main() -> None:
     arguments.add_argument("--largest", action="store_true", help="which operations made the activations")
     options = arguments.parse_args()
     for name in options.row:
-        found = reckon({**ROWS[name], **json.loads(options.set)})
+        settings = {**ROWS[name], **json.loads(options.set)}
+        found = reckon(settings)
         parts = {what: round(size / 1e9, 3) for what, size in sorted(found.parts.items()) if size}
-        print(json.dumps({"row": name, "GB": round(found.peak / 1e9, 3), **parts}), flush=True)
+        guess = round(estimated(settings, found.model) / 1e9, 3)
+        told = {"row": name, "GB": round(found.peak / 1e9, 3), "estimate": guess, "parts": parts}
+        print(json.dumps({**told, "settings": settings, "model": asdict(found.model)}), flush=True)
         for made_by, size in found.largest if options.largest else ():
             print(f"    {size / 1e9:6.3f}  {made_by}")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
+    from lorabuild.nn.room import Room
     from lorabuild.sampling.live import Live
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
@@ -110,12 +111,20 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     try_out(recipe, device)  # before the base, which takes long
     for line in warnings(recipe):
         workspace.warn(line)
+    room = _room(recipe, options, dataset, workspace, device)
+    if room.line:
+        progress(0, recipe["max_train_steps"], room.line)
+        print(room.line)  # to the job's log
+    if room.short:
+        workspace.warn(room.short)
     learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
-    base = load_base(workspace, recipe["mixed_precision"], device, learns_text)
+    with room.watched():
+        base = load_base(workspace, recipe["mixed_precision"], device, learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
     with (
+        room.watched(),
         team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
         adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
@@ -271,6 +280,17 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     """How many processes work on it: on a CPU no more than there are micro-batches in an update, which stay whole there."""
     wanted = options.get("processes", 1)
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
+
+
+def _room(
+    recipe: Mapping[str, Any], options: Mapping[str, Any], dataset: Mapping[str, Any], workspace: Workspace, device: str
+) -> Room:
+    """What memory it will take, and what there is."""
+    from lorabuild.nn.room import room_of
+
+    settings = {**recipe, "gradient_checkpointing": options.get("gradient_checkpointing", False)}
+    pixels = max(width * height for width, height in (image["bucket"] for image in dataset["images"]))
+    return room_of(settings, workspace.path("unet"), pixels, device)
 
 
 def load_base(workspace: Workspace, mixed_precision: str, device: str, text: bool = True) -> Base:

@@ -5,6 +5,7 @@ The numbers are fitted to what `benchmarks/bench_memory.py` reckons for SDXL's w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -32,7 +33,11 @@ EIGHT_BITS = "AdamW8bit"
 
 # Bytes of activations for each cell of the latents of a batch: kept for the backward pass, or with checkpointing the
 # largest block and what each block begins with.
-PLAIN, CHECKPOINTED = 430_000, 71_300
+PLAIN, CHECKPOINTED = 560_000, 71_500
+TEXT = 160_000_000  # for each caption of a batch, of text encoders that are trained
+FLOAT = 1.7  # times as much in float32
+# For each number of a weight whose change is made whole: of all layers, or with checkpointing of the largest block.
+WHOLE, WHOLE_CHECKPOINTED = 4.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,5 @@ def _changes(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _toml(setting: Any) -> str:
-    return (
-        {True: "true", False: "false"}.get(setting, f"{setting}")
-        if isinstance(setting, bool)
-        else (f'"{setting}"' if isinstance(setting, str) else str(setting))
-    )
+    """As it stands in a manifest."""
+    return json.dumps(setting)
