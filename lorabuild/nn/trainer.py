@@ -16,6 +16,7 @@ from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
@@ -74,8 +75,9 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     """Train to the end, from `state` if there is one. The log: a record a step, and two of the held-out loss.
 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
-    is the mean over its images. The state is saved whenever that is cheap. A training that is
-    taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
+    is the mean over its images. Where gradients overflow in fp16, the update is made again at half the loss scale. The
+    state is saved whenever that is cheap. A training that is taken up from a state ends with the same bytes as an
+    undisturbed one, on a CPU at an equal number of threads.
     Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
@@ -137,7 +139,7 @@ class _Loop:
         groups, rates = grouped(recipe, adapter)
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
-        self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
+        self.scale = LossScale.of(recipe["mixed_precision"])
 
     def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
         """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
@@ -154,16 +156,23 @@ class _Loop:
             batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
             share = self._losses(part_of(batch, part), self.objective).sum() / images
             loss = _finite(f"step {self.step + 1}: the loss", share.item())
-            self.scaler.scale(share).backward()
+            self.scale.scaled(share).backward()
             return loss
 
         sizes = [len(samples) for _, samples in dealt]
-        loss = self.training.ranks.update(sizes, work, list(self.parameters.values()))
-        norm = self._apply_gradients()
+        norm = None
+        while (
+            norm is None
+        ):  # after an overflow nothing has changed but the scale: the same samples, noise and rate again
+            loss = self.training.ranks.update(sizes, work, list(self.parameters.values()))
+            norm = self._apply_gradients()
         self.step += 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
-        self._tell({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
+        record |= {"grad_norm": _rounded(norm), "images": images, **self._limit_norms()}
+        if self.scale.enabled:
+            record["loss_scale"] = self.scale.scale
+        self._tell(record)
         return loss
 
     def measure(self, when: str) -> None:
@@ -193,14 +202,14 @@ class _Loop:
 
     def state(self) -> State:
         moments, optimizer = optimizer_state(self.optimizer, self.parameters)
-        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict(), "optimizer": optimizer}
+        facts = {"step": self.step, "log": self.log, "scale": self.scale.state(), "optimizer": optimizer}
         return State({**self.training.adapter.tensors(), **moments}, facts)
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
         for record in self.log:
             self.logged(record)
-        self.scaler.load_state_dict(state.facts["scaler"])
+        self.scale.restore(state.facts["scale"])
         self.training.adapter.load(state.tensors)
         restore(self.optimizer, self.parameters, state.tensors, state.facts["optimizer"])
 
@@ -217,7 +226,7 @@ class _Loop:
             self.training.recipe.get("weighted_captions", False),
         )
         noisy, target = objective.noisy(batch)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
                 hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
@@ -234,22 +243,28 @@ class _Loop:
         keys = {"keys_scaled": norms.scaled, "average_key_norm": norms.mean, "max_key_norm": norms.largest}
         return {"max_norm": {key: _rounded(value) for key, value in keys.items()}}
 
-    def _apply_gradients(self) -> float:
-        """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""
-        self.scaler.unscale_(self.optimizer)
+    def _apply_gradients(self) -> float | None:
+        """Clip over all parameters at once and step; the norm before clipping. None, and no step, where fp16 overflowed."""
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        total = total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        self.scale.unscale(gradients)
+        total = total_norm(gradients)
         norm = total.item()
-        if not norm <= limit:
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
-        if not self.scaler.is_enabled():
+        overflowed = self.scale.overflowed(norm)
+        if overflowed:
+            print(
+                f"step {self.step + 1}: fp16 overflowed; again at loss scale {self.scale.scale:g}"
+            )  # to the job's log
+        else:
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            if norm > limit:
+                torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+            self.optimizer.step()
+            self.scale.updated()
         for parameter in self.parameters.values():  # of those, too, that no group trains
             parameter.grad = None
-        return norm
+        return None if overflowed else norm
 
 
 def _finite(what: str, value: float) -> float:
@@ -260,5 +275,5 @@ def _finite(what: str, value: float) -> float:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits, as many as mean something in float32. None, null in JSON, for an overflow that fp16 skips."""
+    """Six digits, as many as mean something in float32. None, null in JSON, for what is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
