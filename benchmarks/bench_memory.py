@@ -43,6 +43,7 @@ from lorabuild.training.memory import RESERVE, Model, needs
 from lorabuild.training.order import micro_batches
 
 BLOCK = 512  # bytes: CUDA's caching allocator rounds up to it
+NORMS = (nn.GroupNorm, nn.LayerNorm)
 IN_FLOAT = ("group_norm", "layer_norm")  # autocast computes them in float32 on a GPU, not on a CPU
 START, END, VOCABULARY = 49406, 49407, 49408
 CELL = 8  # pixels a side of a latent's cell
@@ -204,7 +205,9 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         data = data_of(recipe)
         loop = trainer._Loop(trainer.Training(base, adapter, data, recipe))
         dealt = micro_batches(data.images, recipe["train_batch_size"], 1)
-        update = list(islice(dealt, min(2, recipe["gradient_accumulation_steps"])))  # a third finds what the second does
+        update = list(
+            islice(dealt, min(2, recipe["gradient_accumulation_steps"]))
+        )  # a third finds what the second does
         make_moments(loop.optimizer, parameters)
         moments = [one for state in loop.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
         ledger.called("optimizer", moments)
@@ -231,10 +234,10 @@ def make_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor])
 
 
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """A network with weights, as lorabuild.nn.base loads it: its group norms are in float32."""
+    """A network with weights, as lorabuild.nn.base loads it: its norms are in float32."""
     with torch.device("meta"):
         network = make().requires_grad_(False).eval()
-    norms = {name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
+    norms = {name for name, module in network.named_modules() if isinstance(module, NORMS)}
     kinds = {name: torch.float32 if name.rpartition(".")[0] in norms else dtype for name in network.state_dict()}
     weights = {name: torch.empty(one.shape, dtype=kinds[name]) for name, one in network.state_dict().items()}
     network.load_state_dict(weights, assign=True)

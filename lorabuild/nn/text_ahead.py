@@ -75,7 +75,7 @@ class TextAhead:
         parts = [captions[start : start + self._together] for start in range(0, len(captions), self._together)]
         texts = [caption_ids(base, part, self._settings, self._weighted) for part in parts]
         firsts, seconds = [], []
-        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
+        with torch.autocast(device, self._dtype, enabled=self._dtype.itemsize < 4):
             with present([base.te1], device):
                 for ids, weights in texts:
                     firsts.append(hidden_states(base.te1, *self._of(0, ids, weights)).to(HOST))
