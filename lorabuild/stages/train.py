@@ -386,4 +386,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 3, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 4, jobs, run, slot="gpu", snapshots=snapshots)
