@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from manifest_world import GOOD, Files
+from manifest_world import Files
 from safetensors.torch import save_file
 from tiny_base import tiny_digests, tiny_folder
 from world import World
@@ -312,16 +312,30 @@ def test_a_file_is_kept_as_it_was_written_and_other_bases_stay(tmp_path: Path):
     assert repository.model_dirs == ["~/b", "../c"]
 
 
-def test_training_on_a_single_file_is_refused_where_the_base_is_named(tmp_path: Path):
+def test_a_base_has_a_vae_a_clip_skip_and_a_pin(tmp_path: Path):
     files = Files(tmp_path)
-    files.write("lorabuild.toml", '[bases.one]\nfile = "pony.SafeTensors"\n[bases.folder]\nfile = "pony"\n')
-    files.write("projects/a/lora.toml", GOOD.replace("tiny", "one"))
-    files.write("projects/b/lora.toml", GOOD.replace("tiny", "folder"))
-    files.write("projects/c/lora.toml", GOOD.replace('"tiny"', '"one"\nsource = "ember.safetensors"'))
-    assert [str(one) for one in files.mistakes()] == [
-        "projects/a/lora.toml:2: project.base: training on a single-file base is not supported yet; "
-        "use a diffusers folder"
-    ]
+    digest = "67AB2FD8EC439A89B3FEDB15CC65F54336AF163C7EB5E4F2ACC98F090A29B0B3"
+    pony = 'file = "pony.safetensors"\nvae = "sdxl.vae.safetensors"\n'
+    files.write(
+        "lorabuild.toml", f'[bases.pony]\n{pony}clip_skip = 1\ndigest = "{digest}"\n[bases.two]\n{pony}clip_skip = 2\n'
+    )
+    bases = load(tmp_path).bases
+    assert bases["pony"] == {
+        "file": "pony.safetensors",
+        "vae": "sdxl.vae.safetensors",
+        "clip_skip": 1,
+        "digest": digest.lower(),
+    }
+    assert bases["two"] == {"file": "pony.safetensors", "vae": "sdxl.vae.safetensors"}  # 2 is SDXL's own
+    for wrong, said in {
+        'digest = "67ab"': "lorabuild.toml:3: bases.pony.digest: expected a sha256",
+        "clip_skip = 0": "lorabuild.toml:3: bases.pony.clip_skip: ",
+        'vea = "x"': 'lorabuild.toml:3: bases.pony.vea: unknown key (did you mean "vae"?)',
+    }.items():
+        files.write("lorabuild.toml", f'[bases.pony]\nfile = "pony.safetensors"\n{wrong}\n')
+        assert [str(one)[: len(said)] for one in files.mistakes()] == [said]
+    files.write("lorabuild.toml", f'[bases.own]\nbuiltin = "tiny-sdxl"\ndigest = "{digest}"\n')
+    assert "bases.own.digest: pins a file" in str(files.mistakes()[0])
 
 
 # whole builds
