@@ -14,15 +14,14 @@ from lorabuild.bases.layout import FOLDERS as FOLDERS
 from lorabuild.bases.layout import PREFIXES as PREFIXES
 from lorabuild.bases.layout import WEIGHT_FILES as WEIGHT_FILES
 from lorabuild.bases.layout import Part, Stored, component_folder, find_part, weight_files
+from lorabuild.data.tokenizers import own_folder, vocabulary_digest
+from lorabuild.data.vocabulary import FILES as TOKENIZER_FILES
 from lorabuild.errors import JobError
 from lorabuild.hashing import CHUNK_BYTES, canonical_json
 from lorabuild.header import read_header
 
 DIGESTING = 1  # raised by hand when an equal component should have another digest
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
-# A single file holds no tokenizer. Both are CLIP's, the same for every SDXL, so that this word says which they are.
-TOKENIZER_OF_A_FILE = "clip"
 
 Told = Callable[[int, int], None]  # bytes read, of so many
 
@@ -59,7 +58,8 @@ def parts_of(base: Path, names: Iterable[str]) -> dict[str, Part]:
 def component_files(base: Path, name: str) -> list[Path]:
     """The files that the digest of a component is made of: while they stay as they are, so does it. Raises JobError."""
     if not base.is_dir():
-        return [base]
+        own = own_folder(base) if _is_tokenizer(name) else None
+        return [base, *(_tokenizer_files(own) if own else ())]
     if _is_tokenizer(name):
         return _tokenizer_files(base / FOLDERS[name])
     return weight_files(component_folder(base, name))
@@ -127,7 +127,7 @@ def _digest(place: Path, tensors: Mapping[str, Stored], told: Told) -> str:
 
 
 def _tokenizer_digest(base: Path, name: str) -> str:
-    return tokenizer_digest(base / FOLDERS[name]) if base.is_dir() else TOKENIZER_OF_A_FILE
+    return tokenizer_digest(base / FOLDERS[name]) if base.is_dir() else vocabulary_digest(base)
 
 
 def _is_tokenizer(name: str) -> bool:

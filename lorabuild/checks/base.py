@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorabuild.bases.family import folder_stranger, prediction_warning
 from lorabuild.components import PREFIXES, component_files, parts_of
+from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, of_problems
 from lorabuild.header import read_header
 from lorabuild.manifest import Repository
-from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.bases import base_path, model_folders
 from lorabuild.manifest.whence import Whence
 
 
@@ -38,8 +39,8 @@ def check_base(repository: Repository, name: str, components: Collection[str], w
         return whence.base(name, key) or ("lorabuild.toml", 0)
 
     inside = {one for one in components if vae is None or one != "vae"} if path else set()
-    faults = [("file", said) for said in _faults(path, inside)] if path else []
-    faults += [("vae", said) for said in _faults(vae, {"vae"})] if vae and "vae" in components else []
+    faults = [("file", said) for said in _faults(path, inside, model_folders(repository))] if path else []
+    faults += [("vae", said) for said in _faults(vae, {"vae"}, ())] if vae and "vae" in components else []
     findings = [found("LB021", at(key)[0], f"bases.{name}: {said}", at(key)[1]) for key, said in faults]
     if path and not findings and (said := _prediction(path, repository.bases[name])):
         file, line = at("prediction_type")
@@ -47,12 +48,14 @@ def check_base(repository: Repository, name: str, components: Collection[str], w
     return CheckedBase(path, not faults, findings)
 
 
-def _faults(path: Path, components: Collection[str]) -> Iterator[str]:
-    """What is missing, truncated or of another kind; of what is no base at all that alone."""
+def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:
+    """What is missing, truncated or of another kind; of what is no base at all that alone. `dirs`: of models."""
     networks = [name for name in sorted(components) if name in PREFIXES]
     try:
         if path.is_file():
             parts_of(path, networks)
+            if len(networks) < len(components):
+                find_vocabulary(path, dirs)
             return
         if what := folder_stranger(path, networks):
             yield f"{path}: {what}"

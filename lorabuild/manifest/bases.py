@@ -68,8 +68,13 @@ def base_places(repository: Repository, base: str, key: str = "file") -> list[Pa
     if file is None:
         return []
     given = Path(os.path.expanduser(file))
-    dirs = [] if given.is_absolute() else [os.path.expanduser(path) for path in repository.model_dirs]
-    return [repository.root / folder / given for folder in ("", *dirs)]
+    dirs = [] if given.is_absolute() else model_folders(repository)
+    return [folder / given for folder in (repository.root, *dirs)]
+
+
+def model_folders(repository: Repository) -> list[Path]:
+    """`[models] dirs`."""
+    return [repository.root / os.path.expanduser(path) for path in repository.model_dirs]
 
 
 def base_problem(repository: Repository, base: str, said: str, key: str = "file") -> Problem:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lorabuild.bases.layout import CLIP_SKIP
+from lorabuild.data.tokenizers import find_vocabulary
+from lorabuild.data.vocabulary import read_vocabulary
 from lorabuild.nn.networks import load_network
 from lorabuild.nn.warm import kept
 
@@ -27,9 +29,7 @@ class Base:
     te2: Any  # transformers.CLIPTextModelWithProjection
     tokenizer1: Any  # transformers.CLIPTokenizer
     tokenizer2: Any
-    clip_skip: int = (
-        CLIP_SKIP  # the hidden states that count, from the last layer of each text encoder: 2 is the last but one
-    )
+    clip_skip: int = CLIP_SKIP  # which hidden states of both text encoders count, from the last
 
 
 def load_unet(base: Path, dtype: torch.dtype, digest: str | None = None, device: str = "cpu") -> Any:
@@ -51,10 +51,18 @@ def load_text_encoders(
 
 
 def load_tokenizers(base: Path) -> tuple[Any, Any]:
-    """Both CLIP tokenizers of a base: of its folder, or of folders beside its single file."""
-    folder = base if base.is_dir() else base.parent
+    """Both CLIP tokenizers of a base: of its folder, of its single file, or by the place of a single file's vocabulary.
+
+    Those of a single file are one: SDXL's second pads otherwise, which is done where captions are tokenised. Raises
+    JobError where a single file's vocabulary is not found.
+    """
     from transformers import CLIPTokenizer
 
+    folder = base
+    if not (folder / "tokenizer").is_dir():
+        vocabulary = read_vocabulary(find_vocabulary(base) if base.suffix.casefold() == ".safetensors" else base)
+        one = CLIPTokenizer(vocab=vocabulary.ids, merges=list(vocabulary.merges))
+        return one, one
     first, second = (
         CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("tokenizer", "tokenizer_2")
     )

@@ -12,13 +12,17 @@ from lorabuild.nn.networks import load_network
 from lorabuild.nn.warm import kept
 
 
-def load_vae(base: Path, digest: str | None = None, device: str = "cpu") -> AutoencoderKL:
-    """The VAE of `base`, in fp32, for inference, on `device`: a base, or a VAE by itself, in a file or folder.
+def load_vae(base: Path, digest: str | None = None) -> AutoencoderKL:
+    """The VAE of `base`, in fp32, for inference, on the GPU if there is one: of a base, or by itself, in a file or folder.
 
     With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError for
     files that are missing, and JobError for weights that are not all that config.json, or SDXL's VAE, has.
     """
-    return kept("vae", digest, torch.float32, base, lambda: load_network(base, "vae", torch.float32, device))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = kept("vae", digest, torch.float32, base, lambda: load_network(base, "vae", torch.float32, device))
+    if device == "cuda":
+        vae.to(device, memory_format=torch.channels_last)  # the order in which tensor cores take a convolution's inputs
+    return vae
 
 
 @torch.inference_mode()
