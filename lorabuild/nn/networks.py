@@ -26,6 +26,10 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+# Their weights are float32 at least, whatever the rest is in. Norms compute in float32 anyway, a few numbers take no room,
+# and where an adapted layer stands before one, what it is given is float32: with weights of another dtype that is an error
+# on a CPU.
+NORMS, SINGLE = (nn.GroupNorm, nn.LayerNorm), torch.float32.itemsize
 FEW = 3  # names that a message shows
 _POSITIONS = "position_ids"  # 0, 1, 2, …: a buffer that no file needs to hold
 
@@ -116,7 +120,7 @@ def _tensors(
     network: nn.Module, weights: Mapping[str, BaseWeight], dtype: torch.dtype, device: str
 ) -> Iterator[tuple[str, Tensor]]:
     """Name -> weight on the device, in the order of the files, which is the fastest to read."""
-    norms = {name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
+    norms = {name for name, module in network.named_modules() if isinstance(module, NORMS)}
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     with ExitStack() as stack:
         files: dict[Path, BinaryIO] = {}
@@ -124,8 +128,8 @@ def _tensors(
             if weight.path not in files:
                 files[weight.path] = stack.enter_context(open(weight.path, "rb", buffering=0))
             tensor = _read(files[weight.path], weight).to(device, dtype).reshape(shapes[name])
-            # GroupNorms compute in float32: one is given that where an adapted convolution stands before it.
-            yield name, tensor.float() if name.rpartition(".")[0] in norms else tensor
+            single = dtype.itemsize < SINGLE and name.rpartition(".")[0] in norms
+            yield name, tensor.float() if single else tensor
 
 
 def _read(file: BinaryIO, weight: BaseWeight) -> Tensor:
