@@ -464,10 +464,11 @@ sample_sampler = "euler"
 
 @pytest.mark.slow
 def test_a_project_on_a_single_file_trains_resizes_chops_and_draws(empty: World):
-    """A checkpoint in half precision with what files hold beside the weights; the second has the same VAE."""
-    from sgm_base import LEFTOVERS, PREFIXES, write_sgm
+    """A checkpoint in half precision, with what files hold beside weights, and a VAE apart; the second has the same VAE inside."""
+    from sgm_base import LEFTOVERS, PREFIXES, write_sgm, write_vae
 
-    first = write_sgm(empty.root.parent / "models/pony.safetensors", torch.float16, LEFTOVERS)
+    first = write_sgm(empty.root.parent / "models/pony.safetensors", torch.float16, LEFTOVERS, vae=False)
+    write_vae(empty.root.parent / "models/sdxl.vae.safetensors", "", torch.float16)
     bias = PREFIXES["unet"] + "out.2.bias"
     second = write_sgm(
         empty.root.parent / "models/noob.safetensors",
@@ -477,8 +478,8 @@ def test_a_project_on_a_single_file_trains_resizes_chops_and_draws(empty: World)
     shutil.copytree(tiny_folder() / "tokenizer", first.parent / "tokenizer")
     empty.write(
         "lorabuild.toml",
-        '[models]\ndirs = ["../models"]\n[bases.pony]\nfile = "pony.safetensors"\n[bases.noob]\nfile = "noob.safetensors"\n'
-        "clip_skip = 3\n",
+        '[models]\ndirs = ["../models"]\n[bases.pony]\nfile = "pony.safetensors"\nvae = "sdxl.vae.safetensors"\n'
+        '[bases.noob]\nfile = "noob.safetensors"\nclip_skip = 3\n',
     )
     empty.project(steps=2)
     manifest = empty.root / "projects/ember/lora.toml"
@@ -507,5 +508,5 @@ def test_a_project_on_a_single_file_trains_resizes_chops_and_draws(empty: World)
         and "ss_clip_skip" not in read_header(empty.root / "build/ember/ember.safetensors").metadata
     )
     checked = empty.lorabuild("check")
-    assert "LB024" in checked.out and "lorabuild.toml:6: bases.noob: noob.safetensors says" in checked.out
+    assert "LB024" in checked.out and "lorabuild.toml:7: bases.noob: noob.safetensors says" in checked.out
     assert second.is_file()
