@@ -15,7 +15,7 @@ from sdxl_shapes import UNET
 from lorabuild import memory
 from lorabuild.checks.outputs import memory_findings
 from lorabuild.errors import JobError
-from lorabuild.nn import room
+from lorabuild.nn import room, warm
 from lorabuild.nn.optimizers import make
 from lorabuild.training.memory import CONTEXT, MOMENTS, STATES, Model, needs, remedy, said
 from lorabuild.training.optimizers import OPTIMIZERS
@@ -160,3 +160,22 @@ def test_the_drivers_tool_says_what_the_smallest_card_has(monkeypatch: pytest.Mo
     assert memory.card_bytes() == 8 * 2**30
     monkeypatch.setattr(memory.subprocess, "run", lambda *args, **said: SimpleNamespace(stdout="[N/A]\n"))
     assert memory.card_bytes() is None
+
+
+class Elsewhere:
+    """A network that says where it is."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+
+    def to(self, device: str) -> None:
+        self.device = torch.device(device)
+
+
+def test_what_a_job_does_not_work_with_leaves_the_device_and_stays_warm(monkeypatch: pytest.MonkeyPatch):
+    kept = {name: (("digest", torch.float32), Elsewhere("meta")) for name in ("unet", "te1", "vae")}
+    monkeypatch.setattr(warm, "_warm", kept)
+    warm.aside(("unet", "te1"))
+    assert {name: network.device.type for name, (_, network) in kept.items()} == {
+        "unet": "meta", "te1": "meta", "vae": "cpu",
+    }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.emphasis import weighted_parts
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def conditions_of(base: Base, ids: Tensor, weights: Tensor | None = None) -> tup
     """(hidden states, pooled), as `encode` has them, of what `caption_ids` gives, on the device of the encoders."""
     end = base.tokenizer2.eos_token_id
     both = (None, None) if weights is None else weights.unbind(1)
-    return encode(base.te1, base.te2, *ids.unbind(1), end, both)
+    return encode(base.te1, base.te2, *ids.unbind(1), end, both, base.clip_skip)
 
 
 def tokenise(
@@ -62,37 +63,47 @@ def tokenise(
 
 
 def encode(
-    te1: Any, te2: Any, ids1: Tensor, ids2: Tensor, end: int, weights: Sequence[Tensor | None] = (None, None)
+    te1: Any,
+    te2: Any,
+    ids1: Tensor,
+    ids2: Tensor,
+    end: int,
+    weights: Sequence[Tensor | None] = (None, None),
+    clip_skip: int = CLIP_SKIP,
 ) -> tuple[Tensor, Tensor]:
     """(hidden states [B, T, C1 + C2], pooled [B, C2]) of token ids [B, n * 77], T = 75 n + 2.
 
     `end` is the id of the second's end token, `weights` [B, n * 77] scale the hidden states of either encoder. Each
-    chunk of 77 is encoded by itself. Hidden states are those before the last layer of each encoder, without the final
-    norm. The pooled vector is the second encoder's last state of the first chunk, after its final norm, at the *first*
+    chunk of 77 is encoded by itself. Hidden states are the `clip_skip`-th from the last of each encoder, by default those
+    before the last layer, without the final norm. The pooled vector is the second encoder's last state of the first chunk, after its final norm, at the *first*
     end token, projected (SDXL, Podell et al. 2023, as its reference code and kohya's trainer do it). transformers' own
     pooled output is not used: in configurations whose eos_token_id is 2 it looks for another token.
     """
-    first = hidden_states(te1, ids1, weights[0])
-    second, pooled = hidden_and_pooled(te2, ids2, end, weights[1])
+    first = hidden_states(te1, ids1, weights[0], clip_skip)
+    second, pooled = hidden_and_pooled(te2, ids2, end, weights[1], clip_skip)
     return torch.cat([first, second], dim=2), pooled
 
 
-def hidden_states(encoder: Any, ids: Tensor, weights: Tensor | None = None) -> Tensor:
+def hidden_states(encoder: Any, ids: Tensor, weights: Tensor | None = None, clip_skip: int = CLIP_SKIP) -> Tensor:
     """The part of the hidden states that is an encoder's [B, T, C], of what `encode` takes."""
-    return _weighted(encoder(ids.reshape(-1, TOKENS), output_hidden_states=True), len(ids), weights)
+    found = encoder(ids.reshape(-1, TOKENS), output_hidden_states=True)
+    return _weighted(found.hidden_states[-clip_skip], len(ids), weights)
 
 
-def hidden_and_pooled(te2: Any, ids: Tensor, end: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def hidden_and_pooled(
+    te2: Any, ids: Tensor, end: int, weights: Tensor | None = None, clip_skip: int = CLIP_SKIP
+) -> tuple[Tensor, Tensor]:
     """The second encoder's hidden states [B, T, C2], and the pooled vector [B, C2], of what `encode` takes."""
     count, ids = len(ids), ids.reshape(-1, TOKENS)
     found = te2(ids, output_hidden_states=True)
     begins = torch.arange(0, len(ids), len(ids) // count, device=ids.device)
     position = (ids == end).int().argmax(dim=1)[begins]
-    return _weighted(found, count, weights), te2.text_projection(found.last_hidden_state[begins, position])
+    pooled = te2.text_projection(found.last_hidden_state[begins, position])
+    return _weighted(found.hidden_states[-clip_skip], count, weights), pooled
 
 
-def _weighted(found: Any, count: int, weights: Tensor | None) -> Tensor:
-    states = joined(found.hidden_states[-2].unflatten(0, (count, -1)))
+def _weighted(states: Tensor, count: int, weights: Tensor | None) -> Tensor:
+    states = joined(states.unflatten(0, (count, -1)))
     if weights is None:
         return states
     return states * joined(weights.view(count, -1, TOKENS, 1)).to(states.dtype)

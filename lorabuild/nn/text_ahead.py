@@ -78,11 +78,12 @@ class TextAhead:
         with torch.autocast(device, self._dtype, enabled=self._dtype.itemsize < 4):
             with present([base.te1], device):
                 for ids, weights in texts:
-                    firsts.append(hidden_states(base.te1, *self._of(0, ids, weights)).to(HOST))
+                    firsts.append(hidden_states(base.te1, *self._of(0, ids, weights), base.clip_skip).to(HOST))
             with present([base.te2], device):
                 for ids, weights in texts:
                     chosen, scales = self._of(1, ids, weights)
-                    seconds.append([one.to(HOST) for one in hidden_and_pooled(base.te2, chosen, end, scales)])
+                    found = hidden_and_pooled(base.te2, chosen, end, scales, base.clip_skip)
+                    seconds.append([one.to(HOST) for one in found])
         hidden = [row for one, (two, _) in zip(firsts, seconds, strict=True) for row in torch.cat([one, two], dim=2)]
         pooled = [row for _, rows in seconds for row in rows]
         return dict(zip(captions, zip(hidden, pooled, strict=True), strict=True))

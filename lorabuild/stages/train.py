@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.bases.family import prediction_warning
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
 from lorabuild.lora.presets import TEXT_PARTS
+from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.sampling.samples import sample_steps, sampling
@@ -43,12 +46,11 @@ def jobs(repository: Repository) -> Iterable[Job]:
         if not settings["dataset"] or settings["project"]["source"]:
             continue
         base = settings["project"]["base"]
-        prediction_type = repository.bases[base].get("prediction_type", "epsilon")
         recipe = result_keys(settings, "recipe")
         recipe.pop("init", None)  # it counts by its content
         yield Job(
             name=f"train:{name}",
-            params={"recipe": recipe, "base": {"prediction_type": prediction_type}},
+            params={"recipe": recipe, "base": base_params(repository, base)},
             inputs={
                 "dataset": Artifact(f"dataset:{name}", "dataset.json"),
                 "latents": Artifact(f"latents:{name}", "latents"),
@@ -111,6 +113,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     try_out(recipe, device)  # before the base, which takes long
     for line in warnings(recipe):
         workspace.warn(line)
+    if line := prediction_warning(workspace.path("unet"), job.params["base"]["prediction_type"]):
+        workspace.warn(line)
     room = _room(recipe, options, dataset, workspace, device)
     if room.line:
         progress(0, recipe["max_train_steps"], room.line)
@@ -119,7 +123,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(room.short)
     learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
     with room.watched():
-        base = load_base(workspace, recipe["mixed_precision"], device, learns_text)
+        base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job), learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -293,7 +297,14 @@ def _room(
     return room_of(settings, workspace.path("unet"), pixels, device)
 
 
-def load_base(workspace: Workspace, mixed_precision: str, device: str, text: bool = True) -> Base:
+def clip_skip_of(job: Job) -> int:
+    """Which hidden states of the text encoders a job's base is meant to be used with."""
+    return job.params["base"].get("clip_skip", CLIP_SKIP)
+
+
+def load_base(
+    workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP, text: bool = True
+) -> Base:
     """The base on its device, found warm if the job before in this process used the same.
 
     Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
@@ -304,12 +315,12 @@ def load_base(workspace: Workspace, mixed_precision: str, device: str, text: boo
     from lorabuild.nn.warm import aside
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
-    unet = load_unet(workspace.path("unet"), dtype, digests["unet"])
-    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]))
-    tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
-    aside(("unet", "te1", "te2") if text else ("unet",), device)
     place = device if text else HOST
-    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2)
+    aside(("unet", "te1", "te2") if text else ("unet",))
+    unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
+    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), place)
+    tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
+    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2, clip_skip)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
