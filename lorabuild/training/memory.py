@@ -31,13 +31,19 @@ STATES = {
 }
 EIGHT_BITS = "AdamW8bit"
 
-# Bytes of activations for each cell of the latents of a batch: kept for the backward pass, or with checkpointing the
-# largest block and what each block begins with.
-PLAIN, CHECKPOINTED = 560_000, 71_500
-TEXT = 160_000_000  # for each caption of a batch, of text encoders that are trained
-FLOAT = 1.7  # times as much in float32
-# For each number of a weight whose change is made whole: of all layers, or with checkpointing of the largest block.
-WHOLE, WHOLE_CHECKPOINTED = 4.0, 0.3
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of activations: what is kept for the backward pass, or with checkpointing the largest block and what each
+    block begins with."""
+
+    cell: float  # for each cell of the latents of a batch
+    single: float  # times as much where the base is in float32
+    whole: float  # for each number of a layer's weight whose change is made whole
+
+
+PLAIN, CHECKPOINTED = Held(560_000, 1.52, 2.85), Held(71_500, 1.27, 0.16)
+TEXT = 150_000_000  # for each caption of a batch, of text encoders that are trained
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,11 @@ def learns_text(recipe: Mapping[str, Any]) -> bool:
 
 
 def _activations(recipe: Mapping[str, Any], model: Model, pixels: int) -> int:
-    batch, thrifty = recipe["train_batch_size"], recipe.get("gradient_checkpointing", False)
-    cells = batch * pixels / CELL**2 * model.width / SDXL_WIDTH
-    found = cells * (CHECKPOINTED if thrifty else PLAIN)
+    batch, held = recipe["train_batch_size"], CHECKPOINTED if recipe.get("gradient_checkpointing") else PLAIN
+    found = batch * pixels / CELL**2 * held.cell * model.width / SDXL_WIDTH
     if learns_text(recipe):
         found += batch * TEXT
-    found *= FLOAT if recipe["mixed_precision"] == "no" else 1
-    return round(found + model.whole * (WHOLE_CHECKPOINTED if thrifty else WHOLE))
+    return round(found * (held.single if recipe["mixed_precision"] == "no" else 1) + model.whole * held.whole)
 
 
 def said(need: Mapping[str, int], free: int | None = None) -> str:
