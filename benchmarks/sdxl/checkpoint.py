@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sdxl_shapes import TE1_KEY, TE2_KEY, UNET_KEY, VAE_KEY, VAE_NAMES
 from torch import Tensor
 
 from lorabuild.lora.keymap import to_sgm
 from lorabuild.nn.base import Base
-from sdxl_shapes import TE1_KEY, TE2_KEY, UNET_KEY, VAE_KEY, VAE_NAMES
 
 # OpenCLIP's names for parts of transformers' layers; q, k and v are one matrix there.
 OPEN_CLIP = {
@@ -59,7 +59,10 @@ def _open_clip(te2: Any) -> Iterator[tuple[str, Tensor]]:
         if ".self_attn.q_proj." in name:
             whole = torch.cat([tensors[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
             layer, _, kind = name.partition(".self_attn.q_proj.")
-            yield TE2_KEY + layer.replace("encoder.layers.", OPEN_CLIP["encoder.layers."]) + f".attn.in_proj_{kind}", whole
+            yield (
+                TE2_KEY + layer.replace("encoder.layers.", OPEN_CLIP["encoder.layers."]) + f".attn.in_proj_{kind}",
+                whole,
+            )
         elif not any(f".self_attn.{part}_proj." in name for part in "kv"):
             for ours, theirs in OPEN_CLIP.items():
                 name = name.replace(ours, theirs)

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lorabuild.data.vocabulary import END, START
 from lorabuild.hashing import digest_file
 from lorabuild.inputs import Resolver
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.keys import keys_of_class, result_keys
-from lorabuild.nn.tokenizer import END, START, WORDS, vocabulary
-from lorabuild.stage import Stage
+from lorabuild.nn.tokenizer import WORDS, vocabulary
+from lorabuild.stage import Job, Stage
 from lorabuild.stages.dataset import STAGE as DATASET
 from lorabuild.stages.latents import STAGE as LATENTS
 from lorabuild.training.order import batches_per_epoch
 from lorabuild.training.updates import counted
-from lorabuild.workspace import Workspace
+from lorabuild.workspace import Progress, Workspace
 from sdxl.models import VOCABULARY
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -42,7 +43,7 @@ class Prepared:
     recipe: Mapping[str, Any]
     execution: Mapping[str, Any]  # gradient_checkpointing and its like
     dataset: Mapping[str, Any]
-    latents: Path
+    made: Mapping[str, Path]  # artifacts by role
     pictures: Path  # the folder above `1_bench`: kohya's layout
     views: int
     latents_s: float
@@ -70,14 +71,16 @@ def repository(
     return found
 
 
-def prepare(found: Repository, work: Path, components: Mapping[str, Path]) -> Prepared:
-    """Run the stages `dataset` and `latents` on the project. `components`: where "vae" lies, which may be warm already."""
+def prepare(found: Repository, work: Path, device: str) -> Prepared:
+    """Run the stages `dataset` and `latents` on the project; the VAE is warm already."""
     made: dict[str, Path] = {}
     seconds = {}
+    clock = time.perf_counter if device == "cuda" else time.process_time
     for stage in (DATASET, LATENTS):
-        start = time.perf_counter()
-        notes = _run(stage, found, work / stage.name, made, components)
-        seconds[stage.name] = time.perf_counter() - start
+        start = clock()
+        outputs, notes = run_stage(stage, found, work, made)
+        seconds[stage.name] = clock() - start
+        made |= outputs
     dataset = json.loads(made["dataset.json"].read_bytes())
     settings = found.projects[PROJECT].settings
     recipe = result_keys(settings, "recipe")
@@ -86,7 +89,7 @@ def prepare(found: Repository, work: Path, components: Mapping[str, Path]) -> Pr
         recipe=recipe,
         execution=keys_of_class(settings, "recipe", "execution"),
         dataset=dataset,
-        latents=made["latents"],
+        made=made,
         pictures=found.root / "projects" / PROJECT / PICTURES,
         views=notes["encoded"] * (2 if dataset["settings"]["flip_aug"] else 1),
         latents_s=seconds["latents"],
@@ -126,17 +129,27 @@ def _draw(folder: Path, count: int, resolution: Sequence[int]) -> None:
         (folder / f"{number:03}.txt").write_text(", ".join([TRIGGER, *tags]))
 
 
-def _run(
-    stage: Stage, found: Repository, folder: Path, made: dict[str, Path], components: Mapping[str, Path]
-) -> dict[str, Any]:
-    """Run the stage's job by hand, as a worker would; its outputs are added to `made`. Its notes."""
+def run_stage(
+    stage: Stage,
+    found: Repository,
+    work: Path,
+    made: Mapping[str, Path],
+    change: Callable[[Job], Job] = lambda job: job,
+    progress: Progress = lambda *_: None,
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Run the stage's job as a worker would: (outputs by role, notes). Artifacts are those `made` before.
+
+    `work` is where a base would lie; in it are tokenizers alone. Its networks are warm, by their component's name.
+    """
     (job,) = stage.jobs(found)
     resolver = Resolver(
         state=SimpleNamespace(digest=digest_file),
         artifact=lambda _, role: (digest_file(made[role]), made[role]),
-        component=lambda _, name: (name, components[name]),
+        component=lambda _, name: (name, work),
     )
     inputs = resolver.resolve(job)
+    folder = work / "stages" / stage.name
+    (folder / "scratch").mkdir(parents=True)
     workspace = Workspace(
         staging=folder / "staging",
         scratch=folder / "scratch",
@@ -145,6 +158,5 @@ def _run(
         digests={role: one.digest for role, one in inputs.items()},
         images={role: one.images for role, one in inputs.items()},
     )
-    stage.run(replace(job, inputs={}), workspace, lambda *_: None)
-    made |= {role: workspace.output(role) for role in job.outputs}
-    return workspace.notes
+    stage.run(change(replace(job, inputs={})), workspace, progress)
+    return {role: workspace.output(role) for role in job.outputs}, workspace.notes

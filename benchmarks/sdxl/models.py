@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sdxl_shapes import UNET, VAE
 from torch import nn
 
-from lorabuild.nn.base import Base
+from lorabuild.nn.base import Base, single_norms
 from lorabuild.nn.tiny import EMBEDDINGS, GAINS
-from sdxl_shapes import UNET, VAE
 
 VOCABULARY = 49_408  # tokens of CLIP
 HEAD = 64  # channels a head of the U-Net
@@ -80,11 +80,8 @@ def random_base(widths: Widths, dtype: torch.dtype, device: str, tokenizers: tup
         unet = UNet2DConditionModel(**unet_config(widths))
         te1 = CLIPTextModel(CLIPTextConfig(**clip_config(widths, 1)))
         te2 = CLIPTextModelWithProjection(CLIPTextConfig(**clip_config(widths, 2)))
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm) and dtype != torch.float32:
-            module.float()  # as the loader does
     for component, network in (("unet", unet), ("text_encoder", te1), ("text_encoder_2", te2)):
-        _fill(network, GAINS[component])
+        _fill(single_norms(network), GAINS[component])
     return Base(unet, te1, te2, *tokenizers)
 
 

@@ -1,4 +1,4 @@
-"""Train with our own trainer, and measure where the time and the memory go."""
+"""Train by our own stage, and measure where the time and the memory go."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
 
-from lorabuild.lora.adapter_shape import Shape, trained_parts
-from lorabuild.nn.adapter import adapted
-from lorabuild.nn.base import Base, checkpointing
-from lorabuild.nn.batches import Data
-from lorabuild.nn.latents import open_latents
-from lorabuild.nn.trainer import Observer, Training, train
+from lorabuild.errors import JobError
+from lorabuild.manifest import Repository
+from lorabuild.nn.base import Base
+from lorabuild.stage import Job
+from lorabuild.stages.train import STAGE as TRAIN
 from sdxl.counting import synchronise
-from sdxl.inputs import Prepared
+from sdxl.inputs import Prepared, run_stage
 
 GB = 1e9
 
@@ -35,8 +36,10 @@ class Clock(Protocol):
 
 
 class Processor:
+    """The time that all threads of this process had: neighbours on the machine count little."""
+
     def mark(self) -> float:
-        return time.perf_counter()
+        return time.process_time()
 
     def between(self, start: float, end: float) -> float:
         return end - start
@@ -70,41 +73,44 @@ class Measured:
         return self.images / self.update_s
 
 
-def measure(base: Base, prepared: Prepared, device: str, warm_up: int, updates: int) -> Measured:
-    """`warm_up` updates that are not timed, then `updates` that are; no files are written on the way."""
-    recipe, clock = prepared.recipe, Cuda() if device == "cuda" else Processor()
-    data = Data(prepared.dataset, open_latents(prepared.latents, device))
+def measure(
+    base: Base, found: Repository, prepared: Prepared, work: Path, device: str, warm_up: int, updates: int
+) -> Measured:
+    """Run the stage `train`: `warm_up` updates that are not timed, `updates` that are, and one that ends with a snapshot.
+
+    `base` is warm, so that the stage finds it; the latents of `prepared` and tokenizers lie in `work`.
+    """
+    clock = Cuda() if device == "cuda" else Processor()
+    recipe, count = prepared.recipe, warm_up + updates
+    if count >= recipe["max_train_steps"]:
+        raise JobError(f"the recipe has {recipe['max_train_steps']} updates: time fewer than {count}")
     marks: list[Any] = []
     counts: list[int] = []
-    with (
-        checkpointing(base, bool(prepared.execution.get("gradient_checkpointing"))),
-        adapted(base, Shape.of(recipe), recipe["seed"], trained_parts(recipe), device) as adapter,
-        _watched(base, clock) as spans,
-    ):
 
-        def progress(*_: Any) -> None:
-            marks.append(clock.mark())
-            counts.append(len(spans))
+    def short(job: Job) -> Job:
+        options = {**job.options, "device": device, "have_rest": True}
+        return replace(job, snapshots=[f"step/{count + 1}"], options=options)
 
-        observer = Observer(progress=progress, last=warm_up + updates)
+    with _watched(base, clock) as spans:
+
+        def progress(done: int, *_: Any) -> None:
+            if done == len(marks) + 1:
+                marks.append(clock.mark())
+                counts.append(len(spans))
+
         reset_memory(device)
-        synchronise(device)
-        start = time.perf_counter()
         began = clock.mark()
-        train(Training(base, adapter, data, recipe, device), observer, _Nowhere(), None)
+        run_stage(TRAIN, found, work, prepared.made, short, progress)
         synchronise(device)
-        total = time.perf_counter() - start
-        memory = peak_memory(device)
-    wholes = [clock.between(a, b) for a, b in zip(marks[warm_up - 1 :], marks[warm_up:], strict=False)]
-    parts = [spans[a:b] for a, b in zip(counts[warm_up - 1 :], counts[warm_up:], strict=False)]
-    inside = [sum(clock.between(*span) for span in part) for part in parts]
-    first = clock.between(began, marks[0])
-    assert total >= sum(wholes) * 0.99, "the device's clock runs ahead of the processor's"
+    memory = peak_memory(device)
+    wholes = [clock.between(a, b) for a, b in pairwise(marks[warm_up - 1 : count])]
+    parts = [spans[a:b] for a, b in pairwise(counts[warm_up - 1 : count])]
+    outside = [whole - sum(clock.between(*span) for span in part) for whole, part in zip(wholes, parts, strict=True)]
     return Measured(
         images=recipe["train_batch_size"] * recipe["gradient_accumulation_steps"],
         update_s=statistics.median(wholes),
-        outside_s=statistics.median(whole - part for whole, part in zip(wholes, inside, strict=True)),
-        first_s=first,
+        outside_s=statistics.median(outside),
+        first_s=clock.between(began, marks[0]),
         updates=wholes,
         memory=memory,
     )
@@ -122,13 +128,6 @@ def peak_memory(device: str) -> dict[str, float]:
         allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         return {"allocated": allocated / GB, "reserved": reserved / GB}
     return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB}
-
-
-class _Nowhere:
-    """In the place of a state file: nothing is saved."""
-
-    def due(self) -> bool:
-        return False
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from sdxl.models import Widths
 
 # Keys that the peer takes by the same names; of what it calls otherwise, see `_special`.
 SAME = (
-    "network_dim network_alpha unet_lr text_encoder_lr lr_scheduler lr_warmup_steps train_batch_size max_grad_norm seed "
-    "gradient_accumulation_steps multires_noise_iterations multires_noise_discount mixed_precision save_precision "
-    "noise_offset min_snr_gamma"
-).split()
+    "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "train_batch_size",
+    "gradient_accumulation_steps", "max_grad_norm", "multires_noise_iterations", "multires_noise_discount",
+    "noise_offset", "min_snr_gamma", "mixed_precision", "save_precision", "seed",
+)  # fmt: skip
 SAME_OF_DATA = (
-    "min_bucket_reso max_bucket_reso bucket_reso_steps caption_extension caption_separator keep_tokens".split()
-)
+    "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "caption_extension", "caption_separator", "keep_tokens",
+)  # fmt: skip
 FLAGS = ("enable_bucket", "bucket_no_upscale", "flip_aug", "shuffle_caption")
 TOKENIZERS = {"tokenizer": "openai_clip-vit-large-patch14", "tokenizer_2": "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"}
 # Its loop wants an optimizer's class. ClybW is in none of its releases: it gets ours, which is the faster for it.
@@ -55,6 +55,7 @@ class Failed(Exception):
 def measure_peer(
     checkout: Path, python: str, work: Path, checkpoint: Path, prepared: Prepared, widths: Widths, full: bool,
     warm_up: int, updates: int, limit_gb: float | None,
+    threads: int,
 ) -> Timed:  # fmt: skip
     """`work` holds `tokenizer` and `tokenizer_2`, and is written to. Raises Failed."""
     for ours, theirs in TOKENIZERS.items():
@@ -71,6 +72,7 @@ def measure_peer(
     # Ours for the optimizer; nothing of it comes before the peer's own packages.
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    environment["OMP_NUM_THREADS"] = str(threads)
     command = [python, str(DRIVER), str(work / "peer-job.json")]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode or not (work / "peer.json").exists():

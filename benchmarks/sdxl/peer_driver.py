@@ -31,7 +31,7 @@ def main(path: Path) -> None:
 
     gpu = torch.cuda.is_available()
     if job["limit_gb"] and gpu:
-        torch.cuda.set_per_process_memory_fraction(job["limit_gb"] * GB / torch.cuda.mem_get_info()[1])
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job["limit_gb"] * GB / torch.cuda.mem_get_info()[1]))
     if job["widths"]:
         shrink(job["widths"])
     marks, memory = run(job["arguments"], job["updates"], gpu)
@@ -57,7 +57,7 @@ def run(words: list[str], updates: int, gpu: bool) -> tuple[list[float], dict[st
                 if not marks:
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-            marks.append(time.perf_counter())
+            marks.append(time.perf_counter() if gpu else time.process_time())
             if global_step == updates:
                 memory.update(peaks(gpu))
                 raise Enough

@@ -12,7 +12,9 @@ from sdxl.inputs import Prepared
 from sdxl.ours import GB, Measured
 from sdxl.peer import Timed
 
-AIMS = {"images a second, of the peer's": "≥ 1.5", "utilisation": "≥ 45 %", "the whole recipe": "< 4 min"}
+RATIO = "images a second over the peer's"
+MEMORY_RATIO = "peak memory over the peer's"
+AIMS = {RATIO: "≥ 1.5", "utilisation": "≥ 45 %", "the whole recipe": "< 4 min"}
 CPU = "a CPU: these figures say that it runs, not how fast it is"
 
 
@@ -58,8 +60,8 @@ def report(
             "versions": peer.versions,
             "utilisation, base alone": base / peer.update_s / peak,
         }
-        found["images a second, of the peer's"] = ours.images_a_second / peer.images_a_second
-        found["peak memory, of the peer's"] = {kind: ours.memory[kind] / peer.memory[kind] for kind in ours.memory}
+        found[RATIO] = ours.images_a_second / peer.images_a_second
+        found[MEMORY_RATIO] = {kind: ours.memory[kind] / peer.memory[kind] for kind in ours.memory}
     return found
 
 
@@ -82,9 +84,6 @@ def table(found: Mapping[str, Any]) -> str:
         ratio = f"**{found[RATIO]:.2f}**"
         rows.append([RATIO, "", "", ratio, AIMS[RATIO]])
     return "\n".join([*said, "", *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-RATIO = "images a second, of the peer's"
 
 
 def _rows(found: Mapping[str, Any]) -> dict[str, str]:
@@ -112,9 +111,8 @@ def _rows(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _ratio(found: Mapping[str, Any], label: str) -> str:
-    if label.startswith("peak memory, "):
-        return f"{found['peak memory, of the peer’s'.replace('’', chr(39))][label.removeprefix('peak memory, ')]:.2f}"
-    return ""
+    kind = label.removeprefix("peak memory, ")
+    return f"{found[MEMORY_RATIO][kind]:.2f}" if kind != label else ""
 
 
 def _number(value: float) -> str:
