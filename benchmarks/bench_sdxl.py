@@ -28,8 +28,8 @@ from sdxl.counting import peak_flops, step_flops
 from sdxl.inputs import IMAGES, Prepared, prepare, repository, write_tokenizers
 from sdxl.models import FULL, TINY, Widths, parameter_bytes, random_base, random_vae
 from sdxl.ours import GB, measure, peak_memory, reset_memory
-from sdxl.peer import Failed, Timed, measure_peer
-from sdxl.report import report, table
+from sdxl.peer import Failed, Peer, Timed, measure_peer
+from sdxl.report import TINY_SAID, report, table
 
 from lorabuild.errors import UserError
 from lorabuild.lora.adapter_shape import trained_parts
@@ -39,6 +39,7 @@ from lorabuild.nn.vae import encode, load_vae
 
 TINY_RECIPES = ("schnell", "tiny")  # as the example projects have it
 TINY_IMAGES = 8  # two updates of tiny.toml
+CHECKPOINT = "sdxl.safetensors"  # of random weights, for the peer
 COMPILE = "torch_compile"  # the key of [recipe] that says whether blocks are compiled
 
 
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace, device: str, work: Path) -> dict[str, Any]:
     dtype = DTYPES[recipe["mixed_precision"]]
     base = random_base(widths, dtype, device)
     if options.peer:
-        write_checkpoint(work / "sdxl.safetensors", base, random_vae(widths, "cpu"), dtype)
+        write_checkpoint(work / CHECKPOINT, base, random_vae(widths, "cpu"), dtype)
     weights = parameter_bytes(base.unet, base.te1, base.te2)
     for component in ("unet", "te1", "te2"):
         warm.kept(component, component, dtype, work, partial(getattr, base, component))
@@ -117,11 +118,11 @@ def run(options: argparse.Namespace, device: str, work: Path) -> dict[str, Any]:
     del base
     warm.forget()
     reset_memory(device)
-    peer = compared(options, work, prepared, widths) if options.peer else None
+    peer = compared(options, work, prepared) if options.peer else None
     counting = "cpu" if options.tiny else "meta"
     flops = step_flops(widths, recipe, trained_parts(recipe), recipe["train_batch_size"], side, counting)
     settings = (
-        f"{'tiny widths' if options.tiny else 'SDXL'}, recipe {' + '.join(recipes)}, {side} px, "
+        f"{TINY_SAID if options.tiny else 'SDXL'}, recipe {' + '.join(recipes)}, {side} px, "
         f"{recipe['train_batch_size']} × {recipe['gradient_accumulation_steps']} images, {recipe['optimizer_type']}, "
         f"mixed_precision {recipe['mixed_precision']}, {options.updates} updates after {options.warm_up}"
     )
@@ -151,11 +152,10 @@ def latents(found: Any, work: Path, widths: Widths, side: int, device: str) -> t
     return prepared, memory
 
 
-def compared(options: argparse.Namespace, work: Path, prepared: Prepared, widths: Widths) -> Timed:
-    return measure_peer(
-        options.peer, options.peer_python, work, work / "sdxl.safetensors", prepared, widths, not options.tiny,
-        options.warm_up, options.updates, options.limit_gb, options.threads,
-    )  # fmt: skip
+def compared(options: argparse.Namespace, work: Path, prepared: Prepared) -> Timed:
+    peer = Peer(options.peer, options.peer_python, options.threads, options.limit_gb)
+    widths = TINY if options.tiny else None
+    return measure_peer(peer, work, work / CHECKPOINT, prepared, widths, options.warm_up, options.updates)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def test_the_figures_follow_from_what_was_measured():
     assert "| utilisation | 50.0% |  |  | ≥ 45 % |" in rows
     alone = report(ours, prepared(), (int(100e12), int(20e12)), 720e12, int(6e9), {}, None, "SDXL")
     assert "| images a second | 24 |  |" in table(alone).splitlines()
+    tiny = report(ours, prepared(), (int(100e12), int(20e12)), 720e12, int(6e9), {}, None, "tiny widths, …")
+    assert "| images a second | 24 |" in table(tiny).splitlines()  # of which nothing is wanted
 
 
 @pytest.mark.slow

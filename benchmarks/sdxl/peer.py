@@ -33,6 +33,16 @@ LAST_WORDS = 30  # lines of a peer that failed
 
 
 @dataclass(frozen=True)
+class Peer:
+    """A checkout of sd-scripts, and what it is run with; `limit_gb` is its GPU's allocator's."""
+
+    checkout: Path
+    python: str
+    threads: int
+    limit_gb: float | None = None
+
+
+@dataclass(frozen=True)
 class Timed:
     """As `Measured` of ours. `versions` are those of the libraries in the peer's environment."""
 
@@ -53,28 +63,26 @@ class Failed(Exception):
 
 
 def measure_peer(
-    checkout: Path, python: str, work: Path, checkpoint: Path, prepared: Prepared, widths: Widths, full: bool,
-    warm_up: int, updates: int, limit_gb: float | None,
-    threads: int,
-) -> Timed:  # fmt: skip
-    """`work` holds `tokenizer` and `tokenizer_2`, and is written to. Raises Failed."""
+    peer: Peer, work: Path, checkpoint: Path, prepared: Prepared, widths: Widths | None, warm_up: int, updates: int
+) -> Timed:
+    """`work` holds `tokenizer` and `tokenizer_2`, and is written to. `widths`: None for SDXL's own. Raises Failed."""
     for ours, theirs in TOKENIZERS.items():
         shutil.copytree(work / ours, work / "peer-tokenizers" / theirs, dirs_exist_ok=True)
     job = {
-        "checkout": str(checkout.resolve()),
+        "checkout": str(peer.checkout.resolve()),
         "arguments": arguments(prepared, checkpoint, work, warm_up + updates),
-        "widths": None if full else asdict(widths),
+        "widths": asdict(widths) if widths else None,
         "updates": warm_up + updates,
-        "limit_gb": limit_gb,
+        "limit_gb": peer.limit_gb,
         "result": str(work / "peer.json"),
     }
     (work / "peer-job.json").write_text(json.dumps(job))
     # Ours for the optimizer; nothing of it comes before the peer's own packages.
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    environment["OMP_NUM_THREADS"] = str(threads)
-    command = [python, str(DRIVER), str(work / "peer-job.json")]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, errors="replace")
+    environment["OMP_NUM_THREADS"] = str(peer.threads)
+    command = [peer.python, str(DRIVER), str(work / "peer-job.json")]
+    done = subprocess.run(command, cwd=peer.checkout, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode or not (work / "peer.json").exists():
         words = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-LAST_WORDS:])
         raise Failed(f"the peer ended with {done.returncode}:\n{words}")
