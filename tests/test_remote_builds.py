@@ -16,7 +16,7 @@ from lorabuild.hashing import digest_file
 # `doit` as ever, but for how long it waits for a remote.
 IMPATIENT = """
 import sys, lorabuild.remotes.transport as transport
-transport.PATIENCE_SECONDS, transport.PAUSE_SECONDS = 1.0, 0.01
+transport.PATIENCE_SECONDS, transport.PAUSE_SECONDS = 2.0, 0.01
 from lorabuild.graph import main
 from pathlib import Path
 sys.exit(main(["run", *sys.argv[1:]], Path.cwd()))
