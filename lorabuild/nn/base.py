@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lorabuild.data.tokenizers import find_vocabulary
+from lorabuild.data.vocabulary import read_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.nn.warm import kept
 
@@ -48,10 +50,19 @@ def load_text_encoders(
     )
 
 
-def load_tokenizers(folder: Path) -> tuple[Any, Any]:
-    """Both CLIP tokenizers of the base in `folder`."""
+def load_tokenizers(base: Path) -> tuple[Any, Any]:
+    """Both CLIP tokenizers of a base: of its folder, of its single file, or by the place of a single file's vocabulary.
+
+    Those of a single file are one: SDXL's second pads otherwise, which is done where captions are tokenised. Raises
+    JobError where a single file's vocabulary is not found.
+    """
     from transformers import CLIPTokenizer
 
+    folder = base
+    if not (folder / "tokenizer").is_dir():
+        vocabulary = read_vocabulary(find_vocabulary(base) if base.suffix.casefold() == ".safetensors" else base)
+        one = CLIPTokenizer(vocab=vocabulary.ids, merges=list(vocabulary.merges))
+        return one, one
     first, second = (
         CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("tokenizer", "tokenizer_2")
     )
