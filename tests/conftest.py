@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from s3 import S3, healthy, s3_server
 from shared import once
-from world import World
+from world import LONGER, World
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there is a process for each core already
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The whole suite is shared out between processes; what is named (or needs the GPU) runs in this one.
 
@@ -35,6 +35,18 @@ def _build(folder: Path) -> None:
     world.project()
     first = world.doit()
     assert first.code == 0, first.out + first.err
+
+
+@pytest.fixture(scope="session")
+def straight(built_once: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with LONGER, built undisturbed: what an interrupted build has to come to. Not to be changed."""
+
+    def build(folder: Path) -> None:
+        world = built_once.copy(folder / "repository")
+        world.manifest(**LONGER)
+        assert world.doit().code == 0
+
+    return World(once(tmp_path_factory, "straight", build) / "repository")
 
 
 @pytest.fixture

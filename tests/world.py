@@ -50,6 +50,8 @@ thr = {thr}
 keep = {keep}
 """
 
+LONGER = {"steps": 12, "seed": 11}  # a training that can be interrupted
+
 
 @dataclass(frozen=True)
 class Result:
