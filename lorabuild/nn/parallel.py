@@ -21,8 +21,9 @@ from torch import Tensor
 from lorabuild.errors import Interrupted, JobError, UserError
 from lorabuild.nn.batches import MicroBatch
 
-# Forward and backward of a part of a micro-batch (its number in the update): adds to the gradients, gives its loss.
-Work = Callable[[int, slice], float]
+# Forward and backward of a part of a micro-batch (its number in the update): adds to the gradients, gives its loss, a
+# number on the device that nobody has waited for.
+Work = Callable[[int, slice], Tensor]
 Unit = tuple[int, slice]
 
 WHOLE = slice(None)
@@ -57,9 +58,9 @@ class Alone:
 
     leads = True
 
-    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> float:
-        """The loss of an update of micro-batches of these sizes; the gradients are those of all."""
-        return sum(work(micro, WHOLE) for micro in range(len(sizes)))
+    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> Tensor:
+        """The losses [n] of an update of micro-batches of these sizes, on the device; the gradients are those of all."""
+        return torch.stack([work(micro, WHOLE) for micro in range(len(sizes))])
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ class Ranks:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> float:
+    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> Tensor:
         """As `Alone.update`, in all processes at the same time. Raises JobError in all if one fails."""
         dealt = units(sizes, 1 if self.exact else self.count)
-        losses: dict[int, float] = {}
+        losses: dict[int, Tensor] = {}
         shares: list[list[Tensor | None]] = []
         fault: Exception | None = None
         try:
@@ -100,7 +101,9 @@ class Ranks:
             if not isinstance(error, UserError):
                 traceback.print_exc()
         absent = [[number for number, grad in enumerate(share) if grad is None] for share in shares]
-        told = self._exchange({"losses": losses, "absent": absent, "fault": self._said(fault)})
+        read = torch.stack([*losses.values()]).tolist() if losses else []
+        own = dict(zip(losses, read, strict=True))
+        told = self._exchange({"losses": own, "absent": absent, "fault": self._said(fault)})
         if fault is not None:
             raise fault
         if faults := [one["fault"] for one in told if one["fault"]]:
@@ -110,7 +113,7 @@ class Ranks:
             owner, turn = number % self.count, number // self.count
             self._add(parameters, owner, told[owner]["absent"][turn], shares[turn] if owner == self.rank else None)
         values: Mapping[int, float] = {number: loss for one in told for number, loss in one["losses"].items()}
-        return sum(values[number] for number in range(len(dealt)))
+        return parameters[0].new_tensor([values[number] for number in range(len(dealt))])
 
     def _said(self, fault: Exception | None) -> str:
         if fault is None or isinstance(fault, UserError):
