@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def run(options: argparse.Namespace, device: str, work: Path) -> dict[str, Any]:
         write_checkpoint(work / CHECKPOINT, base, random_vae(widths, "cpu"), dtype)
     weights = parameter_bytes(base.unet, base.te1, base.te2)
     for component in ("unet", "te1", "te2"):
-        warm.kept(component, component, dtype, work, partial(getattr, base, component))
+        warm.keep(component, component, dtype, getattr(base, component))
     peak = peak_flops(device, dtype)
     ours = measure(base, found, prepared, work, device, options.warm_up, options.updates)
     del base
@@ -143,7 +142,7 @@ def overrides(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
 
 def latents(found: Any, work: Path, widths: Widths, side: int, device: str) -> tuple[Prepared, dict[str, float]]:
     """What training reads, and the peak of memory meanwhile. The VAE is warm, as it is behind a project's first picture."""
-    warm.kept("vae", "vae", torch.float32, work, lambda: random_vae(widths, "cpu"))
+    warm.keep("vae", "vae", torch.float32, random_vae(widths, "cpu"))
     encode(load_vae(work, "vae"), torch.zeros(1, 3, side, side))
     reset_memory(device)
     prepared = prepare(found, work, device)

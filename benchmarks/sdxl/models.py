@@ -12,7 +12,8 @@ import torch
 from sdxl_shapes import UNET, VAE
 from torch import nn
 
-from lorabuild.nn.base import Base, single_norms
+from lorabuild.nn.base import Base
+from lorabuild.nn.networks import NORMS, SINGLE
 from lorabuild.nn.tiny import EMBEDDINGS, GAINS
 
 VOCABULARY = 49_408  # tokens of CLIP
@@ -81,7 +82,10 @@ def random_base(widths: Widths, dtype: torch.dtype, device: str, tokenizers: tup
         te1 = CLIPTextModel(CLIPTextConfig(**clip_config(widths, 1)))
         te2 = CLIPTextModelWithProjection(CLIPTextConfig(**clip_config(widths, 2)))
     for component, network in (("unet", unet), ("text_encoder", te1), ("text_encoder_2", te2)):
-        _fill(single_norms(network), GAINS[component])
+        for module in network.modules():
+            if isinstance(module, NORMS) and module.weight.itemsize < SINGLE:
+                module.float()  # as the loader has them
+        _fill(network, GAINS[component])
     return Base(unet, te1, te2, *tokenizers)
 
 
