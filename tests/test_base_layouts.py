@@ -331,6 +331,17 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
         assert f"{path}: {said}" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_vae_of_another_model_is_told_by_its_shapes(tmp_path: Path):
+    path = write_vae(tmp_path / "flux.safetensors")
+    tensors = load_file(path)
+    save_file(tensors | {"post_quant_conv.weight": torch.zeros(16, 16, 1, 1)}, path, METADATA)
+    with pytest.raises(JobError, match="a VAE of another model: its latents have 16 channels, not 4"):
+        load_vae(path)
+    save_file({name: one for name, one in tensors.items() if "quant_conv" not in name}, path, METADATA)
+    with pytest.raises(JobError, match=r"not as SDXL has it: quant_conv\.weight is not there"):
+        load_vae(path)
+
+
 def test_shards_that_are_missing_or_lie_elsewhere_are_named(tmp_path: Path):
     folder = write_folder(tmp_path / "base", shards=2)
     (shard,) = (folder / "unet").glob("*-00002-of-*")
