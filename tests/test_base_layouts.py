@@ -309,6 +309,8 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
 
     def less(tensors: dict[str, Tensor]) -> None:
         del tensors[f"{unet}out.2.bias"]
+
+    def more(tensors: dict[str, Tensor]) -> None:
         tensors[f"{unet}input_blocks.4.1.proj_in.scale_weight"] = torch.ones(1)
 
     def bent(tensors: dict[str, Tensor]) -> None:
@@ -318,10 +320,8 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
         tensors[f"{unet}out.2.bias"] = torch.zeros(4, dtype=torch.int8)
 
     for change, said in (
-        (
-            less,
-            "not the weights of SDXL's unet: 1 missing, such as conv_out.bias; 1 unexpected, such as input_blocks.4.1.",
-        ),
+        (less, "not the weights of SDXL's unet: 1 missing, such as conv_out.bias"),
+        (more, "not the weights of SDXL's unet: 1 unexpected, such as input_blocks.4.1.proj_in.scale_weight"),
         (bent, "not the weights of SDXL's unet: out.2.weight is of shape [4, 32, 5, 5], not [4, 32, 3, 3]"),
         (whole_numbers, "out.2.bias has dtype I8; one of F64, F32, F16, BF16"),
     ):

@@ -323,7 +323,7 @@ def test_a_vae_of_its_own_takes_the_place_of_the_files(bench: Bench):
     save_file({"encoder.layer.0.weight": torch.ones(1), "x": torch.ones(1)}, vae)
     save_file({"lora_unet_mid_block_1_proj_in.lora_up.weight": torch.ones(1)}, vae)
     with pytest.raises(
-        JobError, match=r"^lorabuild\.toml:3: bases\.pony\.vae: .*vae\.safetensors: not a base but a LoRA"
+        JobError, match=r"^lorabuild\.toml:3: bases\.pony\.vae: .*vae\.safetensors: not an SDXL base but a LoRA"
     ):
         bench.digests("vae")
 

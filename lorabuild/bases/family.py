@@ -53,7 +53,7 @@ def stranger(tensors: Tensors, wanted: Collection[str]) -> str | None:
     if not wanted:
         return None
     if any(mark in name for name in tensors for mark in _LORA):
-        return "not a base but a LoRA; [project] source and [recipe] init start from one"
+        return "not an SDXL base but a LoRA; [project] source and [recipe] init start from one"
     if set(wanted) == {"vae"} and _any(tensors, ("encoder.", PREFIXES["vae"])):
         return None
     for start, what in _OTHERS.items():
