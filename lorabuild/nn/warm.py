@@ -29,12 +29,15 @@ def kept(component: str, digest: str | None, dtype: torch.dtype, base: Path, loa
     if _warm and short_of(need := loading_bytes(base, component)):
         print(f"{component}: memory is short of {need / 1e9:.1f} GB: {', '.join(_warm)} let go")
         forget()
-    network = load()
-    network.requires_grad_(False)
-    network.eval()
+    network = load().requires_grad_(False).eval()
     if digest is not None:
-        _warm[component] = (key, network)
+        keep(component, digest, dtype, network)
     return network
+
+
+def keep(component: str, digest: str, dtype: torch.dtype, network: Any) -> None:
+    """Keep a network that did not come by `kept`: one that is frozen and in evaluation mode."""
+    _warm[component] = ((digest, dtype), network)
 
 
 def forget() -> None:
