@@ -16,13 +16,13 @@ from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.flat import Flat
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import text_conditions
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points, validation_seed
@@ -138,6 +138,10 @@ class _Loop:
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
         self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
+        self.flat = Flat.of(self.optimizer, self.scaler.is_enabled())
+        trained = {id(parameter) for parameter in self.flat.parameters}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(id(parameter) in trained)  # what has no rate in any phase needs no gradient
 
     def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
         """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
@@ -158,7 +162,7 @@ class _Loop:
             return loss
 
         sizes = [len(samples) for _, samples in dealt]
-        loss = self.training.ranks.update(sizes, work, list(self.parameters.values()))
+        loss = self.training.ranks.update(sizes, work, self.flat)
         norm = self._apply_gradients()
         self.step += 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
@@ -236,19 +240,18 @@ class _Loop:
 
     def _apply_gradients(self) -> float:
         """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""
+        self.flat.settle()
         self.scaler.unscale_(self.optimizer)
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        total = total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        total = self.flat.norm()
         norm = total.item()
         if not norm <= limit:
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+            self.flat.scale(total, limit)
         if not self.scaler.is_enabled():
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for parameter in self.parameters.values():  # of those, too, that no group trains
-            parameter.grad = None
+        self.flat.clear()
         return norm
 
 
