@@ -7,6 +7,8 @@ from pathlib import Path
 
 import xxhash
 
+from lorabuild.data.tokenizers import own_folder, vocabulary_digest
+from lorabuild.data.vocabulary import FILES as TOKENIZER_FILES
 from lorabuild.errors import JobError
 from lorabuild.hashing import CHUNK_BYTES, canonical_json
 from lorabuild.header import TensorInfo, read_header
@@ -24,7 +26,6 @@ FOLDERS = {
     "tokenizer2": "tokenizer_2",
 }
 WEIGHT_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
 # Component -> what its tensors' names begin with in a single file of SGM's layout (Stability AI's generative-models).
 PREFIXES = {
@@ -33,8 +34,6 @@ PREFIXES = {
     "te1": "conditioner.embedders.0.transformer.",
     "te2": "conditioner.embedders.1.model.",
 }
-# A single file holds no tokenizer. Both are CLIP's, the same for every SDXL, so that this word says which they are.
-TOKENIZER_OF_A_FILE = "clip"
 
 Told = Callable[[int, int], None]  # bytes read, of so many
 
@@ -55,7 +54,8 @@ def component_digests(base: Path, names: Iterable[str], told: Told = silent) -> 
 def component_files(base: Path, name: str) -> list[Path]:
     """The files that the digest of a component is made of: while they stay as they are, so does it. Raises JobError."""
     if not base.is_dir():
-        return [base]
+        own = own_folder(base) if _is_tokenizer(name) else None
+        return [base, *(_tokenizer_files(own) if own else ())]
     folder = base / FOLDERS[name]
     return _tokenizer_files(folder) if _is_tokenizer(name) else [_weight_file(folder)]
 
@@ -103,7 +103,8 @@ def _in_file(path: Path, names: Iterable[str], told: Told) -> dict[str, str]:
     for name, part in parts.items():
         if not part:
             raise JobError(f"{path}: not an SDXL checkpoint: no tensors {PREFIXES[name]}*")
-    return {name: _digest(path, parts[name], told) if name in parts else TOKENIZER_OF_A_FILE for name in wanted}
+    # A single file holds no tokenizer. Both are CLIP's, the same for every SDXL, unless another lies beside the file.
+    return {name: _digest(path, parts[name], told) if name in parts else vocabulary_digest(path) for name in wanted}
 
 
 def _counted(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:

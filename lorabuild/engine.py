@@ -16,13 +16,15 @@ from typing import Any
 
 from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.components import component_files
+from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder, remove_empty
+from lorabuild.inputs import Resolved
 from lorabuild.locks.lockfile import Locks
 from lorabuild.progress import one_line
 from lorabuild.remotes.sharing import FROM_REMOTE, Sharing
 from lorabuild.runlog import RunLog
-from lorabuild.stage import SOURCE, Artifact, Component, File, Job, TextFile, present
+from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, present
 from lorabuild.store import Output, Record
 from lorabuild.workers.pool import Pool
 from lorabuild.workers.slots import Place
@@ -39,6 +41,7 @@ class Engine(Assessor):
     default: Sequence[str]  # the stages that a build without targets is for
     pool: Pool
     log: RunLog
+    model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
     locks: Locks
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
@@ -251,7 +254,7 @@ class Engine(Assessor):
             "inputs": {
                 role: {
                     "digest": one.digest,
-                    "path": str(one.path) if one.path else None,
+                    "path": str(place) if (place := self._place(job.inputs[role], one)) else None,
                     "images": [
                         {k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images
                     ],
@@ -264,6 +267,12 @@ class Engine(Assessor):
             "base": {component: found.inputs[role].digest for role, component in networks.items()},
             "loads": 2 * sum(path.stat().st_size for path in files),  # from half to single precision they double
         }
+
+    def _place(self, item: Input, found: Resolved) -> Path | None:
+        """Where a worker reads an input. Raises JobError for the tokenizers of a single-file base that are not found."""
+        if isinstance(item, Component) and item.name.startswith("tokenizer") and found.path and found.path.is_file():
+            return find_vocabulary(found.path, self.model_dirs)
+        return found.path
 
     def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], set[Path]]:
         """What a job loads of a base, role -> component, and the files that it reads for that."""

@@ -59,8 +59,9 @@ CODES: dict[str, Code] = {
     "LB022": Code(
         "the base has no tokenizers to count with",
         "warn",
-        "Tokens of captions and prompts are counted by the base's own two tokenizers. A single file holds none, so that no length is checked. "
-        "A diffusers folder (tokenizer/ and tokenizer_2/, each with vocab.json and merges.txt) has them.",
+        "Tokens of captions and prompts are counted by the base's own two tokenizers. A diffusers folder has them (tokenizer/ and tokenizer_2/, "
+        "each with vocab.json and merges.txt). A single file holds none: its own are looked for beside it, CLIP's in Hugging Face's cache and other "
+        "places (docs/tokenizers.md), and `lorabuild doctor --fetch-tokenizer` fetches CLIP's once. Without them no length is checked, and nothing is trained.",
     ),
     "LB023": Code(
         "the LoRA to start from is not usable",

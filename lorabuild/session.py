@@ -20,7 +20,7 @@ from lorabuild.locks.locked import pull_advice
 from lorabuild.locks.lockfile import NAME as LOCK
 from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
-from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.bases import base_path, model_folders
 from lorabuild.manifest.sources import Sources
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -87,6 +87,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             lock_files=lock_files,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
             base_path=partial(base_path, repository),
+            model_dirs=model_folders(repository),
             sources=Sources(repository),
             default=repository.build_default,
             store=store,

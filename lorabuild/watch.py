@@ -11,6 +11,7 @@ from pathlib import Path
 from lorabuild import __version__
 from lorabuild.components import FOLDERS
 from lorabuild.data.images import named_folders
+from lorabuild.data.tokenizers import beside_files
 from lorabuild.hashing import digest_json
 from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_places
@@ -178,6 +179,8 @@ def _sources(repository: Repository, project: Project, jobs: Sequence[Job], scan
                     places = base_places(repository, base)
                     files |= set(places)
                     folders |= {place / FOLDERS[component] for place in places if place.is_dir()}
+                    if component.startswith("tokenizer"):
+                        files |= {one for place in places if place.is_file() for one in beside_files(place)}
     return Sources(*(tuple(sorted(map(str, paths))) for paths in (files, folders)))
 
 

@@ -86,6 +86,10 @@ class Workspace:
             raise InputChanged(path)
         return data
 
+    def has_piece(self, identity: Any) -> bool:
+        """Whether `piece` will find one, unless it is damaged."""
+        return not self.anew and self._place(digest_json(identity)).exists()
+
     def piece(self, identity: Any, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         """The piece of this identity (a plain value that says all that shapes it), and whether it had to be made.
 
@@ -94,7 +98,7 @@ class Workspace:
         """
         key = digest_json(identity)
         self.used_pieces.append(key)
-        path = self.pieces / key[:2] / key
+        path = self._place(key)
         if not self.anew and (data := _read_piece(path)) is not None:
             return data, False
         data = make()
@@ -103,6 +107,9 @@ class Workspace:
         part.write_bytes(digest_bytes(data).encode() + data)
         os.replace(part, path)
         return data, True
+
+    def _place(self, key: str) -> Path:
+        return self.pieces / key[:2] / key
 
 
 def _read_piece(path: Path) -> bytes | None:

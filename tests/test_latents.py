@@ -13,13 +13,16 @@ from diffusers import AutoencoderKL
 from lab import DATASET, LATENTS, SIZES, Lab, write_vae
 from PIL import Image, PngImagePlugin
 
+import lorabuild.stages.latents
+from lorabuild.ahead import AHEAD
 from lorabuild.data.buckets import Geometry
 from lorabuild.data.images import decode, latent_name, mask_name, resize_and_crop, to_chw
-from lorabuild.errors import JobError
+from lorabuild.errors import InputChanged, JobError
 from lorabuild.hashing import digest_file
 from lorabuild.header import read_header
 from lorabuild.nn.latents import open_latents
 from lorabuild.nn.vae import encode, load_vae
+from lorabuild.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +296,47 @@ def test_what_makes_no_difference_to_these_images_makes_none_to_the_training(lab
     lab.settings[key] = value
     assert lab.both()["encoded"] == 0
     assert {role: lab.output(role).read_bytes() for role in before} == before
+
+
+# the next images are read while one is encoded
+
+
+def test_images_are_read_ahead_in_their_order_a_few_at_a_time_and_only_those_that_are_encoded(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+):
+    """Seven pictures, one of which has its latents already: three at most have been read beyond the one encoded."""
+    lab.both()
+    for number in range(4, 10):
+        lab.picture(f"{number}.png", number, (64, 64))
+    lab.run(DATASET)
+    job, workspace = lab.prepare(LATENTS)
+    read: list[Path] = []
+    encoded: list[int] = []
+    plain_read, plain_encode = Workspace.read, lorabuild.stages.latents._encode
+
+    def reading(self: Workspace, path: Path, digest: str | None) -> bytes:
+        read.append(path)
+        return plain_read(self, path, digest)
+
+    def encoding(*args: object) -> bytes:
+        encoded.append(len(read))
+        return plain_encode(*args)
+
+    monkeypatch.setattr(Workspace, "read", reading)
+    monkeypatch.setattr(lorabuild.stages.latents, "_encode", encoding)
+    LATENTS.run(job, workspace, lambda done, total, text: None)
+    assert len(encoded) == 12 and len(read) == len(set(read)) == 6
+    assert all(have <= number // 2 + 1 + AHEAD for number, have in enumerate(encoded))
+    assert workspace.notes == {"encoded": 6, "reused": 3}
+
+
+def test_a_picture_that_cannot_be_read_ahead_is_told_in_its_turn(lab: Lab):
+    """The pieces of those before it are kept, as when one was read after another."""
+    lab.run(DATASET)
+    job, workspace = lab.prepare(LATENTS)
+    rows = sorted(lab.json("geometry.json"), key=lambda row: row["digest"])
+    last = next(image for image in workspace.images["images"] if image.digest == rows[-1]["file"])
+    last.path.unlink()
+    with pytest.raises(InputChanged):
+        LATENTS.run(job, workspace, lambda done, total, text: None)
+    assert len(workspace.used_pieces) == 5  # two views each of two, and the one that failed

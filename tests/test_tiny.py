@@ -12,6 +12,7 @@ import torch
 from tiny_base import tiny_base, tiny_digests, tiny_folder
 
 from lorabuild.components import FOLDERS, folder_digests, tensors_digest, tokenizer_digest
+from lorabuild.data.vocabulary import END, START
 from lorabuild.errors import JobError
 from lorabuild.header import read_header
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules
@@ -19,7 +20,7 @@ from lorabuild.nn.base import load_text_encoders, load_unet
 from lorabuild.nn.objective import LATENT_SCALE
 from lorabuild.nn.text import encode, tokenise
 from lorabuild.nn.tiny import LEVELS, TE1, TE2
-from lorabuild.nn.tokenizer import END, START, WORDS, vocabulary
+from lorabuild.nn.tokenizer import WORDS, vocabulary
 from lorabuild.nn.vae import encode as encode_pixels
 from lorabuild.nn.vae import load_vae
 from lorabuild.stages.base import FILES

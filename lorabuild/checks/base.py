@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorabuild.components import PREFIXES, component_files
+from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, of_problems
 from lorabuild.header import read_header
 from lorabuild.manifest import Repository
-from lorabuild.manifest.bases import base_path
+from lorabuild.manifest.bases import base_path, model_folders
 from lorabuild.manifest.whence import Whence
 
 
@@ -33,13 +34,16 @@ def check_base(repository: Repository, name: str, components: Collection[str], w
     if path is None:
         return CheckedBase()
     file, line = whence.base(name) or ("lorabuild.toml", 0)
-    findings = [found("LB021", file, f"bases.{name}: {said}", line) for said in _faults(path, components)]
+    findings = [
+        found("LB021", file, f"bases.{name}: {said}", line)
+        for said in _faults(path, components, model_folders(repository))
+    ]
     return CheckedBase(path, not findings, findings)
 
 
-def _faults(path: Path, components: Collection[str]) -> Iterator[str]:
+def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:
     if not path.is_dir():
-        yield from _file_faults(path, components)
+        yield from _file_faults(path, components, dirs)
         return
     for name in sorted(components):
         try:
@@ -50,7 +54,7 @@ def _faults(path: Path, components: Collection[str]) -> Iterator[str]:
             yield f"{name}: {error}"
 
 
-def _file_faults(path: Path, components: Collection[str]) -> Iterator[str]:
+def _file_faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:
     try:
         tensors = read_header(path).tensors
     except (JobError, OSError) as error:
@@ -59,3 +63,8 @@ def _file_faults(path: Path, components: Collection[str]) -> Iterator[str]:
     for name in sorted(components & PREFIXES.keys()):
         if not any(tensor.startswith(PREFIXES[name]) for tensor in tensors):
             yield f"{path}: not an SDXL checkpoint: no tensors {PREFIXES[name]}*"
+    if any(name.startswith("tokenizer") for name in components):
+        try:
+            find_vocabulary(path, dirs)
+        except JobError as error:
+            yield str(error)

@@ -19,6 +19,7 @@ from lorabuild.data.emphasis import weighted_parts
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found
 from lorabuild.manifest import Project, Repository
+from lorabuild.manifest.bases import model_folders
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.whence import Whence
 from lorabuild.sampling.samples import prompt_file
@@ -183,7 +184,8 @@ def _tokens(checked: Checked, places: Places, base: CheckedBase, state: State, t
     """Tokens of each text. Raises JobError where the base has no tokenizers, or is not there."""
     if not base.usable:
         raise JobError(f"base {checked.base} is not whole")
-    return token_counts(places.repository.bases[checked.base], base.path, texts, state)
+    dirs = model_folders(places.repository)
+    return token_counts(places.repository.bases[checked.base], base.path, texts, state, dirs)
 
 
 def _bare(text: str) -> str:

@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorabuild.components import FOLDERS, tokenizer_digest
+from lorabuild.components import FOLDERS, component_digests
+from lorabuild.data.tokenizers import find_vocabulary
+from lorabuild.data.vocabulary import read_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_json
 from lorabuild.state import State
@@ -17,54 +19,58 @@ COUNTING = 1  # raised by hand when equal texts should have other counts
 NAMES = ("tokenizer1", "tokenizer2")
 
 
-def token_counts(base: Mapping[str, Any], folder: Path | None, texts: Sequence[str], state: State) -> list[int]:
+def token_counts(
+    base: Mapping[str, Any], path: Path | None, texts: Sequence[str], state: State, dirs: Sequence[Path] = ()
+) -> list[int]:
     """For each text, how many tokens the tokenizer that makes more of it makes, without start and end.
 
-    `base` is its table in lorabuild.toml, `folder` where it lies (None for a built-in one, whose tokenizers are known
-    before it is generated). Raises JobError, in words for the user, where there are no tokenizers.
+    `base` is its table in lorabuild.toml, `path` where it lies (None for a built-in one, whose tokenizers are known
+    before it is generated); those of a single file are looked for in `dirs`, too. Raises JobError, in words for the
+    user, where there are no tokenizers.
     """
-    identity = _identity(base, folder)
+    identity = _identity(base, path)
     key = f"check tokens {digest_json([COUNTING, version('transformers'), identity, list(texts)])}"
     if (known := state.get(key)) is not None:
         return json.loads(known)
-    counts = _counted(folder, texts)
+    counts = _counted(path, texts, dirs)
     state.put(key, json.dumps(counts))
     return counts
 
 
-def _identity(base: Mapping[str, Any], folder: Path | None) -> Any:
-    if folder is None:
+def _identity(base: Mapping[str, Any], path: Path | None) -> Any:
+    if path is None:
         from lorabuild import __version__
 
         return [base["builtin"], __version__]
-    if not folder.is_dir():
-        raise JobError("a single file holds no tokenizers: the tokens of captions and prompts are not counted")
-    return [tokenizer_digest(folder / FOLDERS[name]) for name in NAMES]
+    return list(component_digests(path, NAMES).values())
 
 
-def _counted(folder: Path | None, texts: Sequence[str]) -> list[int]:
+def _counted(path: Path | None, texts: Sequence[str], dirs: Sequence[Path]) -> list[int]:
     if not texts:
         return []
     counts = []
-    for tokenizer in _tokenizers(folder):
+    for tokenizer in _tokenizers(path, dirs):
         rows = tokenizer(list(texts), add_special_tokens=False, truncation=False).input_ids
         counts.append([len(row) for row in rows])
     return [max(both) for both in zip(*counts, strict=True)]
 
 
-def _tokenizers(folder: Path | None) -> list[Any]:
+def _tokenizers(path: Path | None, dirs: Sequence[Path]) -> list[Any]:
     """CLIPTokenizers, each different one once."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # it warns of each text that is too long for its model
-    if folder is None:
+    if path is None:
         from lorabuild.nn.tokenizer import vocabulary
 
         tokens, merges = vocabulary()
         return [transformers.CLIPTokenizer(vocab=tokens, merges=merges)]  # both are the same one
+    if path.is_file():
+        found = read_vocabulary(find_vocabulary(path, dirs))
+        return [transformers.CLIPTokenizer(vocab=found.ids, merges=list(found.merges))]  # likewise
     try:
         return [
-            transformers.CLIPTokenizer.from_pretrained(folder / FOLDERS[name], local_files_only=True) for name in NAMES
+            transformers.CLIPTokenizer.from_pretrained(path / FOLDERS[name], local_files_only=True) for name in NAMES
         ]
     except Exception as error:  # the library's own, of many kinds
-        raise JobError(f"{folder}: its tokenizers cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise JobError(f"{path}: its tokenizers cannot be read: {' '.join(str(error).split())[:200]}") from None

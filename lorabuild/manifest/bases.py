@@ -43,8 +43,13 @@ def base_places(repository: Repository, base: str) -> list[Path]:
     if file is None:
         return []
     given = Path(os.path.expanduser(file))
-    dirs = [] if given.is_absolute() else [os.path.expanduser(path) for path in repository.model_dirs]
-    return [repository.root / folder / given for folder in ("", *dirs)]
+    dirs = [] if given.is_absolute() else model_folders(repository)
+    return [folder / given for folder in (repository.root, *dirs)]
+
+
+def model_folders(repository: Repository) -> list[Path]:
+    """`[models] dirs`."""
+    return [repository.root / os.path.expanduser(path) for path in repository.model_dirs]
 
 
 def _looked_in(repository: Repository) -> str:

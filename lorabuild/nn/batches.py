@@ -50,7 +50,7 @@ class Data:
 class MicroBatch:
     """B samples of one bucket. Latents are scaled; the noise is not yet added.
 
-    On the CPU, but for latents and masks that are kept on the training's device.
+    Made on the CPU, but for latents and masks that are kept on the training's device; `on` brings all of it there.
     """
 
     latents: Tensor  # [B, 4, h, w]
@@ -61,6 +61,15 @@ class MicroBatch:
     masks: Tensor | None = None  # [B, 1, h, w], 0 to 1: how much of each pixel's error counts
     weights: Tensor | None = None  # [B] of the samples' losses
     perturbation: Tensor | None = None  # [B, 4, h, w], added to the noise of the input alone
+    ids: Tensor | None = None  # [B, 2, n * 77] token ids of the captions, where they were made ahead: see nn/text.py
+    emphasis: Tensor | None = None  # [B, 2, n * 77] the weights of these tokens, if captions have any
+
+    def on(self, device: str) -> MicroBatch:
+        """On the training's device. From pinned memory, so that the copies wait for nothing and nothing waits for them."""
+        if device == "cpu":
+            return self
+        tensors = {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return replace(self, **{name: _sent(one, device) for name, one in tensors.items()})
 
 
 def micro_batch(
@@ -133,6 +142,12 @@ def held_out_batches(
         replace(batch, timesteps=timesteps, masks=None, weights=None)
         for batch, timesteps in zip(batches, parts, strict=True)
     ]
+
+
+def _sent(tensor: Tensor, device: str) -> Tensor:
+    if tensor.device.type != "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _masks(data: Data, images: Sequence[Mapping[str, Any]], flips: Sequence[bool], latents: Tensor) -> Tensor | None:

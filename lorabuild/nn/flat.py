@@ -52,10 +52,10 @@ class Flat:
         self._added = self._everything  # absent from all that `add` has added
 
     @classmethod
-    def of(cls, optimizer: Optimizer, scaled: bool = False) -> Flat:
-        """The parameters of an optimizer. `scaled`: a GradScaler changes the gradients."""
+    def of(cls, optimizer: Optimizer) -> Flat:
+        """The parameters of an optimizer."""
         ours = isinstance(optimizer, RunOptimizer)
-        flat = cls((group["params"] for group in optimizer.param_groups), touched=scaled or not ours)
+        flat = cls((group["params"] for group in optimizer.param_groups), touched=not ours)
         if ours:
             optimizer.arrangement = lambda: flat.absent
         return flat

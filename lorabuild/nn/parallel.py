@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lorabuild.errors import Interrupted, JobError, UserError
 from lorabuild.nn.batches import MicroBatch
 from lorabuild.nn.flat import Flat, Share
 
-# Forward and backward of a part of a micro-batch (its number in the update): adds to the gradients, gives its loss.
-Work = Callable[[int, slice], float]
+# Forward and backward of a part of a micro-batch (its number in the update): adds to the gradients, gives its loss, a
+# number on the device that nobody has waited for.
+Work = Callable[[int, slice], Tensor]
 Unit = tuple[int, slice]
 
 WHOLE = slice(None)
@@ -57,9 +59,9 @@ class Alone:
 
     leads = True
 
-    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> float:
-        """The loss of an update of micro-batches of these sizes; the gradients are those of all."""
-        return sum(work(micro, WHOLE) for micro in range(len(sizes)))
+    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> Tensor:
+        """The losses [n] of an update of micro-batches of these sizes, on the device; the gradients are those of all."""
+        return torch.stack([work(micro, WHOLE) for micro in range(len(sizes))])
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Ranks:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> float:
+    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> Tensor:
         """As `Alone.update`, in all processes at the same time. Raises JobError in all if one fails."""
         dealt = units(sizes, 1 if self.exact else self.count)
-        losses: dict[int, float] = {}
+        losses: dict[int, Tensor] = {}
         shares: list[Share] = []
         fault: Exception | None = None
         try:
@@ -99,9 +101,9 @@ class Ranks:
             fault = error
             if not isinstance(error, UserError):
                 traceback.print_exc()
-        told = self._exchange(
-            {"losses": losses, "absent": [share.absent for share in shares], "fault": self._said(fault)}
-        )
+        read = torch.stack([*losses.values()]).tolist() if losses else []
+        own = dict(zip(losses, read, strict=True))
+        told = self._exchange({"losses": own, "absent": [share.absent for share in shares], "fault": self._said(fault)})
         if fault is not None:
             raise fault
         if faults := [one["fault"] for one in told if one["fault"]]:
@@ -113,7 +115,7 @@ class Ranks:
             dist.broadcast(gradients, owner)
             flat.add(Share(gradients, told[owner]["absent"][turn]))
         values: Mapping[int, float] = {number: loss for one in told for number, loss in one["losses"].items()}
-        return sum(values[number] for number in range(len(dealt)))
+        return flat.numbers.new_tensor([values[number] for number in range(len(dealt))])
 
     def _said(self, fault: Exception | None) -> str:
         if fault is None or isinstance(fault, UserError):

@@ -25,15 +25,27 @@ def text_conditions(
 
     `weighted`: (this:1.3) in a caption scales the hidden states of its words.
     """
+    ids, weights = caption_ids(base, captions, settings, weighted)
+    return conditions_of(base, ids.to(device), None if weights is None else weights.to(device))
+
+
+def caption_ids(
+    base: Base, captions: Sequence[str], settings: Mapping[str, Any], weighted: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(token ids, their weights if `weighted`), each [B, 2, n * 77] with a row for each tokenizer: on the CPU."""
     length, first, second = settings.get("max_token_length", TEXT), base.tokenizer1, base.tokenizer2
-    weights: Sequence[Tensor | None] = (None, None)
-    if weighted:
-        (ids1, one) = weighted_ids(first, captions, first.eos_token_id, length)
-        (ids2, two) = weighted_ids(second, captions, PAD2, length)
-        weights = one.to(device), two.to(device)
-    else:
-        ids1, ids2 = tokenise(first, second, captions, length)
-    return encode(base.te1, base.te2, ids1.to(device), ids2.to(device), second.eos_token_id, weights)
+    if not weighted:
+        return torch.stack(tokenise(first, second, captions, length), dim=1), None
+    ids1, one = weighted_ids(first, captions, first.eos_token_id, length)
+    ids2, two = weighted_ids(second, captions, PAD2, length)
+    return torch.stack([ids1, ids2], dim=1), torch.stack([one, two], dim=1)
+
+
+def conditions_of(base: Base, ids: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(hidden states, pooled), as `encode` has them, of what `caption_ids` gives, on the device of the encoders."""
+    end = base.tokenizer2.eos_token_id
+    both = (None, None) if weights is None else weights.unbind(1)
+    return encode(base.te1, base.te2, *ids.unbind(1), end, both)
 
 
 def tokenise(

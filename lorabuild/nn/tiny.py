@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lorabuild.nn.tokenizer import END, START, vocabulary
+from lorabuild.data.vocabulary import END, START
+from lorabuild.nn.tokenizer import vocabulary
 from lorabuild.writing import header_bytes
 
 PIXELS = 128  # the side that it is meant for, as 1024 is SDXL's

@@ -6,6 +6,8 @@ from collections import Counter
 from functools import cache
 from itertools import pairwise
 
+from lorabuild.data.vocabulary import WORD_END, laid_out
+
 # Everyday words of captions. Each becomes one token; any other word falls into pieces, in the end into bytes.
 WORDS = """
 a an the and of in on with at by to from for no not girl boy woman man person people child girls boys couple group
@@ -33,9 +35,6 @@ wheel boat ship sail train rail car cart bicycle basket windmill lighthouse teap
 pear cherry bread cake fence gate roof wall stairs clock bell drum key
 """
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-_WORD_END = "</w>"
-
 
 @cache
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -44,17 +43,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     "!" is id 0, with which SDXL's second tokenizer pads. END has the highest id, so that whoever finds the pooled token
     by the largest id finds it too.
     """
-    letters = list(byte_letters().values())
     merges = _learn_merges(sorted(set(WORDS.split())))
-    tokens = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), START, END]
-    return {token: id for id, token in enumerate(tokens)}, merges
-
-
-def byte_letters() -> dict[int, str]:
-    """A printable letter for each byte: its own where it has one, else one from 256 on (Radford et al. 2019)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {token: id for id, token in enumerate(laid_out(merges))}, merges
 
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -62,7 +52,7 @@ def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
     Learnt until nothing is left to merge, the merges in this order lead back to whole words.
     """
-    spelled = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+    spelled = [[*word[:-1], word[-1] + WORD_END] for word in words]
     merges: list[tuple[str, str]] = []
     while counts := Counter(pair for word in spelled for pair in pairwise(word)):
         best = min(counts, key=lambda pair: (-counts[pair], pair))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,13 +17,14 @@ from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.flat import Flat
+from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.text import text_conditions
+from lorabuild.nn.text import caption_ids, conditions_of
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points, validation_seed
 
@@ -74,8 +75,9 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     """Train to the end, from `state` if there is one. The log: a record a step, and two of the held-out loss.
 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
-    is the mean over its images. The state is saved whenever that is cheap. A training that is
-    taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
+    is the mean over its images. Where gradients overflow in fp16, the update is made again at half the loss scale. The
+    state is saved whenever that is cheap. A training that is taken up from a state ends with the same bytes as an
+    undisturbed one, on a CPU at an equal number of threads.
     Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
@@ -90,9 +92,11 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     accumulate = recipe["gradient_accumulation_steps"]
     dealt = micro_batches(training.data.images, recipe["train_batch_size"], recipe["seed"], loop.step * accumulate)
     last = recipe["max_train_steps"] if observer.last is None else observer.last
+    coming = list(islice(dealt, accumulate))
     while loop.step < last:
+        now, coming = coming, list(islice(dealt, accumulate)) if loop.step + 1 < last else []
         try:
-            loss = loop.update(list(islice(dealt, accumulate)))
+            loss = loop.update(now, coming)
         except Interrupted:  # parameters and moments are those of the last update: gradients alone are lost
             if loop.step:
                 state_file.save(loop.state())
@@ -137,38 +141,69 @@ class _Loop:
         groups, rates = grouped(recipe, adapter)
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
-        self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
-        self.flat = Flat.of(self.optimizer, self.scaler.is_enabled())
+        self.flat = Flat.of(self.optimizer)
         trained = {id(parameter) for parameter in self.flat.parameters}
         for parameter in self.parameters.values():
             parameter.requires_grad_(id(parameter) in trained)  # what has no rate in any phase needs no gradient
+        self.scale = LossScale.of(recipe["mixed_precision"])
+        self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
 
-    def update(self, dealt: Sequence[tuple[int, list[Sample]]]) -> float:
-        """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images."""
-        recipe = self.training.recipe
+    def update(
+        self, dealt: Sequence[tuple[int, list[Sample]]], coming: Sequence[tuple[int, list[Sample]]] = ()
+    ) -> float:
+        """One optimizer step over the micro-batches `dealt` (epoch, samples); the mean loss of their images.
+
+        Nothing waits for the device but one read, of all losses and the norm of the gradients. While the device still
+        works, before that read, the first batch of the update that is `coming` is made.
+        """
         for group, settings in zip(self.optimizer.param_groups, self.rates.at(self.step), strict=True):
             group |= settings
         images = sum(len(samples) for _, samples in dealt)
+        worked: list[int] = []  # on these micro-batches: with several processes each has its own
 
-        def work(micro: int, part: slice) -> float:
+        def work(micro: int, part: slice) -> Tensor:
             if self.stopping():
                 raise Interrupted
-            epoch, samples = dealt[micro]
+            worked.append(micro)
             self.training.adapter.at(self.step, micro, *([part.start] if part.start else []))
-            batch = micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, self.step, micro)
+            batch = self._batch(self.step, micro, *dealt[micro])
             share = self._losses(part_of(batch, part), self.objective).sum() / images
-            loss = _finite(f"step {self.step + 1}: the loss", share.item())
-            self.scaler.scale(share).backward()
-            return loss
+            self.scale.scaled(share).backward()
+            return share.detach()
 
-        sizes = [len(samples) for _, samples in dealt]
-        loss = self.training.ranks.update(sizes, work, self.flat)
-        norm = self._apply_gradients()
+        sizes, done = [len(samples) for _, samples in dealt], None
+        while done is None:  # after an overflow only the scale is another: the same samples, noise and rate once more
+            losses = self.training.ranks.update(sizes, work, self.flat)
+            if worked and worked[0] < len(coming):
+                asked = self.step + 1, worked[0], *coming[worked[0]]
+                self.ahead = asked, self._batch(*asked)
+            done = self._apply_gradients(losses)
+        loss, norm = done
         self.step += 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
-        self._tell({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
+        record |= {"grad_norm": _rounded(norm), "images": images, **self._limit_norms()}
+        if self.scale.enabled:
+            record["loss_scale"] = self.scale.scale
+        self._tell(record)
         return loss
+
+    def _batch(self, update: int, micro: int, epoch: int, samples: list[Sample]) -> MicroBatch:
+        """Micro-batch `micro` of `update`, ready: the one that was made ahead, if it is that."""
+        made, self.ahead = self.ahead, None
+        if made is not None and made[0] == (update, micro, epoch, samples):
+            return made[1]
+        recipe = self.training.recipe
+        return self._ready(micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, update, micro))
+
+    def _ready(self, batch: MicroBatch) -> MicroBatch:
+        """The batch on the device, its captions as tokens."""
+        if batch.ids is None:
+            weighted = self.training.recipe.get("weighted_captions", False)
+            settings = self.training.data.dataset["settings"]
+            ids, emphasis = caption_ids(self.training.base, batch.captions, settings, weighted)
+            batch = replace(batch, ids=ids, emphasis=emphasis)
+        return batch.on(self.training.device)
 
     def measure(self, when: str) -> None:
         """Log the held-out loss."""
@@ -197,14 +232,14 @@ class _Loop:
 
     def state(self) -> State:
         moments, optimizer = optimizer_state(self.optimizer, self.parameters)
-        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict(), "optimizer": optimizer}
+        facts = {"step": self.step, "log": self.log, "scale": self.scale.state(), "optimizer": optimizer}
         return State({**self.training.adapter.tensors(), **moments}, facts)
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
         for record in self.log:
             self.logged(record)
-        self.scaler.load_state_dict(state.facts["scaler"])
+        self.scale.restore(state.facts["scale"])
         self.training.adapter.load(state.tensors)
         restore(self.optimizer, self.parameters, state.tensors, state.facts["optimizer"])
 
@@ -216,17 +251,13 @@ class _Loop:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        settings, weighted = (
-            self.training.data.dataset["settings"],
-            self.training.recipe.get("weighted_captions", False),
-        )
+        batch = self._ready(batch)
         noisy, target = objective.noisy(batch)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
-                hidden, pooled = text_conditions(base, batch.captions, settings, weighted, device)
-            conditions = {"text_embeds": pooled, "time_ids": batch.sizes.to(device)}
-            timesteps = batch.timesteps.to(device)
-            prediction = base.unet(noisy.to(dtype), timesteps, hidden, added_cond_kwargs=conditions).sample
+                hidden, pooled = conditions_of(base, batch.ids, batch.emphasis)
+            conditions = {"text_embeds": pooled, "time_ids": batch.sizes}
+            prediction = base.unet(noisy.to(dtype), batch.timesteps, hidden, added_cond_kwargs=conditions).sample
         return objective.losses(prediction, target, batch)
 
     def _limit_norms(self) -> dict[str, Any]:
@@ -238,21 +269,29 @@ class _Loop:
         keys = {"keys_scaled": norms.scaled, "average_key_norm": norms.mean, "max_key_norm": norms.largest}
         return {"max_norm": {key: _rounded(value) for key, value in keys.items()}}
 
-    def _apply_gradients(self) -> float:
-        """Clip over all parameters at once and step; the norm before clipping. With fp16 an overflow skips the step."""
-        self.flat.settle()
-        self.scaler.unscale_(self.optimizer)
+    def _apply_gradients(self, losses: Tensor) -> tuple[float, float] | None:
+        """Clip over all parameters at once and step; the sum of the losses, and the norm before clipping.
+
+        None where gradients overflowed in fp16, which are to be made again: then nothing but the scale has changed.
+        """
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
+        self.flat.settle()
+        self.scale.unscale([self.flat.gradients])
         total = self.flat.norm()
-        norm = total.item()
-        if not norm <= limit:
-            self.flat.scale(total, limit)
-        if not self.scaler.is_enabled():
+        *each, norm = torch.cat([losses, total[None]]).tolist()  # the one wait for the device
+        loss = _finite(f"step {self.step + 1}: the loss", sum(each))
+        overflowed = self.scale.overflowed(norm)
+        if not overflowed:
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            if norm > limit:
+                self.flat.scale(total, limit)
+            self.optimizer.step()
+            self.scale.updated()
         self.flat.clear()
-        return norm
+        if overflowed:  # told in the job's log
+            print(f"step {self.step + 1}: fp16 overflowed; again at loss scale {self.scale.scale:g}")
+            return None
+        return loss, norm
 
 
 def _finite(what: str, value: float) -> float:
@@ -263,5 +302,5 @@ def _finite(what: str, value: float) -> float:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits, as many as mean something in float32. None, null in JSON, for an overflow that fp16 skips."""
+    """Six digits, as many as mean something in float32. None, null in JSON, for what is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -18,7 +18,10 @@ def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
     With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError for
     files that are missing, and JobError for weights that are not all that config.json describes.
     """
-    return kept("vae", digest, torch.float32, folder / "vae", lambda: _load(folder))
+    vae = kept("vae", digest, torch.float32, folder / "vae", lambda: _load(folder))
+    if torch.cuda.is_available() and vae.device.type == "cpu":
+        vae.to("cuda", memory_format=torch.channels_last)  # the order in which tensor cores take a convolution's inputs
+    return vae
 
 
 def _load(folder: Path) -> AutoencoderKL:

@@ -1,12 +1,14 @@
-"""Encode the images of a data set into latents: one at a time, and only those that were not encoded before."""
+"""Encode the images of a data set into latents: only those that were not encoded before, and each by itself."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.ahead import LARGE, ahead, cores
 from lorabuild.data.buckets import PIXELS_PER_LATENT, Geometry
 from lorabuild.data.images import (
     MASKED,
@@ -58,17 +60,23 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Write `latents`: `<digest>.<w>x<h>` [4, h/8, w/8] fp32 of each image, by `flip_aug` `<digest>.<w>x<h>.flip` too.
 
     Beside them the masks of pictures that have one, [h/8, w/8]. Each view of an image is a piece. Its bytes depend on
-    nothing else that is encoded with it, and turning `flip_aug` on keeps the pieces that are there. One image at a time
-    is in memory. Raises JobError for latents that are not finite.
+    nothing else that is encoded with it, and turning `flip_aug` on keeps the pieces that are there. While one image is
+    encoded the next ones are read, in threads: no more than four are in memory. Raises JobError for latents that are not finite.
     """
     settings = job.params["dataset"]
     rows = json.loads(workspace.path("geometry").read_bytes())
     files = {image.digest: image for image in workspace.images["images"]}
 
-    @lru_cache(maxsize=1)  # the flip comes next
-    def pixels_of(number: int) -> np.ndarray:
+    def read(number: int) -> np.ndarray:
         return to_chw(_pixels(workspace, rows[number], files, settings.get("alpha_policy", "white")))
 
+    decoded: dict[int, Callable[[], np.ndarray]] = {}
+
+    @lru_cache(maxsize=1)  # the flip comes next
+    def pixels_of(number: int) -> np.ndarray:
+        return decoded.pop(number, partial(read, number))()
+
+    identity = partial(_identity, vae=workspace.digests["vae"], settings=settings)
     images = {row["digest"] for row in rows}
     done: set[str] = set()
     encoded: set[str] = set()
@@ -82,17 +90,31 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
         progress(len(done), len(images), f"{len(encoded)} encoded")
         done.add(row["digest"])
-        return workspace.piece(_identity(row, flip, workspace.digests["vae"], settings), make)[0]
+        return workspace.piece(identity(row, flip), make)[0]
 
     views: dict[str, tuple[tuple[int, ...], Callable[[], bytes]]] = {}
+    missing: dict[str, int] = {}  # the views that will be encoded -> row
     for number, row in enumerate(rows):
         for flip in (False, True) if row.get("flip", settings["flip_aug"]) else (False,):
-            views.setdefault(latent_name(row, flip), (_shape(row), partial(view, number, flip)))
+            if (name := latent_name(row, flip)) not in views:
+                views[name] = _shape(row), partial(view, number, flip)
+                if not workspace.has_piece(identity(row, flip)):
+                    missing[name] = number
         if MASKED in row:
             views.setdefault(mask_name(row), (_shape(row)[1:], partial(_mask, workspace, row, files)))
     # It asks for one after the other, in name order.
-    write_body(workspace.output("latents"), [(name, "F32", shape, make) for name, (shape, make) in views.items()])
+    with ThreadPoolExecutor(cores()) as pool:
+        decoded |= _ahead(pool, read, dict.fromkeys(missing[name] for name in sorted(missing)))
+        write_body(workspace.output("latents"), [(name, "F32", shape, make) for name, (shape, make) in views.items()])
     workspace.note(encoded=len(encoded), reused=len(images) - len(encoded))
+
+
+def _ahead(
+    pool: Executor, read: Callable[[int], np.ndarray], rows: Iterable[int]
+) -> dict[int, Callable[[], np.ndarray]]:
+    """What gives the pixels of each of the `rows`, once, if it is asked in their order."""
+    rows = list(rows)
+    return dict(zip(rows, ahead(pool, [partial(read, row) for row in rows], [LARGE] * len(rows)), strict=True))
 
 
 def _identity(row: Row, flip: bool, vae: str, settings: Mapping[str, Any]) -> dict[str, Any]:
