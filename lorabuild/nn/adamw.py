@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lorabuild.nn.runs import Run, RunOptimizer
+
+# Processors work on as many numbers at a time, or on a half or a quarter of it. What is left at a tensor's end torch's
+# kernel rounds otherwise in the last bit.
+VECTOR = 16
 
 
 class AdamW(RunOptimizer):
@@ -31,14 +36,15 @@ class AdamW(RunOptimizer):
         self.moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
 
     def update(self, group: dict[str, Any], run: Run) -> None:
-        largest = [run.moments["max_exp_avg_sq"]] if group["amsgrad"] else []
+        sizes = list(_pieces(run.stacks))
+        steps = torch.full((len(sizes),), run.count - 1.0, device=run.numbers.device)  # it adds this one itself
         adamw(
-            [run.numbers],
-            [run.gradients],
-            [run.moments["exp_avg"]],
-            [run.moments["exp_avg_sq"]],
-            largest,
-            [torch.full((), run.count - 1.0, device=run.numbers.device)],  # it adds this one itself
+            list(run.numbers.split(sizes)),
+            list(run.gradients.split(sizes)),
+            list(run.moments["exp_avg"].split(sizes)),
+            list(run.moments["exp_avg_sq"].split(sizes)),
+            list(run.moments["max_exp_avg_sq"].split(sizes)) if group["amsgrad"] else [],
+            list(steps.unbind()),
             fused=True,
             amsgrad=group["amsgrad"],
             beta1=group["betas"][0],
@@ -48,3 +54,22 @@ class AdamW(RunOptimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _pieces(stacks: Iterable[Tensor]) -> Iterator[int]:
+    """Sizes of a run's pieces: neighbours that are whole vectors together, each of the others by itself.
+
+    So the numbers do not depend on what lies beside a parameter.
+    """
+    whole = 0
+    for stack in stacks:
+        size = stack.numel() // len(stack)
+        if size % VECTOR == 0:
+            whole += stack.numel()
+            continue
+        if whole:
+            yield whole
+            whole = 0
+        yield from [size] * len(stack)
+    if whole:
+        yield whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, count
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ class Flat:
             parameter.grad = gradient.view_as(parameter).data
             self._views.append(parameter.grad)
         self._everything = self.absent = frozenset(range(len(self.parameters)))
-        self._changes = self._cleared = self._count()
+        self._changes = self._cleared = self._versions()
         self._added = self._everything  # absent from all that `add` has added
 
     @classmethod
@@ -72,7 +74,7 @@ class Flat:
         for place in range(len(self.parameters)) if self.touched else self.absent:
             if self.parameters[place].grad is not self._views[place]:
                 self.parameters[place].grad = self._views[place]
-        self._cleared = self._count() if self.touched else self._changes
+        self._cleared = self._versions() if self.touched else self._changes
         self._added = self._everything
 
     def take(self) -> Share:
@@ -98,11 +100,10 @@ class Flat:
 
     def _untouched(self) -> frozenset[int]:
         """The places of those that autograd has not reached since they were cleared."""
-        self._changes = self._count()
-        pairs = zip(self._changes, self._cleared, strict=True)
-        return frozenset(place for place, (now, before) in enumerate(pairs) if now == before)
+        self._changes = self._versions()
+        return frozenset(compress(count(), map(eq, self._changes, self._cleared)))
 
-    def _count(self) -> list[int]:
+    def _versions(self) -> list[int]:
         return [view._version for view in self._views]
 
 
