@@ -22,7 +22,6 @@ from lorabuild.nn.adapters.module import Module
 from lorabuild.nn.adapters.start import FromFile, check_fits, drawn, dylora_blocks, layers_of_file
 from lorabuild.nn.adapters.weights import scale_of
 from lorabuild.nn.base import Base
-from lorabuild.nn.stacks import lay_together
 
 SCALES = "norm_scales"  # in a training's state: what scale_weight_norms has done to each layer, in name order
 
@@ -135,7 +134,6 @@ def adapted(
             kind: Parameter(tensor.to(device, torch.float32), requires_grad=learns)
             for kind, tensor in module.tensors.items()
         }
-    lay_together([tensor for module in modules.values() for tensor in module.tensors.values()])
     if not any(component_of(name) in trained for name in modules):
         raise JobError("the adapter has no layer to train: see network_args, the learning rates and init")
     try:
