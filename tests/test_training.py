@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 from tiny_base import RECIPE, dataset, latents, outputs, tiny_base, tiny_folder, training
-from torch.nn import GroupNorm
+from torch.nn import GroupNorm, LayerNorm
 
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.adapter import Shape, adapted
@@ -364,7 +364,12 @@ def test_bf16_trains_in_bf16_and_keeps_the_adapter_in_float32():
     for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
         recipe = RECIPE | {"mixed_precision": precision}
         base = tiny_base(dtype)
-        norms = {id(p) for module in base.unet.modules() if isinstance(module, GroupNorm) for p in module.parameters()}
+        norms = {
+            id(p)
+            for module in base.unet.modules()
+            if isinstance(module, (GroupNorm, LayerNorm))
+            for p in module.parameters()
+        }
         assert {p.dtype for p in base.unet.parameters() if id(p) not in norms} == {dtype}
         with adapted(base, Shape.of(recipe), recipe["seed"], ("unet",)) as adapter:
             loop = _Loop(Training(base, adapter, Data(dataset(), latents().__getitem__), recipe))

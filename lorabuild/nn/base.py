@@ -94,10 +94,7 @@ def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:  # missing, unexpected and misshapen weights, one a line
         raise JobError(f"{weights}: {' '.join(str(error).split())[:300]}") from None
-    for module in network.modules():
-        if isinstance(module, torch.nn.GroupNorm):
-            module.float()  # it is given float32 where an adapted convolution stands before it
-    return network
+    return single_norms(network)
 
 
 def _load_clip(folder: Path, architecture: str, dtype: torch.dtype) -> Any:
@@ -111,4 +108,16 @@ def _load_clip(folder: Path, architecture: str, dtype: torch.dtype) -> Any:
     strange = {key: [n for n in names if "position_ids" not in n] for key, names in strange.items()}
     if any(strange.values()):  # transformers would fill a missing weight with random numbers
         raise JobError(f"{folder}: not the weights of a {architecture}: {strange}"[:300])
+    return single_norms(network)
+
+
+def single_norms(network: Any) -> Any:
+    """The network with the weights of its norms in float32, whatever the rest is in.
+
+    Norms compute in float32 anyway, a few numbers take no room, and where an adapted layer stands before one, what it is
+    given is float32: with weights of another dtype that is an error on a CPU.
+    """
+    for module in network.modules():
+        if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) and module.weight.itemsize < 4:
+            module.float()
     return network

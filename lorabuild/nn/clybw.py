@@ -168,6 +168,6 @@ def _deviations(rows: Tensor) -> Tensor:
 
     On a processor torch.std does so, too, a number at a time: it took half of an update.
     """
-    exact = rows.double()
+    exact = rows.to(torch.float64, copy=True)
     exact -= exact.mean(1, keepdim=True)
     return exact.square_().sum(1, keepdim=True).div_(rows.shape[1] - 1).sqrt_().to(rows.dtype)

@@ -101,6 +101,11 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def single(tensor: Tensor) -> Tensor:
+    """`tensor` in float32, which sums of a layer and its adapter are made in; float64, the tests' measure, stays."""
+    return tensor if tensor.dtype is torch.float64 else tensor.float()
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a layer of the base computes in on the input x."""
     device = x.device.type

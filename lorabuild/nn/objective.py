@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorabuild.nn.lowrank import single
+
 if TYPE_CHECKING:
     from lorabuild.nn.batches import MicroBatch
 
@@ -74,7 +76,7 @@ class Objective:
         masked counts half.
         """
         timesteps = batch.timesteps.to(self.kept.device)
-        difference = prediction.float() - target.float()
+        difference = single(prediction) - single(target)
         if self.thresholds is None:
             errors = difference.abs() if self.loss_type == "l1" else difference.square()
         else:

@@ -16,6 +16,7 @@ from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
@@ -74,8 +75,9 @@ def train(training: Training, observer: Observer, state_file: StateFile, state: 
     """Train to the end, from `state` if there is one. The log: a record a step, and two of the held-out loss.
 
     An update takes exactly `gradient_accumulation_steps` micro-batches, across the end of an epoch if need be; its loss
-    is the mean over its images. The state is saved whenever that is cheap. A training that is
-    taken up from a state ends with the same bytes as an undisturbed one, on a CPU at an equal number of threads.
+    is the mean over its images. Where gradients overflow in fp16, the update is made again at half the loss scale. The
+    state is saved whenever that is cheap. A training that is taken up from a state ends with the same bytes as an
+    undisturbed one, on a CPU at an equal number of threads.
     Raises JobError, with the step, when a loss or a gradient is not finite, and Interrupted when the observer stops it.
     """
     recipe = training.recipe
@@ -139,7 +141,7 @@ class _Loop:
         groups, rates = grouped(recipe, adapter)
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
-        self.scaler = torch.amp.GradScaler(training.device, enabled=recipe["mixed_precision"] == "fp16")
+        self.scale = LossScale.of(recipe["mixed_precision"])
         self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
 
     def update(
@@ -162,19 +164,24 @@ class _Loop:
             self.training.adapter.at(self.step, micro, *([part.start] if part.start else []))
             batch = self._batch(self.step, micro, *dealt[micro])
             share = self._losses(part_of(batch, part), self.objective).sum() / images
-            self.scaler.scale(share).backward()
+            self.scale.scaled(share).backward()
             return share.detach()
 
-        sizes = [len(samples) for _, samples in dealt]
-        losses = self.training.ranks.update(sizes, work, list(self.parameters.values()))
-        if worked and worked[0] < len(coming):
-            asked = self.step + 1, worked[0], *coming[worked[0]]
-            self.ahead = asked, self._batch(*asked)
-        loss, norm = self._apply_gradients(losses)
+        sizes, done = [len(samples) for _, samples in dealt], None
+        while done is None:  # after an overflow only the scale is another: the same samples, noise and rate once more
+            losses = self.training.ranks.update(sizes, work, list(self.parameters.values()))
+            if worked and worked[0] < len(coming):
+                asked = self.step + 1, worked[0], *coming[worked[0]]
+                self.ahead = asked, self._batch(*asked)
+            done = self._apply_gradients(losses)
+        loss, norm = done
         self.step += 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
-        self._tell({**record, "grad_norm": _rounded(norm), "images": images, **self._limit_norms()})
+        record |= {"grad_norm": _rounded(norm), "images": images, **self._limit_norms()}
+        if self.scale.enabled:
+            record["loss_scale"] = self.scale.scale
+        self._tell(record)
         return loss
 
     def _batch(self, update: int, micro: int, epoch: int, samples: list[Sample]) -> MicroBatch:
@@ -221,14 +228,14 @@ class _Loop:
 
     def state(self) -> State:
         moments, optimizer = optimizer_state(self.optimizer, self.parameters)
-        facts = {"step": self.step, "log": self.log, "scaler": self.scaler.state_dict(), "optimizer": optimizer}
+        facts = {"step": self.step, "log": self.log, "scale": self.scale.state(), "optimizer": optimizer}
         return State({**self.training.adapter.tensors(), **moments}, facts)
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
         for record in self.log:
             self.logged(record)
-        self.scaler.load_state_dict(state.facts["scaler"])
+        self.scale.restore(state.facts["scale"])
         self.training.adapter.load(state.tensors)
         restore(self.optimizer, self.parameters, state.tensors, state.facts["optimizer"])
 
@@ -242,7 +249,7 @@ class _Loop:
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
         batch = self._ready(batch)
         noisy, target = objective.noisy(batch)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
                 hidden, pooled = conditions_of(base, batch.ids, batch.emphasis)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes}
@@ -258,25 +265,30 @@ class _Loop:
         keys = {"keys_scaled": norms.scaled, "average_key_norm": norms.mean, "max_key_norm": norms.largest}
         return {"max_norm": {key: _rounded(value) for key, value in keys.items()}}
 
-    def _apply_gradients(self, losses: Tensor) -> tuple[float, float]:
+    def _apply_gradients(self, losses: Tensor) -> tuple[float, float] | None:
         """Clip over all parameters at once and step; the sum of the losses, and the norm before clipping.
 
-        With fp16 an overflow skips the step.
+        None where gradients overflowed in fp16, which are to be made again: then nothing but the scale has changed.
         """
-        self.scaler.unscale_(self.optimizer)
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        total = total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        self.scale.unscale(gradients)
+        total = total_norm(gradients)
         *each, norm = torch.cat([losses, total[None]]).tolist()  # the one wait for the device
         loss = _finite(f"step {self.step + 1}: the loss", sum(each))
-        if not norm <= limit:
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
-        if not self.scaler.is_enabled():
+        overflowed = self.scale.overflowed(norm)
+        if not overflowed:
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            if norm > limit:
+                torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+            self.optimizer.step()
+            self.scale.updated()
         for parameter in self.parameters.values():  # of those, too, that no group trains
             parameter.grad = None
+        if overflowed:  # told in the job's log
+            print(f"step {self.step + 1}: fp16 overflowed; again at loss scale {self.scale.scale:g}")
+            return None
         return loss, norm
 
 
@@ -288,5 +300,5 @@ def _finite(what: str, value: float) -> float:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits, as many as mean something in float32. None, null in JSON, for an overflow that fp16 skips."""
+    """Six digits, as many as mean something in float32. None, null in JSON, for what is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

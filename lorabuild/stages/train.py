@@ -393,4 +393,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 2, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 3, jobs, run, slot="gpu", snapshots=snapshots)

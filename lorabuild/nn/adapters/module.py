@@ -19,7 +19,7 @@ from lorabuild.nn.adapters.weights import (
     decomposed,
     kronecker_parts,
 )
-from lorabuild.nn.lowrank import as_dtype, compute_dtype, lowrank_linear
+from lorabuild.nn.lowrank import as_dtype, compute_dtype, lowrank_linear, single
 
 LOW_RANK = ("locon", "dylora")
 
@@ -115,11 +115,11 @@ class Module:
             return self._low_rank(x, drops)
         if self.algo in WEIGHTS and "dora_scale" not in self.tensors:
             change = self._kronecker(x) if self.algo == "lokr" else self._separate(x)
-            return self._forward(x).float() + self._dropped(change.float(), drops)
-        plain = self._op(x, self.weight).float()
+            return single(self._forward(x)) + self._dropped(single(change), drops)
+        plain = single(self._op(x, self.weight))
         change = self._decomposed(x, plain, drops) if "dora_scale" in self.tensors else self._turned(plain)
         out = plain + self._dropped(change, drops)
-        return out if self.layer.bias is None else out + self._along_outputs(self.layer.bias.float())
+        return out if self.layer.bias is None else out + self._along_outputs(single(self.layer.bias))
 
     def product(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
         """(down, up, factor) of a linear layer to whose output x Downᵀ Upᵀ · factor is added now, and nothing else.
@@ -161,20 +161,20 @@ class Module:
         ):
             parts = {"lora_down.weight": down, "lora_up.weight": up} | ({} if mid is None else {"lora_mid.weight": mid})
             change = self._separate(x, parts, factor)
-            return self._forward(x).float() + self._dropped(change.float(), drops)
+            return single(self._forward(x)) + self._dropped(single(change), drops)
         if not self.kernel and not drops.get("dropout"):
             return lowrank_linear(x, self.weight, self.layer.bias, down, up, factor)
-        return self._forward(x).float() + self._dropped(self._bypass(x, down, up, mid, factor), drops)
+        return single(self._forward(x)) + self._dropped(self._bypass(x, down, up, mid, factor), drops)
 
     def _bypass(self, x: Tensor, down: Tensor, up: Tensor, mid: Tensor | None, factor: float) -> Tensor:
         """The ranks' values, scaled where there are fewest channels, and from them the outputs."""
         dtype = compute_dtype(x)
         x, down, up = as_dtype(x, dtype), as_dtype(down, dtype), as_dtype(up, dtype)
         if not self.kernel:
-            return functional.linear(functional.linear(x, down) * factor, up).float()
+            return single(functional.linear(functional.linear(x, down) * factor, up))
         if mid is None:
-            return functional.conv2d(self._op(x, down) * factor, up).float()
-        return functional.conv2d(self._op(functional.conv2d(x, down), as_dtype(mid, dtype)) * factor, up).float()
+            return single(functional.conv2d(self._op(x, down) * factor, up))
+        return single(functional.conv2d(self._op(functional.conv2d(x, down), as_dtype(mid, dtype)) * factor, up))
 
     def _separate(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, factor: Any = None) -> Tensor:
         """op(x, dW): dW is made in float32 and is rounded by itself, not together with W."""
@@ -184,7 +184,7 @@ class Module:
         dtype, weight, make = compute_dtype(x), self.weight, WEIGHTS[self.algo]
         if self.algo == "full":
             change = self._op(x, tensors["diff"])
-            return change if bias is None else change.float() + self._along_outputs(bias)
+            return change if bias is None else single(change) + self._along_outputs(bias)
         names = [name for name in tensors if name != "scalar"]
         known, rest = (factor, ()) if not isinstance(factor, Tensor) else (None, (factor,))
 
@@ -226,11 +226,11 @@ class Module:
             return gain.flatten(), change.to(dtype)
 
         gain, change = rebuilt(made, [self.tensors["dora_scale"], *tensors.values(), *rest])
-        update = self._op(x, change).float()
+        update = single(self._op(x, change))
         if self.tensors["dora_scale"].shape[0] == len(weight):
             return self._along_outputs(gain) * plain + update
         gain = gain.view(-1, 1, 1) if self.kernel else gain
-        return self._op(x.float() * gain, weight).float() + update
+        return single(self._op(single(x) * gain, weight)) + update
 
     def _turned(self, plain: Tensor) -> Tensor:
         with torch.autocast(plain.device.type, enabled=False):
@@ -245,10 +245,10 @@ class Module:
             weight, bias = weight * kept, bias * kept
         with torch.autocast(x.device.type, enabled=False):
             if isinstance(self.layer, nn.GroupNorm):
-                change = functional.group_norm(x.float(), self.layer.num_groups, weight, bias, self.layer.eps)
+                change = functional.group_norm(single(x), self.layer.num_groups, weight, bias, self.layer.eps)
             else:
-                change = functional.layer_norm(x.float(), self.layer.normalized_shape, weight, bias, self.layer.eps)
-        return self._forward(x).float() + change
+                change = functional.layer_norm(single(x), self.layer.normalized_shape, weight, bias, self.layer.eps)
+        return single(self._forward(x)) + change
 
     # parts of them
 
