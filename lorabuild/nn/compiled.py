@@ -83,5 +83,6 @@ def _problem(device: torch.device, backend: Any) -> str:
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(small, backend=backend)(x).sum().backward()
     except Exception as error:  # a compiler, its headers, Triton: it fails in as many ways as there are machines
+        error = getattr(error, "inner_exception", error)  # torch's own around it says which backend, not why
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
     return ""

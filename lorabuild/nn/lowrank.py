@@ -67,7 +67,7 @@ class _LowRankLinears(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weights: Tensor, down: Tensor, up: Tensor, scale: float
     ) -> tuple[Tensor, ...]:
-        dtype, count = compute_dtype(x), len(weights)
+        dtype, count, ctx.trained = compute_dtype(x), len(weights), down.dtype
         rows = as_dtype(x.reshape(-1, x.shape[-1]), dtype)
         down, up = as_dtype(down, dtype), as_dtype(up, dtype)
         middle = rows.mm(down.flatten(0, 1).t()).mul_(scale)  # [N, n R]
@@ -90,10 +90,10 @@ class _LowRankLinears(torch.autograd.Function):
             for grad, weight in zip(each, weights, strict=True):
                 grad_x.addmm_(grad, as_dtype(weight, dtype))
             grad_x = as_dtype(grad_x.view(ctx.shape), ctx.dtype)
-        grad_down = thin.t().mm(rows).float().unflatten(0, (count, -1))
+        grad_down = as_dtype(thin.t().mm(rows), ctx.trained).unflatten(0, (count, -1))
         parts = middle.unflatten(1, (count, -1)).unbind(1)
-        grad_up = torch.stack([grad.t().mm(part) for grad, part in zip(each, parts, strict=True)]).float()
-        return grad_x, None, grad_down, grad_up, None
+        grad_up = torch.stack([grad.t().mm(part) for grad, part in zip(each, parts, strict=True)])
+        return grad_x, None, grad_down, as_dtype(grad_up, ctx.trained), None
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

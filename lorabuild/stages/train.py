@@ -310,12 +310,16 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
 
 def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
     """The base on its device, found warm if the job before in this process used the same."""
+    import torch
+
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
     unet = load_unet(workspace.path("unet"), dtype, digests["unet"])
     te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]))
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
+    if device != "cpu":
+        unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
     return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2)
 
 

@@ -107,6 +107,8 @@ class Module:
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with the adapter's, summed in float32: a sum in bf16 would swallow a young change."""
         drops = self.options if self.chance.drops else {}
+        if self.kernel and channels_last(self.weight):  # once, for the base's convolution and for the adapter's
+            x = x.to(compute_dtype(x), memory_format=torch.channels_last)
         if (p := drops.get("module_dropout")) and self.chance.happens(p, "module_dropout", self.name):
             return self._forward(x)
         if self.algo == "norm":
@@ -283,6 +285,11 @@ class Module:
     def _kept(self, size: tuple[int, ...], p: float, drops: Mapping[str, Any]) -> Tensor:
         kept = self.chance.kept(size, p, "rank_dropout", self.name, self.weight.device)
         return kept / kept.mean().clamp(min=1 / kept.numel()) if drops.get("rank_dropout_scale") else kept
+
+
+def channels_last(weight: Tensor) -> bool:
+    """Whether a convolution's weights lie as tensor cores take them, as on a GPU they do, and not as on a processor."""
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def lowrank_is_cheaper(shape: tuple[int, ...], sizes: list[int], dim: int, positions: int) -> bool:
