@@ -27,6 +27,7 @@ lorabuild: make for LoRAs
 
   lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
   lorabuild explain CODE       what a finding means, and what helps
+  lorabuild doctor             the installation: packages, GPU, disk, bases, tokenizers, remote store (anywhere)
   lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
   lorabuild why TARGET         the value that makes it stale, with its file and line
   lorabuild status             projects and stages at a glance

@@ -15,7 +15,9 @@ STAGES = ("base", "norms", "dataset", "latents", "train", "spectrum", "resize", 
 BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default says otherwise
 
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
-REPOSITORY_VERBS = ("blocks", "check", "explain", "plan", "why", "status", "verify", "gc", "diff", "pull", "push")
+REPOSITORY_VERBS = (
+    "blocks", "check", "explain", "doctor", "plan", "why", "status", "verify", "gc", "diff", "pull", "push",
+)  # fmt: skip
 
 # A project is a target beside stages and commands, so it may not have the name of one.
 RESERVED = (

@@ -13,7 +13,7 @@ import pytest
 from test_plan import damage, edit, kept
 from world import World
 
-from lorabuild.verbs import reading
+from lorabuild.verbs import colours
 from lorabuild.verbs.reading import table
 from lorabuild.verbs.status import COLOURS, main
 
@@ -70,7 +70,7 @@ def test_the_table_is_aligned_and_without_colours_where_there_is_no_terminal(bui
 
 def test_a_terminal_has_colours_unless_NO_COLOR_is_set(built: World, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(built.root)
-    monkeypatch.setattr(reading.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(colours.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for value, painted in (("", True), ("1", False)):
         monkeypatch.setenv("NO_COLOR", value)

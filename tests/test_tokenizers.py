@@ -19,6 +19,7 @@ from tiny_base import tiny_folder
 
 from lorabuild.checks.base import check_base
 from lorabuild.checks.tokens import token_counts
+from lorabuild.cli import run_verb
 from lorabuild.components import component_digests, component_files
 from lorabuild.data import tokenizers, vocabulary
 from lorabuild.data.fetching import fetch_clip
@@ -397,3 +398,15 @@ def test_without_a_network_or_offline_by_will_it_is_one_line(hub: Hub, monkeypat
     with pytest.raises(JobError, match="cannot be fetched"):
         fetch_clip()
     assert hub.asked == []
+
+
+def test_it_is_fetched_by_a_users_word(hub: Hub, home: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_verb("doctor", ["--fetch-tokenizer"]) == 0
+    assert capsys.readouterr().out == f"CLIP's vocabulary is in {home}/.cache/lorabuild/clip\n"
+    assert run_verb("doctor", ["--fetch-tokenizer", "--json"]) == 0 and len(hub.asked) == 1  # once
+    assert json.loads(capsys.readouterr().out) == {"fetched": f"{home}/.cache/lorabuild/clip"}
+    kept_clip().write_text("damaged")
+    hub.status = 500
+    assert run_verb("doctor", ["--fetch-tokenizer"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "HTTP Error 500" in said.err and len(said.err.splitlines()) == 1

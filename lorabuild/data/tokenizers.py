@@ -74,7 +74,7 @@ def find_vocabulary(file: Path, dirs: Sequence[Path] = ()) -> Path:
 
 def find_clip(around: Sequence[Path] = ()) -> Path | None:
     """A file of CLIP's own merges: in folders of models and `around` them, in caches, in installed packages."""
-    return next((file for file in clip_places(around) if file.is_file() and _is_clip(file)), None)
+    return next((file for file in clip_places(around) if file.is_file() and holds_clip(file)), None)
 
 
 def clip_places(around: Sequence[Path] = (), environment: Mapping[str, str] | None = None) -> Iterator[Path]:
@@ -90,6 +90,14 @@ def clip_places(around: Sequence[Path] = (), environment: Mapping[str, str] | No
     for folder in filter(None, sys.path):
         for package in PACKAGES:
             yield Path(folder, package, PACKED)
+
+
+def holds_clip(file: Path) -> bool:
+    """Is it a file of CLIP's own merges?"""
+    try:
+        return is_clips(read_merges(file))
+    except JobError:
+        return False
 
 
 def kept_clip(environment: Mapping[str, str] | None = None) -> Path:
@@ -110,13 +118,6 @@ def _read(folder: Path, file: Path) -> Vocabulary:
     if said := fault(vocabulary, embedding_rows(file)):
         raise JobError(f"{folder}: {said} (looked for beside {file.name})")
     return vocabulary
-
-
-def _is_clip(file: Path) -> bool:
-    try:
-        return is_clips(read_merges(file))
-    except JobError:
-        return False
 
 
 def _hub(environment: Mapping[str, str]) -> Path:

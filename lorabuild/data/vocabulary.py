@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Sequence
@@ -75,6 +74,8 @@ def read_vocabulary(place: Path) -> Vocabulary:
 
 def read_merges(file: Path) -> list[Merge]:
     """The merges in a merges.txt, or in PACKED as many of them as CLIP has. Raises JobError."""
+    import gzip
+
     try:
         packed = file.suffix == ".gz"
         data = gzip.decompress(file.read_bytes()) if packed else file.read_bytes()

@@ -16,6 +16,7 @@ from lorabuild.manifest.values import REMOTES
 TRIES = 3
 PAUSE_SECONDS = 0.3  # before the second try; three times as long before each that follows
 PATIENCE_SECONDS = 20.0  # for an answer, …
+BUCKETS = ("s3", "gs")  # their folders are there when a file is in them
 SLOWEST = 1 << 18  # … and a second more for each 256 KiB: what comes more slowly than that is not coming
 
 # Its own retries and sockets without end would make ours mean nothing.
@@ -47,6 +48,19 @@ class Folder:
         self.protocol = url.partition("://")[0]
         self._mutex = threading.Lock()
         self._opened: tuple[Any, str] | None = None
+
+    def exists(self) -> bool:
+        """Is there anything in the folder? Raises Unreachable also where not even its bucket is there."""
+        try:
+            return bool(self._tried(lambda fs, root: fs.ls(root, detail=False)))
+        except FileNotFoundError:
+            if self.protocol not in BUCKETS:
+                return False
+        try:
+            self._tried(lambda fs, root: fs.ls(root.partition("/")[0], detail=False))
+        except FileNotFoundError as error:
+            raise Unreachable(f"no such bucket: {_one_line(error)}") from error
+        return False
 
     def sizes(self, under: str) -> dict[str, int]:
         """Name -> bytes of every file below `under`, by one listing; {} where there is no such folder."""
@@ -102,7 +116,7 @@ class Folder:
             if attempt:
                 time.sleep(PAUSE_SECONDS * 3 ** (attempt - 1))
             try:
-                return _within(PATIENCE_SECONDS + size / SLOWEST, lambda: work(*self._open()))
+                return within(PATIENCE_SECONDS + size / SLOWEST, lambda: work(*self._open()))
             except (FileNotFoundError, Unreachable):
                 raise
             except PermissionError as error:
@@ -193,7 +207,7 @@ def _write(fs: Any, path: str, content: Path | bytes, **how: Any) -> None:
     fs.pipe_file(path, content, **how) if isinstance(content, bytes) else fs.put_file(str(content), path, **how)
 
 
-def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
+def within(seconds: float, work: Callable[[], Answer]) -> Answer:
     """What `work` gives or raises; TimeoutError if it has not ended in time. Then it is left to itself."""
     ended: list[Callable[[], Answer]] = []
 

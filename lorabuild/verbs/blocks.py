@@ -19,7 +19,8 @@ from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import Layer, module_of, read_layers
 from lorabuild.names import BLOCKS
 from lorabuild.vectors import vector_strings
-from lorabuild.verbs.common import SUFFIX, Parser, lora_header
+from lorabuild.verbs.common import SUFFIX, lora_header
+from lorabuild.verbs.parser import Parser
 
 HELP = """\
 For each block: modules, tensors, bytes, ranks, and its share of what the file adds to the base (‖ΔW‖² without norms

@@ -14,8 +14,10 @@ from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
 from lorabuild.training.updates import update_count
-from lorabuild.verbs.common import Parser, megabytes
-from lorabuild.verbs.reading import coloured, paint, root_here, table
+from lorabuild.verbs.colours import coloured, paint
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
+from lorabuild.verbs.reading import root_here, table
 
 HELP = """\
 Looks at manifests, bases, images (each is decoded whole), captions, tokens, buckets, recipe and prompts, and tells all

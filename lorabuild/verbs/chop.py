@@ -12,16 +12,8 @@ from lorabuild.lora.amend import amended
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
 from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.vectors import block_vector
-from lorabuild.verbs.common import (
-    NewFile,
-    Parser,
-    block_weights,
-    check_out,
-    lora_header,
-    megabytes,
-    warn,
-    write_loras,
-)
+from lorabuild.verbs.common import NewFile, block_weights, check_out, lora_header, megabytes, warn, write_loras
+from lorabuild.verbs.parser import Parser
 
 HELP = """\
 Keeps the named blocks: INP00..INP08 MID00..MID02 OUT00..OUT08 TE1 TE2, TE for both; globs (IN*) and

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 from lorabuild.errors import JobError, UsageError
 from lorabuild.files import remove_leftovers, staged
@@ -18,33 +16,6 @@ from lorabuild.names import quoted
 from lorabuild.writing import Tensor, write_file
 
 SUFFIX = ".safetensors"
-
-
-# Options that hold several values -> what joins them.
-JOINED_BY = {"keep": ",", "weights": ",", "recipe": ":"}
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves with the exit code of a usage error. An option may stand once."""
-
-    def __init__(self, **settings: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self.register("action", None, _Once)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
-
-
-class _Once(argparse.Action):
-    """Stores a value; of an option that is given again, argparse would forget the first one."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        given = vars(namespace).setdefault("given", set())
-        if option_string and self.dest in given:
-            joined = f': join the values by "{JOINED_BY[self.dest]}"' if self.dest in JOINED_BY else ""
-            raise argparse.ArgumentError(self, f"given twice{joined}")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
 
 
 def lora_header(path: Path) -> Header:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import ConfigError, JobError, UsageError, UserError
-from lorabuild.verbs.common import SUFFIX, Parser
+from lorabuild.verbs.common import SUFFIX
+from lorabuild.verbs.parser import Parser
 
 HELP = """\
 Compares A with B, each

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lorabuild.errors import UsageError
 from lorabuild.findings import CODES, known_code
-from lorabuild.verbs.common import Parser
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import table
 
 HELP = "A finding's code (LB051) -> what it means and what helps; without a code, all of them."

@@ -14,7 +14,8 @@ from lorabuild.engine import Engine
 from lorabuild.errors import UsageError
 from lorabuild.upkeep.garbage import KINDS, Item, free, garbage, take_stock
 from lorabuild.upkeep.roots import PINS, lock_texts, lock_texts_of_refs, pin, roots
-from lorabuild.verbs.common import Parser, megabytes, warn
+from lorabuild.verbs.common import megabytes, warn
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.within import engine_here, jobs_named
 
 DAYS = 14.0

@@ -17,17 +17,8 @@ from lorabuild.lora.amend import amended, making, of_several
 from lorabuild.lora.merge import Plan, Source, plan_merge
 from lorabuild.names import block_scales, finite
 from lorabuild.tensors import SAVE_DTYPES
-from lorabuild.verbs.common import (
-    SUFFIX,
-    NewFile,
-    Parser,
-    block_weights,
-    check_out,
-    lora_header,
-    megabytes,
-    warn,
-    write_loras,
-)
+from lorabuild.verbs.common import SUFFIX, NewFile, block_weights, check_out, lora_header, megabytes, warn, write_loras
+from lorabuild.verbs.parser import Parser
 from lorabuild.writing import FileRange, Tensor
 
 TAGS = "ss_tag_frequency"

@@ -14,7 +14,8 @@ from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.progress import short
 from lorabuild.reasons import FEW
 from lorabuild.session import selected
-from lorabuild.verbs.common import Parser, megabytes
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import reading, table
 
 HELP = """\

@@ -12,7 +12,8 @@ from typing import Any
 
 from lorabuild.session import opened
 from lorabuild.upkeep.pulling import Pulled, pull
-from lorabuild.verbs.common import Parser, megabytes
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.shared import chosen, repository_root, using
 
 HELP = """\

@@ -12,7 +12,8 @@ from pathlib import Path
 from lorabuild.errors import JobError
 from lorabuild.session import opened
 from lorabuild.upkeep.pushing import push
-from lorabuild.verbs.common import Parser, megabytes
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.shared import chosen, repository_root, using
 
 HELP = """\

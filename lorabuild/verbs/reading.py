@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,7 @@ from lorabuild.cli import find_root
 from lorabuild.engine import Engine
 from lorabuild.errors import UsageError
 from lorabuild.session import opened
-
-COLOURS = {"green": "32", "yellow": "33", "red": "31", "dim": "2"}
+from lorabuild.verbs.colours import paint
 
 
 @contextmanager
@@ -52,12 +49,3 @@ def table(
             ]
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def coloured() -> bool:
-    """Is this a terminal that shows colours, and may it?"""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def paint(text: str, colour: str) -> str:
-    return f"\033[{COLOURS[colour]}m{text}\033[0m"

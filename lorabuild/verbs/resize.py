@@ -25,7 +25,8 @@ from lorabuild.lora.ranks import parse_recipe, resolve_recipe
 from lorabuild.lora.resizing import Ranks, Resize
 from lorabuild.signals import held
 from lorabuild.tensors import SAVE_DTYPES
-from lorabuild.verbs.common import SUFFIX, NewFile, Parser, check_out, header_of, lora_header, megabytes, write_loras
+from lorabuild.verbs.common import SUFFIX, NewFile, check_out, header_of, lora_header, megabytes, write_loras
+from lorabuild.verbs.parser import Parser
 from lorabuild.writing import header_bytes
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from lorabuild.lora.layers import Layer, read_layers, split_key, weight_shape
 from lorabuild.lora.loaders import verdicts
 from lorabuild.lora.modules import adapted_modules, lora_file, read_alphas
 from lorabuild.lora.sdxl_names import NAMINGS, known_modules
-from lorabuild.verbs.common import Parser, header_of, megabytes
+from lorabuild.verbs.common import header_of, megabytes
+from lorabuild.verbs.parser import Parser
 
 HELP = """\
 What a LoRA file holds: layers, names, ranks, alpha, blocks; its hashes, and whether those in its metadata are right;

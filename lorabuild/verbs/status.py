@@ -11,8 +11,10 @@ from typing import Any
 from lorabuild.engine import Engine
 from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.names import STAGES
-from lorabuild.verbs.common import Parser, megabytes
-from lorabuild.verbs.reading import coloured, reading, table
+from lorabuild.verbs.colours import coloured
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
+from lorabuild.verbs.reading import reading, table
 
 HELP = """\
 A table of all projects (and variants) and stages, with the size of what stands in build/. Nothing is built.

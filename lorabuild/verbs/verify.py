@@ -16,7 +16,8 @@ from lorabuild.hashing import digest_file
 from lorabuild.locks.lockfile import NAME, Lines, read, same_recipe
 from lorabuild.upkeep.recorded import recorded
 from lorabuild.upkeep.roots import places, record_key
-from lorabuild.verbs.common import Parser, megabytes
+from lorabuild.verbs.common import megabytes
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.within import default_jobs, engine_here, jobs_named
 
 HELP = """\

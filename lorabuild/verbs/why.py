@@ -10,7 +10,7 @@ from typing import Any
 from lorabuild.forecast.causes import Cause, Link, chain
 from lorabuild.history import Past
 from lorabuild.session import selected
-from lorabuild.verbs.common import Parser
+from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import reading
 
 HELP = """\
