@@ -18,6 +18,7 @@ from lorabuild.lora.adapter_tensors import layout
 from lorabuild.nn.adapter import Adapter, adapted
 from lorabuild.nn.adapters.chance import Chance
 from lorabuild.nn.adapters.module import Module
+from lorabuild.nn.applied import bare
 from lorabuild.nn.batches import Data
 from lorabuild.nn.trainer import Training, _Loop
 from lorabuild.stages.train import to_compile
@@ -173,3 +174,28 @@ def test_a_training_is_compiled_on_a_gpu_where_it_is_long_and_nothing_changes_fr
         assert not to_compile(True, recipe | {"network_args": args | {key: value}}, "cuda")
     assert not to_compile(True, recipe | {"scale_weight_norms": 1.0}, "cuda")
     assert not to_compile(None, recipe | {"network_args": args | {"algo": "loha"}}, "cuda")
+
+
+def test_a_fused_adapter_predicts_as_one_that_is_not_and_comes_off_the_base():
+    base, recipe = tiny_base(), RECIPE
+    noise = torch.Generator().manual_seed(3)
+    x, text, pooled = (torch.randn(size, generator=noise) for size in [(2, 4, 8, 8), (2, 77, 192), (2, 112)])
+    text, pooled = text[..., : base.unet.config.cross_attention_dim], pooled[:, : base.te2.config.projection_dim]
+
+    @torch.no_grad()
+    def predicted() -> Tensor:
+        conditions = {"text_embeds": pooled, "time_ids": torch.ones(2, 6)}
+        return base.unet(x, torch.tensor([5, 700]), text, added_cond_kwargs=conditions).sample
+
+    alone, found = predicted(), []
+    for fuse in (False, True):
+        with adapted(base, Shape.of(recipe), recipe["seed"], ("unet",), fuse=fuse) as adapter, torch.no_grad():
+            for name, weights in adapter.parameters().items():
+                if "lora_up" in name:
+                    weights.fill_(0.01)
+            found.append(predicted())
+            with bare(base):
+                assert torch.equal(predicted(), alone)
+        assert torch.equal(predicted(), alone)
+    assert not torch.allclose(found[0], alone, atol=1e-2)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-5)
