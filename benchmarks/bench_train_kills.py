@@ -41,7 +41,7 @@ image_dir = "images"
 [recipe]
 network_dim = 4
 network_alpha = 2
-network_args = { conv_dim = 2, conv_alpha = 2, rank_dropout = 0.1, module_dropout = 0.1 }
+network_args = {{ conv_dim = 2, conv_alpha = 2, rank_dropout = 0.1, module_dropout = 0.1 }}
 network_dropout = 0.1
 optimizer_type = "ClybW"
 unet_lr = 1e-3
@@ -53,13 +53,14 @@ scale_weight_norms = 1.0
 save_every_n_epochs = 6
 seed = 11
 [[recipe.phases]]
-max_train_steps = 10
+max_train_steps = {first}
 lr_scheduler = "linear"
 [[recipe.phases]]
-max_train_steps = 14
+max_train_steps = {second}
 lr_scheduler = "cosine"
 """
-UPDATES = 24  # of the phases together; the last ones are left to the build that runs to its end
+PHASES = (10, 14)  # updates
+LEFT = 4  # updates that are left to the build that runs to its end
 AN_UPDATE_SECONDS = 2  # about, on two cores
 PATIENCE_SECONDS = 300  # for a build to come to its training
 
@@ -89,15 +90,15 @@ def main() -> None:
     sys.exit(bool(tally.problems))
 
 
-def kill_training(folder: Path, kills: int, seed: int) -> Tally:
+def kill_training(folder: Path, kills: int, seed: int, phases: tuple[int, int] = PHASES) -> Tally:
     """Kill builds of one repository, each some moments after its training went on, and compare with another's end."""
     from world import World
 
     chance, tally = random.Random(seed), Tally()
-    straight = _made(World(folder / "straight"))
+    straight = _made(World(folder / "straight"), phases)
     _end(straight, tally)
-    killed = _made(World(folder / "killed"))
-    for update in sorted(chance.sample(range(UPDATES - 4), kills)):
+    killed = _made(World(folder / "killed"), phases)
+    for update in sorted(chance.sample(range(sum(phases) - LEFT), kills)):
         build = start(killed.root, TARGET)
         if not _comes_to(update, killed.root, build):
             break  # it was done before it could be killed
@@ -113,8 +114,9 @@ def kill_training(folder: Path, kills: int, seed: int) -> Tally:
     return tally
 
 
-def _made(world):
-    world.write("projects/ember/lora.toml", MANIFEST)
+def _made(world, phases: tuple[int, int]):
+    first, second = phases
+    world.write("projects/ember/lora.toml", MANIFEST.format(first=first, second=second))
     for number, size in enumerate([(64, 64), (64, 64), (64, 96), (96, 64)], 1):
         world.picture(f"projects/ember/images/{number}.png", number, size)
         world.write(f"projects/ember/images/{number}.txt", f"ember, red, sit, by a tree, {number}")

@@ -11,8 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorabuild.components import COMPONENTS_FILE, DIGESTING, component_digests, component_files
+from lorabuild.components import (
+    COMPONENTS_FILE,
+    DIGESTING,
+    Told,
+    component_digests,
+    component_files,
+    pinned_file,
+)
 from lorabuild.errors import JobError, UserError
+from lorabuild.hashing import sha256_from
 from lorabuild.inputs import Resolved, Resolver, components, key_of
 from lorabuild.manifest.sources import Sources
 from lorabuild.progress import Face
@@ -40,7 +48,11 @@ class Assessor:
     stages: Mapping[str, Stage]
     jobs: Mapping[str, Job]
     projects: Mapping[str, Mapping[str, Any]]  # [project] of each manifest: what headers tell beside the settings
-    base_path: Callable[[str], Path | None]  # the file or folder of a base; None for one that a job makes
+    # base, component -> the file or folder that it lies in; None for what a job makes
+    base_path: Callable[[str, str], Path | None]
+    # base, component or "digest", what is wrong with it -> the same at its line
+    base_fault: Callable[[str, str, JobError], JobError]
+    pins: Mapping[str, str]  # base -> the first digits of its file's sha256
     sources: Sources  # judges the LoRAs that projects start from
     store: Store
     state: State
@@ -176,9 +188,13 @@ class Assessor:
         return output.digest, self.store.blob(output.digest)
 
     def _component(self, base: str, name: str) -> tuple[str, Path]:
-        path = self.base_path(base)
+        path = self.base_path(base, name)
         if path is not None:
-            return self._component_of(path, name), path
+            self._check_pin(base)
+            try:
+                return self._component_of(path, name), path
+            except JobError as error:
+                raise self.base_fault(base, name, error) from None
         listing = self._outputs_of(f"base:{base}")[COMPONENTS_FILE]
         digests = json.loads(self.store.blob(listing.digest).read_bytes())
         return digests[name], base_folder(self.root, base)
@@ -189,14 +205,32 @@ class Assessor:
             what = f"component {DIGESTING} {name}"
             return self.state.digest_of(component_files(path, name), what, lambda: self._digested(path, name))
 
+    def _check_pin(self, base: str) -> None:
+        """Raises JobError where the file of a base is not the one that `digest` of lorabuild.toml means."""
+        path = self.base_path(base, "unet")
+        if (pin := self.pins.get(base)) is None or path is None:
+            return
+        try:
+            file = pinned_file(path)
+        except JobError as error:
+            raise self.base_fault(base, "digest", error) from None
+        with self._lock_of(str(path)):
+            found = self.state.digest_of(
+                [file], "sha256", lambda: self._with_bar(f"sha256 of {file.name}", lambda told: sha256_from(file, 0))
+            )
+        if not found.startswith(pin):
+            said = f"{file}: its sha256 is {found}, not {pin}: another file, or another version of it"
+            raise self.base_fault(base, "digest", JobError(said))
+
     def _digested(self, path: Path, name: str) -> str:
-        """Read a component, with a bar: it takes seconds of a fast disk, and minutes of a slow one."""
         job = f"digest of {path.name}, {name}"
+        return self._with_bar(job, lambda told: component_digests(path, [name], told)[name])
+
+    def _with_bar(self, job: str, digest: Callable[[Told], str]) -> str:
+        """Read much of a base, with a bar: it takes seconds of a fast disk, and minutes of a slow one."""
         self.face.started(job, ["read once; later its stat will do"])
         try:
-            return component_digests(
-                path, [name], lambda done, total: self.face.progress(job, done >> 20, total >> 20, "MiB")
-            )[name]
+            return digest(lambda done, total: self.face.progress(job, done >> 20, total >> 20, "MiB"))
         finally:
             self.face.ended(job)
 

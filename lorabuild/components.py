@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import xxhash
 
+from lorabuild.bases.family import folder_stranger, stranger
+from lorabuild.bases.layout import COMPONENTS_FILE as COMPONENTS_FILE
+from lorabuild.bases.layout import FOLDERS as FOLDERS
+from lorabuild.bases.layout import PREFIXES as PREFIXES
+from lorabuild.bases.layout import WEIGHT_FILES as WEIGHT_FILES
+from lorabuild.bases.layout import Part, Stored, component_folder, find_part, weight_files
 from lorabuild.data.tokenizers import own_folder, vocabulary_digest
 from lorabuild.data.vocabulary import FILES as TOKENIZER_FILES
 from lorabuild.errors import JobError
 from lorabuild.hashing import CHUNK_BYTES, canonical_json
-from lorabuild.header import TensorInfo, read_header
+from lorabuild.header import read_header
 
-COMPONENTS_FILE = "components.json"  # the digests of a base that lorabuild made, beside its files
 DIGESTING = 1  # raised by hand when an equal component should have another digest
 
-# Component -> its folder in a base of diffusers' layout.
-FOLDERS = {
-    "vae": "vae",
-    "unet": "unet",
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "tokenizer1": "tokenizer",
-    "tokenizer2": "tokenizer_2",
-}
-WEIGHT_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-
-# Component -> what its tensors' names begin with in a single file of SGM's layout (Stability AI's generative-models).
-PREFIXES = {
-    "vae": "first_stage_model.",
-    "unet": "model.diffusion_model.",
-    "te1": "conditioner.embedders.0.transformer.",
-    "te2": "conditioner.embedders.1.model.",
-}
 
 Told = Callable[[int, int], None]  # bytes read, of so many
 
@@ -46,9 +34,25 @@ def component_digests(base: Path, names: Iterable[str], told: Told = silent) -> 
     """Component -> digest, for a diffusers folder or a single file; nothing is read for components that are not named.
 
     Equal digests are promised within one layout. `told` hears of each component how many of its bytes are read. Raises
-    JobError where a component is missing or damaged.
+    JobError where a component is missing or damaged, or where it is no base of SDXL: before any weight is read.
     """
-    return _in_folder(base, names, told) if base.is_dir() else _in_file(base, names, told)
+    wanted = list(names)
+    parts = parts_of(base, [name for name in wanted if not _is_tokenizer(name)])
+    return {
+        name: _digest(base, parts[name].tensors, told) if name in parts else _tokenizer_digest(base, name)
+        for name in wanted
+    }
+
+
+def parts_of(base: Path, names: Iterable[str]) -> dict[str, Part]:
+    """Where the tensors of these components lie. Raises JobError as `component_digests`; only headers are read."""
+    wanted = list(names)
+    header = None if base.is_dir() else read_header(base)
+    if header and (what := stranger(header.tensors, wanted)):
+        raise JobError(f"{base}: {what}")
+    if base.is_dir() and (what := folder_stranger(base, wanted)):
+        raise JobError(f"{base}: {what}")
+    return {name: find_part(base, name, header) for name in wanted}
 
 
 def component_files(base: Path, name: str) -> list[Path]:
@@ -56,18 +60,24 @@ def component_files(base: Path, name: str) -> list[Path]:
     if not base.is_dir():
         own = own_folder(base) if _is_tokenizer(name) else None
         return [base, *(_tokenizer_files(own) if own else ())]
-    folder = base / FOLDERS[name]
-    return _tokenizer_files(folder) if _is_tokenizer(name) else [_weight_file(folder)]
+    if _is_tokenizer(name):
+        return _tokenizer_files(base / FOLDERS[name])
+    return weight_files(component_folder(base, name))
+
+
+def pinned_file(base: Path) -> Path:
+    """The file whose sha256 a pin is of: the base's one, or that of its U-Net's weights. Raises JobError for shards."""
+    if not base.is_dir():
+        return base
+    files = weight_files(component_folder(base, "unet"))
+    if len(files) > 1:
+        raise JobError(f"{files[0]}: the U-Net is in {len(files) - 1} files, so that no one digest can be pinned")
+    return files[0]
 
 
 def folder_digests(base: Path) -> dict[str, str]:
     """Component -> digest, for a base in diffusers' layout. Raises JobError where a part is missing or damaged."""
-    return _in_folder(base, FOLDERS)
-
-
-def weights_digest(folder: Path, told: Told = silent) -> str:
-    """The digest of the one weight file in a component's folder; its name and what lies beside it do not count."""
-    return tensors_digest(_weight_file(folder), told=told)
+    return component_digests(base, FOLDERS)
 
 
 def tensors_digest(path: Path, prefix: str = "", told: Told = silent) -> str:
@@ -76,7 +86,12 @@ def tensors_digest(path: Path, prefix: str = "", told: Told = silent) -> str:
     Names count without the prefix. `position_ids` (0, 1, 2, … in older files, absent in newer) and the second set of
     weights `model_ema.*` are left out. Bytes are read by range, never a whole tensor at once.
     """
-    return _digest(path, _counted(read_header(path).tensors, prefix), told)
+    tensors = {
+        name.removeprefix(prefix): Stored(path, info)
+        for name, info in read_header(path).tensors.items()
+        if name.startswith(prefix) and not name.startswith("model_ema.") and not name.endswith("position_ids")
+    }
+    return _digest(path, tensors, told)
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -88,39 +103,17 @@ def tokenizer_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def _in_folder(base: Path, names: Iterable[str], told: Told = silent) -> dict[str, str]:
-    folders = {name: base / FOLDERS[name] for name in names}
-    return {
-        name: tokenizer_digest(folder) if _is_tokenizer(name) else weights_digest(folder, told)
-        for name, folder in folders.items()
-    }
-
-
-def _in_file(path: Path, names: Iterable[str], told: Told) -> dict[str, str]:
-    """The header is read once, and what is missing is told before any weight is read."""
-    tensors, wanted = read_header(path).tensors, list(names)
-    parts = {name: _counted(tensors, PREFIXES[name]) for name in wanted if not _is_tokenizer(name)}
-    for name, part in parts.items():
-        if not part:
-            raise JobError(f"{path}: not an SDXL checkpoint: no tensors {PREFIXES[name]}*")
-    # A single file holds no tokenizer. Both are CLIP's, the same for every SDXL, unless another lies beside the file.
-    return {name: _digest(path, parts[name], told) if name in parts else vocabulary_digest(path) for name in wanted}
-
-
-def _counted(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
-    """The tensors that count, by their names without the prefix."""
-    return {
-        name.removeprefix(prefix): info
-        for name, info in tensors.items()
-        if name.startswith(prefix) and not name.startswith("model_ema.") and not name.endswith("position_ids")
-    }
-
-
-def _digest(path: Path, tensors: Mapping[str, TensorInfo], told: Told) -> str:
-    state, done, total = xxhash.xxh3_128(), 0, sum(info.stop - info.start for info in tensors.values())
-    with open(path, "rb", buffering=0) as file:
-        for name, info in sorted(tensors.items()):
+def _digest(place: Path, tensors: Mapping[str, Stored], told: Told) -> str:
+    state, done = xxhash.xxh3_128(), 0
+    total = sum(stored.info.stop - stored.info.start for stored in tensors.values())
+    with ExitStack() as stack:
+        files = {
+            path: stack.enter_context(open(path, "rb", buffering=0))
+            for path in {stored.path for stored in tensors.values()}
+        }
+        for name, (path, info) in sorted(tensors.items()):
             state.update(canonical_json([name, info.dtype, list(info.shape)]))
+            file = files[path]
             file.seek(info.start)
             rest = info.stop - info.start
             while rest and (chunk := file.read(min(rest, CHUNK_BYTES))):
@@ -133,15 +126,12 @@ def _digest(path: Path, tensors: Mapping[str, TensorInfo], told: Told) -> str:
     return state.hexdigest()
 
 
+def _tokenizer_digest(base: Path, name: str) -> str:
+    return tokenizer_digest(base / FOLDERS[name]) if base.is_dir() else vocabulary_digest(base)
+
+
 def _is_tokenizer(name: str) -> bool:
     return name.startswith("tokenizer")
-
-
-def _weight_file(folder: Path) -> Path:
-    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
-    if len(found) != 1:
-        raise JobError(f"{folder}: holds {len(found) or 'none'} of {' and '.join(WEIGHT_FILES)}; one was expected")
-    return found[0]
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.assess import Assessment, Assessor, records_of
-from lorabuild.components import component_files
+from lorabuild.bases.layout import find_part
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder, remove_empty
@@ -229,7 +229,7 @@ class Engine(Assessor):
                 raise InputChanged(item.path)
             if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
                 raise InputChanged(item.path)
-            path = self.base_path(item.base) if isinstance(item, Component) else None
+            path = self.base_path(item.base, item.name) if isinstance(item, Component) else None
             if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:
                 raise InputChanged(path)
 
@@ -244,7 +244,7 @@ class Engine(Assessor):
         run = self.stages[job.stage].run
         have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
         rest = all(role in found.outputs for role in job.outputs)
-        networks, files = self._networks(job, found)
+        networks, size = self._networks(job, found)
         return {
             "name": job.name,
             "run": f"{run.__module__}:{run.__name__}",
@@ -266,7 +266,7 @@ class Engine(Assessor):
             "folder": str(folder),
             "anew": job.name in self.anew,
             "base": {component: found.inputs[role].digest for role, component in networks.items()},
-            "loads": 2 * sum(path.stat().st_size for path in files),  # from half to single precision they double
+            "loads": 2 * size,  # from half to single precision they double
         }
 
     def _place(self, item: Input, found: Resolved) -> Path | None:
@@ -275,14 +275,14 @@ class Engine(Assessor):
             return find_vocabulary(found.path, self.model_dirs)
         return found.path
 
-    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], set[Path]]:
-        """What a job loads of a base, role -> component, and the files that it reads for that."""
+    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], int]:
+        """What a job loads of a base, role -> component, and how many bytes of files it reads for that."""
         items = {role: item for role, item in job.inputs.items() if isinstance(item, Component)}
         networks = {role: item.name for role, item in items.items() if not item.name.startswith("tokenizer")}
         if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
-            return {}, set()
+            return {}, 0
         paths = [(found.inputs[role].path, component) for role, component in networks.items()]
-        return networks, {file for path, component in paths if path for file in component_files(path, component)}
+        return networks, sum(find_part(path, component).bytes for path, component in paths if path)
 
     def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
         """A snapshot stands in build/ while its training goes on."""

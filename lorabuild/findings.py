@@ -68,6 +68,12 @@ CODES: dict[str, Code] = {
         "error",
         "[project] source names a file that is not there, is no .safetensors file, lies in build/, or is no LoRA for SDXL.",
     ),
+    "LB024": Code(
+        "the base says that it predicts something else",
+        "warn",
+        "Checkpoints that predict v hold an empty tensor v_pred or say so in their metadata, folders in scheduler_config.json. What counts is "
+        "prediction_type of [bases.<name>]: trained as the wrong one, a LoRA comes out grey or noisy.",
+    ),
     "LB030": Code(
         "an image folder is missing or empty",
         "error",

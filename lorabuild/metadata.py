@@ -125,8 +125,13 @@ def _modelspec(about: Mapping, tables: Mapping) -> dict[str, Any]:
     }
 
 
+def _base_settings(about: Mapping) -> Mapping[str, Any]:
+    """What lorabuild.toml said of the base when it was trained on."""
+    return about["made_by"].get("train", {}).get("params", {}).get("base", {})
+
+
 def _prediction_type(about: Mapping) -> str:
-    return about["made_by"].get("train", {}).get("params", {}).get("base", {}).get("prediction_type", "epsilon")
+    return _base_settings(about).get("prediction_type", "epsilon")
 
 
 def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[str, Any]:
@@ -146,6 +151,7 @@ def _training(recipe: Mapping, about: Mapping, dataset: Mapping | None) -> dict[
         "ss_optimizer": f"{recipe.get('optimizer_type')}({optimizer_args})",
         "ss_batch_size_per_device": recipe.get("train_batch_size"),
         "ss_total_batch_size": recipe.get("train_batch_size"),
+        "ss_clip_skip": _base_settings(about).get("clip_skip"),
     }
     same_name = (
         "seed unet_lr text_encoder_lr lr_scheduler lr_scheduler_args lr_warmup_steps max_train_steps "

@@ -20,7 +20,7 @@ from lorabuild.locks.locked import pull_advice
 from lorabuild.locks.lockfile import NAME as LOCK
 from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
-from lorabuild.manifest.bases import base_path, model_folders
+from lorabuild.manifest.bases import base_fault, component_path, model_folders
 from lorabuild.manifest.sources import Sources
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -86,7 +86,9 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             jobs=jobs,
             lock_files=lock_files,
             projects={name: project.settings["project"] for name, project in repository.projects.items()},
-            base_path=partial(base_path, repository),
+            base_path=partial(component_path, repository),
+            base_fault=partial(base_fault, repository),
+            pins={name: one["digest"] for name, one in repository.bases.items() if one.get("digest")},
             model_dirs=model_folders(repository),
             sources=Sources(repository),
             default=repository.build_default,

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorabuild import __version__
-from lorabuild.components import FOLDERS
+from lorabuild.bases.layout import component_folder
 from lorabuild.data.images import named_folders
 from lorabuild.data.tokenizers import beside_files
 from lorabuild.hashing import digest_json
 from lorabuild.manifest import Repository
-from lorabuild.manifest.bases import base_places
+from lorabuild.manifest.bases import component_places
 from lorabuild.manifest.repository import SHARED_FILES, Project
 from lorabuild.metadata import VERSION
 from lorabuild.scan import GONE, Scan
@@ -176,9 +176,9 @@ def _sources(repository: Repository, project: Project, jobs: Sequence[Job], scan
                 case File(path) | TextFile(path):
                     files.add(path)
                 case Component(base, component):
-                    places = base_places(repository, base)
+                    places = component_places(repository, base, component)
                     files |= set(places)
-                    folders |= {place / FOLDERS[component] for place in places if place.is_dir()}
+                    folders |= {component_folder(place, component) for place in places if place.is_dir()}
                     if component.startswith("tokenizer"):
                         files |= {one for place in places if place.is_file() for one in beside_files(place)}
     return Sources(*(tuple(sorted(map(str, paths))) for paths in (files, folders)))

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from s3 import S3, healthy, s3_server
-from world import World
+from shared import once
+from world import LONGER, World
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there is a process for each core already
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite is shared out between processes; what is named (or needs the GPU) runs in this one.
+
+    Four at most: each holds a gigabyte once it has imported torch and diffusers.
+    """
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS and config.option.markexpr != "gpu"
+    return min(len(os.sched_getaffinity(0)), 4) if whole else 0
 
 
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A repository with one project, built. Not to be changed: tests take `built`."""
-    world = World(tmp_path_factory.mktemp("template") / "repository")
+    return World(once(tmp_path_factory, "template", _build) / "repository")
+
+
+def _build(folder: Path) -> None:
+    world = World(folder / "repository")
     world.project()
-    world.first = world.doit()
-    assert world.first.code == 0, world.first.out + world.first.err
-    return world
+    first = world.doit()
+    assert first.code == 0, first.out + first.err
+
+
+@pytest.fixture(scope="session")
+def straight(built_once: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with LONGER, built undisturbed: what an interrupted build has to come to. Not to be changed."""
+
+    def build(folder: Path) -> None:
+        world = built_once.copy(folder / "repository")
+        world.manifest(**LONGER)
+        assert world.doit().code == 0
+
+    return World(once(tmp_path_factory, "straight", build) / "repository")
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class S3:
             start_response("500 Internal Server Error", [("Content-Length", str(len(ERROR)))])
             return [ERROR]
         if fault == "slow":
-            time.sleep(3)
+            time.sleep(60)  # longer than anybody waits
         if fault not in ("cut", "corrupt", "corrupt unnoticed"):
             return self._app(environ, start_response)
         if method == "PUT":

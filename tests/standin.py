@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,29 @@ def _orphan(seconds: float, workspace: Any, progress: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _fail_after(count: float, workspace: Any, progress: Any) -> None:
+    """Fails when the latents of so many projects are there."""
+    _wait_until(lambda lines: len(_jobs(lines, "end", "latents")) >= count)
+    _fail(0, workspace, progress)
+
+
+def _meet(count: float, workspace: Any, progress: Any) -> None:
+    """Waits until so many trainings have run at once."""
+    _wait_until(lambda lines: most_at_once(lines, "train") >= count)
+
+
+def _beside_chop(count: float, workspace: Any, progress: Any) -> None:
+    """Waits until a LoRA is chopped, unless it is the first training: there is none to chop."""
+    _wait_until(lambda lines: len(_jobs(lines, "begin", "train")) == 1 or _jobs(lines, "begin", "chop"))
+
+
+def _wait_until(true: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Wait until that is true of the lines, or for so long that it never will be."""
+    deadline = time.monotonic() + 60
+    while not true(_lines(_folder())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def _fault(seconds: float, workspace: Any, progress: Any) -> None:
     raise ValueError("a fault\nof two lines")
 
@@ -135,6 +159,9 @@ ACTS = {
     "": _succeed,
     "sleep": _succeed,
     "fail": _fail,
+    "fail-after": _fail_after,
+    "meet": _meet,
+    "beside-chop": _beside_chop,
     "crash": _crash,
     "orphan": _orphan,
     "fault": _fault,
@@ -154,6 +181,31 @@ def _note(what: str, job: str) -> None:
     line |= {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS")}
     with open(_folder() / "lines.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """What is noted there, but for a line that is just being written."""
+    path = folder / "lines.jsonl"
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _jobs(lines: list[dict[str, Any]], what: str, stage: str) -> set[str]:
+    return {line["job"] for line in lines if line["what"] == what and line["job"].startswith(f"{stage}:")}
+
+
+def most_at_once(lines: list[dict[str, Any]], stage: str = "") -> int:
+    """How many jobs of a stage ran at the same time, at most."""
+    order = sorted(
+        (line["at"], 1 if line["what"] == "begin" else -1)
+        for line in lines
+        if line["what"] in ("begin", "end") and line["job"].startswith(stage)
+    )
+    running = most = 0
+    for _, change in order:
+        running += change
+        most = max(most, running)
+    return most
 
 
 # for tests
@@ -210,9 +262,7 @@ class Stage:
         )
 
     def lines(self, what: str = "") -> list[dict[str, Any]]:
-        path = self.folder / "lines.jsonl"
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in found if what in ("", line["what"])]
+        return [line for line in _lines(self.folder) if what in ("", line["what"])]
 
     def wait_for(self, what: str, count: int = 1, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -222,16 +272,7 @@ class Stage:
 
     def at_once(self, stage: str = "") -> int:
         """How many jobs of a stage ran at the same time, at most."""
-        order = sorted(
-            (line["at"], 1 if line["what"] == "begin" else -1)
-            for line in self.lines()
-            if line["what"] in ("begin", "end") and line["job"].startswith(stage)
-        )
-        running = most = 0
-        for _, change in order:
-            running += change
-            most = max(most, running)
-        return most
+        return most_at_once(self.lines(), stage)
 
     def survivors(self) -> list[int]:
         """Processes in the groups of the workers that are still there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from manifest_world import GOOD, Files
+from manifest_world import Files
 from safetensors.torch import save_file
 from tiny_base import tiny_digests, tiny_folder
 from world import World
@@ -20,6 +21,7 @@ from world import World
 from lorabuild import assess, components
 from lorabuild.components import FOLDERS, PREFIXES, component_digests, component_files
 from lorabuild.errors import JobError
+from lorabuild.header import read_header
 from lorabuild.inputs import Resolved
 from lorabuild.manifest import load
 from lorabuild.session import dependencies, opened
@@ -300,6 +302,59 @@ def test_a_pickle_under_a_false_name_and_a_file_of_another_kind_are_refused(benc
         bench.digests("vae")
 
 
+# an external VAE, and a pin
+
+
+def test_a_vae_of_its_own_takes_the_place_of_the_files(bench: Bench):
+    path = checkpoint(bench.models / "pony.safetensors")
+    vae = bench.models / "vae.safetensors"
+    save_file({"encoder.conv_in.weight": torch.ones(8, 3), "loss.logvar": torch.ones(1)}, vae)
+    inside = bench.digests("vae", "unet")
+    text = (bench.files.root / "lorabuild.toml").read_text()
+    bench.files.write("lorabuild.toml", text.replace("[models]", 'vae = "vae.safetensors"\n[models]'))
+    with bench.run() as look_up:
+        found = look_up("vae", "unet")
+    assert os.path.realpath(found["vae"].path) == str(aged(vae)) and os.path.realpath(found["unet"].path) == str(path)
+    assert found["unet"].digest == inside["unet"] and found["vae"].digest == component_digests(vae, ["vae"])["vae"]
+    vae.unlink()
+    bench.digests("unet")
+    with pytest.raises(JobError, match=r'^lorabuild\.toml:3: bases\.pony\.vae: "vae\.safetensors": no such file'):
+        bench.digests("vae")
+    save_file({"encoder.layer.0.weight": torch.ones(1), "x": torch.ones(1)}, vae)
+    save_file({"lora_unet_mid_block_1_proj_in.lora_up.weight": torch.ones(1)}, vae)
+    with pytest.raises(
+        JobError, match=r"^lorabuild\.toml:3: bases\.pony\.vae: .*vae\.safetensors: not a base but a LoRA"
+    ):
+        bench.digests("vae")
+
+
+def test_a_base_that_is_not_the_pinned_one_is_an_error_at_the_pin(bench: Bench):
+    path = checkpoint(bench.models / "pony.safetensors")
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = (bench.files.root / "lorabuild.toml").read_text()
+
+    def pinned(digits: str) -> None:
+        bench.files.write("lorabuild.toml", text.replace("[models]", f'digest = "{digits}"\n[models]'))
+
+    for digits in (right, right[:10].upper()):
+        pinned(digits)
+        assert set(bench.digests("unet", "tokenizer1")) == {"unet", "tokenizer1"}
+    pinned("0123456789ab")
+    with pytest.raises(JobError) as caught:
+        bench.digests("unet")
+    assert str(caught.value).startswith("lorabuild.toml:3: bases.pony.digest: ") and f"is {right}, not 0123" in str(
+        caught.value
+    )
+
+
+def test_a_base_of_another_kind_is_told_at_its_line(bench: Bench):
+    checkpoint(bench.models / "pony.safetensors", {"control_model.zero_convs.0.0.bias": torch.zeros(4)})
+    with pytest.raises(
+        JobError, match=r"^lorabuild\.toml:2: bases\.pony\.file: .*not an SDXL checkpoint but a ControlNet"
+    ):
+        bench.digests("unet")
+
+
 # manifests
 
 
@@ -312,16 +367,30 @@ def test_a_file_is_kept_as_it_was_written_and_other_bases_stay(tmp_path: Path):
     assert repository.model_dirs == ["~/b", "../c"]
 
 
-def test_training_on_a_single_file_is_refused_where_the_base_is_named(tmp_path: Path):
+def test_a_base_has_a_vae_a_clip_skip_and_a_pin(tmp_path: Path):
     files = Files(tmp_path)
-    files.write("lorabuild.toml", '[bases.one]\nfile = "pony.SafeTensors"\n[bases.folder]\nfile = "pony"\n')
-    files.write("projects/a/lora.toml", GOOD.replace("tiny", "one"))
-    files.write("projects/b/lora.toml", GOOD.replace("tiny", "folder"))
-    files.write("projects/c/lora.toml", GOOD.replace('"tiny"', '"one"\nsource = "ember.safetensors"'))
-    assert [str(one) for one in files.mistakes()] == [
-        "projects/a/lora.toml:2: project.base: training on a single-file base is not supported yet; "
-        "use a diffusers folder"
-    ]
+    digest = "67AB2FD8EC439A89B3FEDB15CC65F54336AF163C7EB5E4F2ACC98F090A29B0B3"
+    pony = 'file = "pony.safetensors"\nvae = "sdxl.vae.safetensors"\n'
+    files.write(
+        "lorabuild.toml", f'[bases.pony]\n{pony}clip_skip = 1\ndigest = "{digest}"\n[bases.two]\n{pony}clip_skip = 2\n'
+    )
+    bases = load(tmp_path).bases
+    assert bases["pony"] == {
+        "file": "pony.safetensors",
+        "vae": "sdxl.vae.safetensors",
+        "clip_skip": 1,
+        "digest": digest.lower(),
+    }
+    assert bases["two"] == {"file": "pony.safetensors", "vae": "sdxl.vae.safetensors"}  # 2 is SDXL's own
+    for wrong, said in {
+        'digest = "67ab"': "lorabuild.toml:3: bases.pony.digest: expected a sha256",
+        "clip_skip = 0": "lorabuild.toml:3: bases.pony.clip_skip: ",
+        'vea = "x"': 'lorabuild.toml:3: bases.pony.vea: unknown key (did you mean "vae"?)',
+    }.items():
+        files.write("lorabuild.toml", f'[bases.pony]\nfile = "pony.safetensors"\n{wrong}\n')
+        assert [str(one)[: len(said)] for one in files.mistakes()] == [said]
+    files.write("lorabuild.toml", f'[bases.own]\nbuiltin = "tiny-sdxl"\ndigest = "{digest}"\n')
+    assert "bases.own.digest: pins a file" in str(files.mistakes()[0])
 
 
 # whole builds
@@ -375,6 +444,7 @@ def test_a_single_file_that_is_no_sdxl_fails_in_one_line(empty: World):
     result = empty.doit("norms:pony")
     assert (result.code, result.ran) == (1, {"norms:pony": "failed"})
     (said,) = [line for line in result.out.splitlines() if "FAILED" in line]
+    assert "lorabuild.toml:2: bases.pony.file: " in said
     assert said.endswith("pony.safetensors: not an SDXL checkpoint: no tensors conditioner.embedders.1.model.*")
     assert "Traceback" not in result.out + result.err
 
@@ -383,3 +453,60 @@ def test_a_job_depends_on_a_base_only_if_a_job_makes_it():
     job = Job("norms:x", {}, {"unet": Component("x", "unet"), "weights": Artifact("train:x", "weights")}, [])
     assert dependencies(job, {"norms:x": job}) == ["train:x"]
     assert dependencies(job, {"norms:x": job, "base:x": job}) == ["base:x", "train:x"]
+
+
+SAMPLES = """
+[samples]
+prompts = "prompts.txt"
+sample_sampler = "euler"
+"""
+
+
+@pytest.mark.slow
+def test_a_project_on_a_single_file_trains_resizes_chops_and_draws(empty: World):
+    """A checkpoint in half precision, with what files hold beside weights, and a VAE apart; the second has the same VAE inside."""
+    from sgm_base import LEFTOVERS, PREFIXES, write_sgm, write_vae
+
+    first = write_sgm(empty.root.parent / "models/pony.safetensors", torch.float16, LEFTOVERS, vae=False)
+    write_vae(empty.root.parent / "models/sdxl.vae.safetensors", "", torch.float16)
+    bias = PREFIXES["unet"] + "out.2.bias"
+    second = write_sgm(
+        empty.root.parent / "models/noob.safetensors",
+        torch.float16,
+        {bias: torch.ones(4).half(), "v_pred": torch.zeros(0)},
+    )
+    shutil.copytree(tiny_folder() / "tokenizer", first.parent / "tokenizer")
+    empty.write(
+        "lorabuild.toml",
+        '[models]\ndirs = ["../models"]\n[bases.pony]\nfile = "pony.safetensors"\nvae = "sdxl.vae.safetensors"\n'
+        '[bases.noob]\nfile = "noob.safetensors"\nclip_skip = 3\n',
+    )
+    empty.project(steps=2)
+    manifest = empty.root / "projects/ember/lora.toml"
+    manifest.write_text(manifest.read_text().replace('base = "tiny"', 'base = "pony"') + SAMPLES)
+    empty.write("projects/ember/prompts.txt", "ember --w 64 --h 64 --s 2 --d 1\n")
+    result = empty.doit()
+    assert result.code == 0, result.out + result.err
+    assert {"latents:ember", "train:ember", "resize:ember", "chop:ember", "norms:pony"} <= result.built
+    assert not {job for job in result.ran if job.startswith("base:")}
+    assert sorted(path.name for path in (empty.root / "build/ember/live").glob("*.png")) == ["step00000002-00.png"]
+    drawn = empty.doit("samples:ember")
+    assert drawn.code == 0, drawn.out + drawn.err
+    assert (empty.root / "build/ember/samples/sheet.png").is_file()
+    assert empty.doit().events == []
+
+    shutil.copytree(empty.root / "projects/ember", empty.root / "projects/frost")
+    frost = empty.root / "projects/frost/lora.toml"
+    frost.write_text(manifest.read_text().replace('base = "pony"', 'base = "noob"'))
+    result = empty.doit()
+    assert result.code == 0, result.out + result.err
+    assert result.ran["train:frost"] == "built" and result.ran["latents:frost"] == "restored"
+    assert "noob.safetensors says that it predicts v (its tensor v_pred)" in result.out + result.err
+    metadata = read_header(empty.root / "build/frost/frost.safetensors").metadata
+    assert (
+        metadata["ss_clip_skip"] == "3"
+        and "ss_clip_skip" not in read_header(empty.root / "build/ember/ember.safetensors").metadata
+    )
+    checked = empty.lorabuild("check")
+    assert "LB024" in checked.out and "lorabuild.toml:7: bases.noob: noob.safetensors says" in checked.out
+    assert second.is_file()

@@ -482,7 +482,8 @@ def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, mo
     adapter = report.projects["ember"].adapter
     assert adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
     (wrong,) = report.findings["frost"]
-    assert wrong.code == "LB070" and "SDXL has 788" in wrong.message and report.exit_code == 1
+    assert (wrong.code, wrong.file, wrong.line) == ("LB021", "lorabuild.toml", 2) and report.exit_code == 1
+    assert "not the weights of its config.json" in wrong.message and "unexpected, such as down_blocks" in wrong.message
 
     started: list[Any] = []
 

@@ -11,7 +11,7 @@ import pytest
 import quick_world
 from quick_world import build, made
 from test_build import in_training
-from world import World
+from world import LONGER, World
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks /proc for the name of an open file")
 
@@ -139,11 +139,9 @@ def assert_next_build_ends_well(root: Path, golden: killing.Golden) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_whose_state_cannot_be_saved_goes_on_from_the_one_before(built_once: World, tmp_path: Path):
-    straight = built_once.copy(tmp_path / "straight")
-    straight.manifest(steps=12, seed=18)
-    full = straight.copy(tmp_path / "full")
-    assert straight.doit().code == 0
+def test_a_training_whose_state_cannot_be_saved_goes_on_from_the_one_before(built: World, straight: World):
+    full = built
+    full.manifest(**LONGER)
     killing.kill(driver := in_training(full), "all")
     driver.wait(60)
     result = full.doit(

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from standin import DODO, Stage
-from world import World
+from world import LONGER, World
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals and process groups of POSIX")
+
+PATIENCE = 120  # seconds: whatever else the machine does, only what hangs takes longer
+GRACE = "import lorabuild.workers.interrupts\nlorabuild.workers.interrupts.GRACE_SECONDS = {}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +28,17 @@ def interrupts_are_heeded():
     signal.signal(signal.SIGINT, before)
 
 
-def ended(driver: subprocess.Popen[str], seconds: float) -> str:
-    """What the build has printed at its end, which comes within `seconds`. It was interrupted."""
-    out, _ = driver.communicate(timeout=seconds)
+def ended(driver: subprocess.Popen[str]) -> str:
+    """What the build has printed at its end. It was interrupted."""
+    out, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130, out
     assert "Traceback" not in out
     return out
 
 
-def gone(stage: Stage, seconds: float = 5) -> bool:
-    """Whether nothing that the build has started is left."""
-    deadline = time.monotonic() + seconds
+def gone(stage: Stage) -> bool:
+    """Whether nothing that the build has started is left: by itself it would last ten minutes."""
+    deadline = time.monotonic() + PATIENCE
     while stage.survivors():
         if time.monotonic() > deadline:
             return False
@@ -62,7 +65,7 @@ def test_once_a_training_keeps_its_state_and_the_next_build_goes_on(tmp_path: Pa
         time.sleep(0.02)
         assert driver.poll() is None
     driver.send_signal(number)
-    out = ended(driver, 15)
+    out = ended(driver)
     kept = re.findall(r"(train:p\d) at step (\d+) of 400", out.splitlines()[-1])
     assert len(kept) == trainings and all(int(step) > 0 for _, step in kept)
     assert out.splitlines()[-1].endswith("`doit` goes on from there")
@@ -78,13 +81,12 @@ def test_once_a_training_keeps_its_state_and_the_next_build_goes_on(tmp_path: Pa
 
 def test_other_jobs_end_at_once_with_all_that_they_have_started(tmp_path: Path):
     stage = Stage(tmp_path, 1, norms_tiny="hang")
+    stage.world.write("dodo.py", DODO + GRACE.format(600))  # what waited for the end of that would not end here
     driver = stage.start()
     stage.wait_for("hangs")
     assert len(stage.survivors()) >= 3
-    start = time.monotonic()
     driver.send_signal(signal.SIGINT)
-    assert "1 built" in ended(driver, 10).splitlines()[-1]
-    assert time.monotonic() - start < 3
+    assert "1 built" in ended(driver).splitlines()[-1]
     assert gone(stage)
     stage.plan()
     assert stage.doit().code == 0
@@ -92,33 +94,28 @@ def test_other_jobs_end_at_once_with_all_that_they_have_started(tmp_path: Path):
 
 def test_a_job_that_never_stops_has_a_time_of_grace(tmp_path: Path):
     stage = Stage(tmp_path, 1, train_p0="deaf")
-    stage.world.write(
-        "dodo.py", DODO + "import lorabuild.workers.interrupts\nlorabuild.workers.interrupts.GRACE_SECONDS = 1.0\n"
-    )
+    stage.world.write("dodo.py", DODO + GRACE.format(1.0))
     driver = stage.start("-n", "2")
     stage.wait_for("hangs")
     driver.send_signal(signal.SIGTERM)
-    assert "within 1 s" in ended(driver, 10)
+    assert "within 1 s" in ended(driver)
     assert gone(stage)
 
 
 def test_a_build_that_is_interrupted_says_what_failed_before(tmp_path: Path):
     stage = Stage(tmp_path, 2, "gpu = 2", train_p0="fail", train_p1="train 400")
     driver = stage.start("-n", "4", "--continue")
-    stage.wait_for("end", 5)
-    time.sleep(0.3)
+    while not (log := stage.world.latest()) or '"failed"' not in log.read_text():
+        time.sleep(0.02)
+        assert driver.poll() is None
     driver.send_signal(signal.SIGINT)
-    assert any(line.startswith("failed: train:p0: step 3") for line in ended(driver, 15).splitlines())
+    assert any(line.startswith("failed: train:p0: step 3") for line in ended(driver).splitlines())
 
 
 def uploads_slowly(stage: Stage, tmp_path: Path) -> None:
     stage.world.write("lorabuild.local.toml", f'[store]\nremote = "file://{tmp_path}/remote"\n')
-    slow = """
-import time, lorabuild.workers.interrupts, lorabuild.remotes.remote
-lorabuild.workers.interrupts.GRACE_SECONDS = 3.0
-lorabuild.remotes.remote.Remote.put = lambda *_: time.sleep(600)
-"""
-    stage.world.write("dodo.py", DODO + slow)
+    slow = "import time, lorabuild.remotes.remote\nlorabuild.remotes.remote.Remote.put = lambda *_: time.sleep(600)\n"
+    stage.world.write("dodo.py", DODO + slow + GRACE.format(600))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -130,7 +127,7 @@ def test_while_it_waits_for_uploads_a_build_is_interrupted(tmp_path: Path, numbe
         assert line, "the build has ended"
     assert not stage.survivors()  # the workers have let go of memory and GPU by now
     driver.send_signal(number)
-    assert "interrupted" in ended(driver, 5)
+    assert "interrupted" in ended(driver)
 
 
 def test_a_build_that_is_interrupted_waits_for_no_upload(tmp_path: Path):
@@ -141,7 +138,7 @@ def test_a_build_that_is_interrupted_waits_for_no_upload(tmp_path: Path):
         time.sleep(0.02)
         assert driver.poll() is None
     driver.send_signal(signal.SIGINT)
-    assert "uploading" not in ended(driver, 8)
+    assert "uploading" not in ended(driver)
     assert gone(stage)
 
 
@@ -154,7 +151,7 @@ def test_while_it_waits_for_the_lock_a_build_is_interrupted(tmp_path: Path):
         driver = stage.start()
         assert "waiting" in driver.stdout.readline()
         driver.send_signal(signal.SIGTERM)
-        ended(driver, 5)
+        ended(driver)
 
 
 def test_what_was_told_to_ignore_ctrl_c_ignores_it(tmp_path: Path):
@@ -166,7 +163,7 @@ def test_what_was_told_to_ignore_ctrl_c_ignores_it(tmp_path: Path):
         signal.signal(signal.SIGINT, before)
     stage.wait_for("begin", 4)
     driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0
 
 
@@ -176,15 +173,15 @@ def test_what_was_told_to_ignore_ctrl_c_ignores_it(tmp_path: Path):
 @pytest.mark.parametrize("jobs", [(), ("-n", "4")], ids=" ".join)
 def test_twice_ends_everything_at_once(tmp_path: Path, jobs: tuple[str, ...]):
     stage = Stage(tmp_path, 1, train_p0="deaf")
+    stage.world.write("dodo.py", DODO + GRACE.format(600))
     driver = stage.start(*jobs)
     stage.wait_for("hangs")
     driver.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert driver.poll() is None and stage.survivors()
-    start = time.monotonic()
+    while "once more ends everything" not in (line := driver.stdout.readline()):
+        assert line, "the build has ended"
+    assert stage.survivors()
     driver.send_signal(signal.SIGINT)
-    ended(driver, 5)
-    assert time.monotonic() - start < 2
+    ended(driver)
     assert gone(stage) and whole(stage.world)
     stage.plan()
     assert stage.doit().code == 0
@@ -199,7 +196,7 @@ def test_a_build_whose_output_nobody_reads_ends_all_the_same(tmp_path: Path, job
     driver.send_signal(signal.SIGINT)
     time.sleep(0.2)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(10) == 130
+    assert driver.wait(PATIENCE) == 130  # two signals that come as one have the time of grace
     driver.stdout.close()
     assert gone(stage)
 
@@ -231,23 +228,20 @@ def test_nothing_survives_a_worker_that_dies(tmp_path: Path, what: str):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_ends_in_the_same_bytes(built_once: World, tmp_path: Path):
-    straight = built_once.copy(tmp_path / "straight")
-    straight.manifest(steps=12, seed=11)
-    stopped = straight.copy(tmp_path / "stopped")
-    assert straight.doit().code == 0
-
+def test_an_interrupted_training_ends_in_the_same_bytes(built: World, straight: World):
+    stopped = built
+    stopped.manifest(**LONGER)
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "doit"]
     driver = subprocess.Popen(
         command, cwd=stopped.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not any(path.is_file() for path in stopped.root.glob(".lorabuild/scratch/*/scratch/*")):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     driver.send_signal(signal.SIGINT)
-    out = ended(driver, 60)
+    out = ended(driver)
     kept = re.search(r"train:ember at step (\d+) of 12", out)
     assert kept, out
     result = stopped.doit()

@@ -60,7 +60,7 @@ def test_all_mistakes_of_all_manifests_are_told_at_once(empty: World):
 
 def test_a_missing_image_folder_is_named(empty: World):
     empty.manifest()
-    result = empty.doit()
+    result = empty.doit("dataset")  # no base need be made for it
     assert result.code == 1
     assert "projects/ember/images" in result.out and "no such folder" in result.out
     assert "Traceback" not in result.out + result.err

@@ -12,11 +12,12 @@ from s3 import S3
 from world import Result, World
 
 from lorabuild.hashing import digest_file
+from lorabuild.remotes.transport import Folder
 
 # `doit` as ever, but for how long it waits for a remote.
 IMPATIENT = """
 import sys, lorabuild.remotes.transport as transport
-transport.PATIENCE_SECONDS, transport.PAUSE_SECONDS = 1.0, 0.01
+transport.PATIENCE_SECONDS, transport.PAUSE_SECONDS = 2.0, 0.01
 from lorabuild.graph import main
 from pathlib import Path
 sys.exit(main(["run", *sys.argv[1:]], Path.cwd()))
@@ -56,15 +57,23 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"file://{tmp_path}/remote"
 
 
+@pytest.fixture(scope="module")
+def uploaded(one_s3: S3, built_once: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A repository with another chop, which lies on a remote, too."""
+    world = uses(built_once.copy(tmp_path_factory.mktemp("uploaded") / "repository"), one_s3.url("uploaded"))
+    world.manifest(keep=OTHER)
+    assert world.doit(**one_s3.environment).ran == {"chop:ember": "built"}
+    return world
+
+
 @pytest.fixture
-def edited(s3: S3, built: World, tmp_path: Path) -> tuple[World, dict[str, bytes]]:
+def edited(s3: S3, uploaded: World, built: World, tmp_path: Path) -> tuple[World, dict[str, bytes]]:
     """A repository whose other chop lies on the remote alone, and the files that should come of it."""
-    url = s3.url(tmp_path.name)
-    other = uses(built.copy(tmp_path / "other"), url)
-    other.manifest(keep=OTHER)
-    assert other.doit().ran == {"chop:ember": "built"}
-    uses(built, url).manifest(keep=OTHER)
-    return built, other.built_files()
+    there, here = Folder(s3.url("uploaded")), Folder(s3.url(tmp_path.name))
+    for name in there.sizes("v1"):
+        here.upload(name, there.read(name))
+    uses(built, s3.url(tmp_path.name)).manifest(keep=OTHER)
+    return built, uploaded.built_files()
 
 
 def test_a_clone_with_a_remote_builds_nothing(built: World, url: str, tmp_path: Path):
@@ -183,8 +192,6 @@ def test_a_fault_that_passes_is_not_even_told(edited: tuple[World, dict[str, byt
 def test_a_corrupted_blob_on_the_remote_is_built_here_and_mended_there(
     built: World, edited: tuple[World, dict[str, bytes]], s3: S3, tmp_path: Path
 ):
-    from lorabuild.remotes.transport import Folder
-
     world, good = edited
     third = world.copy(tmp_path / "third")
     folder = Folder(s3.url(tmp_path.name))

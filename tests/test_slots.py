@@ -18,18 +18,23 @@ from lorabuild.workers.slots import Slots, cuda_devices
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def most_at_once(slots: Slots, kinds: str) -> dict[str, int]:
-    """Hold places of these kinds ("g", "c") from a thread each; how many of a kind, and of all, were held at once."""
+def most_at_once(slots: Slots, kinds: str, expected: int) -> dict[str, int]:
+    """Hold places of these kinds ("g", "c") from a thread each; how many of a kind, and of all, were held at once.
+
+    Who has a place keeps it until `expected` are held, and then a little longer: one more would be seen.
+    """
     held = {"gpu": 0, "cpu": 0, "all": 0}
-    most, lock = dict(held), threading.Lock()
+    most, changed = dict(held), threading.Condition()
 
     def hold(kind: str) -> None:
         with slots.place(kind):
             for change in (1, -1):
-                with lock:
+                with changed:
                     for one in (kind, "all"):
                         held[one] += change
                         most[one] = max(most[one], held[one])
+                    changed.notify_all()
+                    changed.wait_for(lambda: most["all"] >= expected, timeout=60)
                 time.sleep(0.02)
 
     threads = [threading.Thread(target=hold, args=({"g": "gpu", "c": "cpu"}[kind],)) for kind in kinds]
@@ -44,18 +49,18 @@ def most_at_once(slots: Slots, kinds: str) -> dict[str, int]:
 
 
 def test_a_gpu_slot_is_beside_the_cpu_slots():
-    assert most_at_once(Slots(1, 2, lambda: ["0"]), "ggccccgg") == {"gpu": 1, "cpu": 2, "all": 3}
+    assert most_at_once(Slots(1, 2, lambda: ["0"]), "ggccccgg", 3) == {"gpu": 1, "cpu": 2, "all": 3}
 
 
 def test_without_a_gpu_a_heavy_job_takes_its_share_of_the_cores():
-    most = most_at_once(Slots(1, 2), "ggccccgg")
+    most = most_at_once(Slots(1, 2), "ggccccgg", 2)
     assert (most["gpu"], most["all"]) == (1, 2)
 
 
 def test_no_more_jobs_run_than_are_allowed():
     slots = Slots(4, 4, lambda: ["0"])
     slots.limit(3)
-    assert most_at_once(slots, "gggggccccc")["all"] == 3
+    assert most_at_once(slots, "gggggccccc", 3)["all"] == 3
 
 
 def test_each_gpu_slot_has_a_device_and_other_jobs_see_none():
@@ -130,11 +135,11 @@ def test_who_waits_for_a_slot_is_told_that_the_build_stops():
 
 
 def test_who_stops_the_build_does_not_wait_for_a_slow_driver():
-    asked, answer, told = threading.Event(), threading.Event(), []
+    asked, answer, told, found_out = threading.Event(), threading.Event(), [], []
 
     def find() -> list[str]:
         asked.set()
-        answer.wait(10)
+        found_out.append(answer.wait(60))
         return ["0"]
 
     slots = Slots(1, 1, find)
@@ -150,9 +155,8 @@ def test_who_stops_the_build_does_not_wait_for_a_slow_driver():
     for thread in waiting:
         thread.start()
     assert asked.wait(5)
-    start = time.monotonic()
     slots.shut_down()
-    assert slots.shut and time.monotonic() - start < 1
+    assert slots.shut and not found_out
     answer.set()
     for thread in waiting:
         thread.join(5)
@@ -179,7 +183,7 @@ def test_without_a_word_devices_are_counted_from_zero(monkeypatch: pytest.Monkey
 
 
 def test_trainings_run_one_at_a_time_and_other_jobs_beside_them(tmp_path: Path):
-    stage = Stage(tmp_path, 4, "gpu = 1\ncpu = 2", **{f"train_p{n}": "sleep 0.3" for n in range(4)})
+    stage = Stage(tmp_path, 4, "gpu = 1\ncpu = 2", **{f"train_p{n}": "sleep 0.1" for n in range(4)})
     result = stage.doit("-n", "8", CUDA_VISIBLE_DEVICES="0")
     assert result.code == 0, result.out + result.err
     assert stage.at_once("train") == 1
@@ -187,7 +191,7 @@ def test_trainings_run_one_at_a_time_and_other_jobs_beside_them(tmp_path: Path):
 
 
 def test_trainings_that_wait_for_the_gpu_keep_nobody_waiting(tmp_path: Path):
-    stage = Stage(tmp_path, 5, "gpu = 1\ncpu = 2", **{f"train_p{n}": "sleep 0.5" for n in range(5)})
+    stage = Stage(tmp_path, 5, "gpu = 1\ncpu = 2", **{f"train_p{n}": "beside-chop" for n in range(5)})
     assert stage.doit("-n", "2", CUDA_VISIBLE_DEVICES="0").code == 0
     assert stage.at_once() == 2
     order = [line["job"].partition(":")[0] for line in stage.lines("begin")]
@@ -196,7 +200,7 @@ def test_trainings_that_wait_for_the_gpu_keep_nobody_waiting(tmp_path: Path):
 
 
 def test_every_gpu_has_a_training(tmp_path: Path):
-    plan = {f"train_p{n}": "sleep 0.4" for n in range(4)}
+    plan = {f"train_p{n}": "meet 2" for n in range(4)}
     stage = Stage(tmp_path, 4, "gpu = 2\ncpu = 2", **plan)
     assert stage.doit("-n", "8", CUDA_VISIBLE_DEVICES="3,5").code == 0
     assert stage.at_once("train") == 2
@@ -268,7 +272,7 @@ def test_what_failed_is_named_with_its_log_and_what_needs_it_is_not_run(tmp_path
 
 
 def test_without_continue_no_training_begins_after_a_failure(tmp_path: Path):
-    plan = {"train_p0": "fail 0.5"} | {f"train_p{n}": "sleep 0.5" for n in range(1, 4)}
+    plan = {"train_p0": "fail-after 3"} | {f"train_p{n}": "sleep 0.5" for n in range(1, 4)}
     stage = Stage(tmp_path, 4, "gpu = 1\ncpu = 2", **plan)
     result = stage.doit("-n", "8", CUDA_VISIBLE_DEVICES="0")
     assert result.code == 1

@@ -50,6 +50,8 @@ thr = {thr}
 keep = {keep}
 """
 
+LONGER = {"steps": 12, "seed": 11}  # a training that can be interrupted
+
 
 @dataclass(frozen=True)
 class Result:
@@ -122,8 +124,7 @@ class World:
         before = self.latest()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"} | env
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=400)
-        after = self.latest()
-        events = [json.loads(line) for line in after.read_text().splitlines()] if after and after != before else []
+        events = self.log() if self.latest() != before else []
         return Result(done.returncode, done.stdout, done.stderr, events)
 
     def doit(self, *args: str, **env: str) -> Result:
@@ -147,6 +148,11 @@ class World:
     def latest(self) -> Path | None:
         link = self.root / ".lorabuild/runs/latest.jsonl"
         return link.resolve() if link.exists() else None
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the latest run's log."""
+        latest = self.latest()
+        return [json.loads(line) for line in latest.read_text().splitlines()] if latest else []
 
     def built_files(self) -> dict[str, bytes]:
         """The artifacts that stand in build/, by relative name. What one watches a training by is none."""

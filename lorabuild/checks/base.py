@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lorabuild.components import PREFIXES, component_files
+from lorabuild.bases.family import folder_stranger, prediction_warning
+from lorabuild.components import PREFIXES, component_files, parts_of
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, of_problems
@@ -29,21 +31,37 @@ def check_base(repository: Repository, name: str, components: Collection[str], w
     """`components` are those that jobs read."""
     try:
         path = base_path(repository, name)
+        vae = base_path(repository, name, "vae")
     except JobError as error:
         return CheckedBase(None, False, of_problems("LB020", error.problems))
-    if path is None:
-        return CheckedBase()
-    file, line = whence.base(name) or ("lorabuild.toml", 0)
-    findings = [
-        found("LB021", file, f"bases.{name}: {said}", line)
-        for said in _faults(path, components, model_folders(repository))
-    ]
-    return CheckedBase(path, not findings, findings)
+
+    def at(key: str) -> tuple[str, int]:
+        return whence.base(name, key) or ("lorabuild.toml", 0)
+
+    inside = {one for one in components if vae is None or one != "vae"} if path else set()
+    faults = [("file", said) for said in _faults(path, inside, model_folders(repository))] if path else []
+    faults += [("vae", said) for said in _faults(vae, {"vae"}, ())] if vae and "vae" in components else []
+    findings = [found("LB021", at(key)[0], f"bases.{name}: {said}", at(key)[1]) for key, said in faults]
+    if path and not findings and (said := _prediction(path, repository.bases[name])):
+        file, line = at("prediction_type")
+        findings.append(found("LB024", file, f"bases.{name}: {said}", line))
+    return CheckedBase(path, not faults, findings)
 
 
 def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:
-    if not path.is_dir():
-        yield from _file_faults(path, components, dirs)
+    """What is missing, truncated or of another kind; of what is no base at all that alone. `dirs`: of models."""
+    networks = [name for name in sorted(components) if name in PREFIXES]
+    try:
+        if path.is_file():
+            parts_of(path, networks)
+            if len(networks) < len(components):
+                find_vocabulary(path, dirs)
+            return
+        if what := folder_stranger(path, networks):
+            yield f"{path}: {what}"
+            return
+    except (JobError, OSError) as error:
+        yield str(error)
         return
     for name in sorted(components):
         try:
@@ -54,17 +72,5 @@ def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> It
             yield f"{name}: {error}"
 
 
-def _file_faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:
-    try:
-        tensors = read_header(path).tensors
-    except (JobError, OSError) as error:
-        yield str(error)
-        return
-    for name in sorted(components & PREFIXES.keys()):
-        if not any(tensor.startswith(PREFIXES[name]) for tensor in tensors):
-            yield f"{path}: not an SDXL checkpoint: no tensors {PREFIXES[name]}*"
-    if any(name.startswith("tokenizer") for name in components):
-        try:
-            find_vocabulary(path, dirs)
-        except JobError as error:
-            yield str(error)
+def _prediction(path: Path, settings: Mapping[str, Any]) -> str | None:
+    return prediction_warning(path, settings.get("prediction_type", "epsilon"))

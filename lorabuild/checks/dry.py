@@ -17,6 +17,8 @@ from typing import Any
 from lorabuild.errors import UserError
 from lorabuild.training.updates import counted
 
+BASE = "LB021"
+
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
@@ -31,6 +33,8 @@ def tried(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     faults: list[tuple[str, str]] = []
     found: dict[str, Any] = {"adapter": None, "faults": faults, "notes": []}
     for code, part in PARTS.items():
+        if part is _adapter and faults:
+            continue  # on no base there is none
         try:
             found |= part(recipe, base)
         except UserError as error:
@@ -72,7 +76,19 @@ def _schedule(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     return {}
 
 
+def _base(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    """Its networks, by the headers of its files: all their weights are there, and no others."""
+    from lorabuild.nn.dry import meta_base
+
+    try:
+        meta_base(base)
+    except UserError as error:
+        raise UserError(*(f"base.file: {problem}" for problem in error.problems)) from None
+    return {}
+
+
 PARTS: dict[str, Callable[[Mapping[str, Any], Path | None], dict[str, Any]]] = {
+    BASE: _base,
     "LB070": _adapter,
     "LB071": _optimizer,
     "LB072": _schedule,

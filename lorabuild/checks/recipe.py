@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lorabuild
-from lorabuild.components import FOLDERS
+from lorabuild.components import FOLDERS, component_files
+from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found
 from lorabuild.hashing import digest_bytes, digest_json
+from lorabuild.header import read_header
 from lorabuild.state import State
 
 HERE = Path(lorabuild.__file__).parent
@@ -71,7 +73,7 @@ def tried_findings(tried: Tried, place: Callable[[str], tuple[str, int]]) -> Ite
     said = [*tried["faults"], *((RATE, note) for note in tried["notes"])]
     for code, message in said:
         key = message.partition(":")[0]
-        file, line = place(key if key.startswith("recipe.") else "recipe.network_module")
+        file, line = place(key if key.startswith(("recipe.", "base.")) else "recipe.network_module")
         yield found(code, file, message, line)
 
 
@@ -109,13 +111,22 @@ def _identity(task: Task) -> list[Any]:
     """All of a task that its outcome hangs on."""
     if task.base is None:
         return [task.recipe, None]
-    return [task.recipe, *(_config_digest(task.base / FOLDERS[name] / "config.json") for name in CONFIGS)]
+    return [task.recipe, _shapes(task.base)]
 
 
-def _config_digest(path: Path) -> str:
+def _shapes(base: Path) -> str:
+    """A digest of what is read of a base to try a recipe out: configurations, and the names and shapes of weights."""
     try:
-        return digest_bytes(path.read_bytes())
-    except OSError:
+        configs = [base / FOLDERS[name] / "config.json" for name in CONFIGS] if base.is_dir() else []
+        read = [digest_bytes(path.read_bytes()) for path in configs]
+        headers = [
+            read_header(file)
+            for file in sorted({one for name in CONFIGS for one in component_files(base, name)})
+            if file.suffix == ".safetensors"
+        ]
+        tensors = [[name, list(info.shape)] for header in headers for name, info in sorted(header.tensors.items())]
+        return digest_json([read, tensors, [dict(header.metadata) for header in headers]])
+    except (OSError, JobError):
         return "none"
 
 

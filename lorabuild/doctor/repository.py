@@ -34,11 +34,12 @@ def look_at_bases(repository: Repository) -> Iterator[Line]:
     """Is each base found and whole, by its headers? What no project uses only warns."""
     whence = Whence(repository)
     for name in repository.bases:
-        bad = fail if name in repository.used_bases else warn
         checked = check_base(repository, name, NETWORKS, whence)
         for one in checked.findings:
+            bad = fail if name in repository.used_bases and one.level == "error" else warn
             where = "lorabuild.toml names its file; [models] dirs in lorabuild.local.toml, where this machine has it"
-            yield bad("base", one_line(one.message), where if one.code == "LB020" else "get the file anew")
+            helps = where if one.code == "LB020" else f"`lorabuild explain {one.code}` tells what helps"
+            yield bad("base", one_line(one.message), helps)
         if not checked.findings:
             yield ok("base", f"{name}: {checked.path or 'generated here'}")
 

@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabuild.components import FOLDERS, WEIGHT_FILES
+from lorabuild.bases.layout import PREFIXES, find_part
 from lorabuild.errors import JobError
 from lorabuild.header import TensorInfo, read_header
 from lorabuild.lora.canonical import TEXT_PROJECTION, canonical
-from lorabuild.lora.keymap import PREFIX
+from lorabuild.lora.keymap import OPENCLIP_LAYER, PREFIX
 
 # In SGM's single file: the beginning of a component's names, and the name by which `canonical` knows it.
-UNET_PREFIX = "model.diffusion_model."
-_TE1_PREFIX = "conditioner.embedders.0.transformer."
-_TE2_PREFIX = "conditioner.embedders.1.model."
+UNET_PREFIX, _TE1_PREFIX, _TE2_PREFIX = (PREFIXES[name] for name in ("unet", "te1", "te2"))
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(attn\.out_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 _IN_PROJ = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_weight")
-_OPENCLIP = {"attn.out_proj": "self_attn_out_proj", "mlp.c_fc": "mlp_fc1", "mlp.c_proj": "mlp_fc2"}
+_OPENCLIP = {theirs: ours.replace(".", "_") for ours, theirs in OPENCLIP_LAYER.items()}
 _TE2_LAYER = PREFIX["te2"] + "text_model_encoder_layers_{}_{}"
 _FOLDER_PREFIX = {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
 
@@ -53,11 +51,7 @@ def base_weights(base: Path) -> dict[str, BaseWeight]:
 
 def _of_folder(base: Path) -> Iterator[tuple[str, BaseWeight]]:
     for component, prefix in _FOLDER_PREFIX.items():
-        folder = base / FOLDERS[component]
-        path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-        if path is None:
-            raise JobError(f"{folder}: holds none of {' and '.join(WEIGHT_FILES)}; a base in diffusers' layout does")
-        for key, info in read_header(path).tensors.items():
+        for key, (path, info) in find_part(base, component).tensors.items():
             if (
                 len(info.shape) >= 2
                 and key.endswith(".weight")

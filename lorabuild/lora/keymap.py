@@ -31,6 +31,21 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+# OpenCLIP's names of what transformers calls so, in a layer and outside of layers.
+OPENCLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+OPENCLIP_OUTSIDE = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
 # Dots of a path may be underscores, as in kohya's names.
 _BLOCK = re.compile(
     r"(?:(?P<side>down|up)_blocks[._](?P<level>\d+)|(?P<mid>mid)_block)"

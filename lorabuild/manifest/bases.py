@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from lorabuild.errors import JobError, Problem
 from lorabuild.manifest.layers import Reader
@@ -15,15 +16,15 @@ from lorabuild.manifest.values import PICKLES, SAFETENSORS, is_single_file
 from lorabuild.names import quoted
 
 
-def base_path(repository: Repository, base: str) -> Path | None:
-    """The .safetensors file or the diffusers folder of a base; None for one that lorabuild makes itself.
+def base_path(repository: Repository, base: str, key: str = "file") -> Path | None:
+    """The .safetensors file or the diffusers folder that `file` or `vae` of a base names; None where it names none.
 
-    Raises JobError at the line of its `file`: not found, with a near miss, or of a kind that is not opened.
+    Raises JobError at the line of the key: not found, with a near miss, or of a kind that is not opened.
     """
-    file = repository.bases[base].get("file")
+    file = repository.bases[base].get(key)
     if file is None:
         return None
-    given, places = Path(os.path.expanduser(file)), base_places(repository, base)
+    given, places = Path(os.path.expanduser(file)), base_places(repository, base, key)
     suffix = given.suffix.casefold()
     if suffix in PICKLES:
         said = f"safetensors only: a {suffix} can run code when it is loaded"
@@ -34,12 +35,36 @@ def base_path(repository: Repository, base: str) -> Path | None:
     else:
         said = f"neither a {SAFETENSORS} file nor a diffusers folder: {found}"
     near = _near_miss(file, (place.parent for place in places))
-    raise JobError(_problem(repository, base, f"{quoted(file)}: {said}{near}"))
+    raise JobError(base_problem(repository, base, f"{quoted(file)}: {said}{near}", key))
 
 
-def base_places(repository: Repository, base: str) -> list[Path]:
-    """Where the file or folder of a base may lie, in the order in which it is looked for; nowhere for a generated one."""
-    file = repository.bases[base].get("file")
+def base_params(repository: Repository, base: str) -> dict[str, Any]:
+    """What [bases.<name>] says of the base that shapes what is trained on it, and drawn: beside the weights themselves."""
+    settings = repository.bases[base]
+    skip = {"clip_skip": settings["clip_skip"]} if "clip_skip" in settings else {}
+    return {"prediction_type": settings.get("prediction_type", "epsilon"), **skip}
+
+
+def component_path(repository: Repository, base: str, component: str) -> Path | None:
+    """Where a component of a base lies: an external VAE's by itself. None for what lorabuild makes. Raises as `base_path`."""
+    return base_path(repository, base, key_of(repository, base, component))
+
+
+def component_places(repository: Repository, base: str, component: str) -> list[Path]:
+    """Where the file or folder of a component may lie, in the order in which it is looked for."""
+    return base_places(repository, base, key_of(repository, base, component))
+
+
+def key_of(repository: Repository, base: str, component: str) -> str:
+    """The key of [bases.<name>] that says where a component lies; that of its digest is itself."""
+    if component == "digest":
+        return component
+    return "vae" if component == "vae" and repository.bases[base].get("vae") else "file"
+
+
+def base_places(repository: Repository, base: str, key: str = "file") -> list[Path]:
+    """Where the file or folder of a base, or its VAE, may lie, in this order; nowhere for a generated one."""
+    file = repository.bases[base].get(key)
     if file is None:
         return []
     given = Path(os.path.expanduser(file))
@@ -50,6 +75,22 @@ def base_places(repository: Repository, base: str) -> list[Path]:
 def model_folders(repository: Repository) -> list[Path]:
     """`[models] dirs`."""
     return [repository.root / os.path.expanduser(path) for path in repository.model_dirs]
+
+
+def base_problem(repository: Repository, base: str, said: str, key: str = "file") -> Problem:
+    """What is wrong with a base, at the line of its key."""
+    reader = Reader(repository.root)
+    layers = [layer for name in SHARED_FILES if (layer := reader.read(repository.root / name))]
+    if not layers:  # gone since they were read
+        return Problem(SHARED_FILES[0], 0, f"bases.{base}.{key}: {said}")
+    place = merge(layers).place(("bases", base, key))
+    return Problem(place.layer.file, place.line, f"bases.{base}.{key}: {said}")
+
+
+def base_fault(repository: Repository, base: str, component: str, error: JobError) -> JobError:
+    """What a look into a component found wrong, at the line that names its file."""
+    key = key_of(repository, base, component)
+    return JobError(*(base_problem(repository, base, one.message, key) for one in error.problems))
 
 
 def _looked_in(repository: Repository) -> str:
@@ -78,13 +119,3 @@ def _bases_in(folder: Path) -> list[str]:
 def _stem(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     return stem if suffix.casefold() in (SAFETENSORS, *PICKLES) else name
-
-
-def _problem(repository: Repository, base: str, said: str) -> Problem:
-    """What is wrong with a base's `file`, at its line."""
-    reader = Reader(repository.root)
-    layers = [layer for name in SHARED_FILES if (layer := reader.read(repository.root / name))]
-    if not layers:  # gone since they were read
-        return Problem(SHARED_FILES[0], 0, f"bases.{base}.file: {said}")
-    place = merge(layers).place(("bases", base, "file"))
-    return Problem(place.layer.file, place.line, f"bases.{base}.file: {said}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 # table of the schema -> keys
 KEYS = {
     "SubsetTable": "cache_info metadata_file",
-    "RecipeTable": ("base_weights clip_skip full_bf16 full_fp16 xformers"),
-    "BaseTable": "clip_skip digest vae",
+    "RecipeTable": ("base_weights full_bf16 full_fp16 xformers"),
     "StoreTable": "link",
 }
 
@@ -39,6 +38,8 @@ REFUSED |= {
         "sdpa": "it is what is used always: leave it out",
         "no_half_vae": "the VAE always computes in fp32: leave it out",
         "pretrained_model_name_or_path": "it is the base, in [project]; its file stands in lorabuild.toml",
+        "clip_skip": "it is a setting of the base: [bases.<name>] clip_skip in lorabuild.toml",
+        "vae": "it is a setting of the base: [bases.<name>] vae in lorabuild.toml",
     }.items()
 }
 REFUSED |= {

@@ -27,6 +27,7 @@ CODE = [
         HERE.parent / name
         for name in (
             "names.py",
+            "bases/layout.py",
             "vectors.py",
             "data/buckets.py",
             "findings.py",

@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 from pydantic import Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
-from lorabuild.manifest import values
 from lorabuild.manifest.tables.check import CheckTable
 from lorabuild.manifest.tables.chop import ChopTable
 from lorabuild.manifest.tables.dataset import DatasetTable, TrainedDatasetTable
@@ -82,19 +81,6 @@ class Manifest(Table):
             found += base_misfits(self.recipe, self.project.base, prediction_type)
         if found:
             raise Misfits(*(Misfit(f"recipe.{misfit.key}", str(misfit)) for misfit in found))
-        return self
-
-    @model_validator(mode="after")
-    def _trained_on_a_folder(self, info: ValidationInfo) -> Manifest:
-        base = (info.context or {}).get(self.project.base, {})
-        trains = self.project.source is None
-        if values.is_single_file(base.get("file", "")):
-            if trains:
-                raise Misfit(
-                    "project.base", "training on a single-file base is not supported yet; use a diffusers folder"
-                )
-            if self.samples:
-                raise Misfit("samples", "a single-file base cannot draw yet; use a diffusers folder")
         return self
 
 

@@ -75,6 +75,15 @@ def file(path: str) -> str:
     return path
 
 
+def sha256(digits: str) -> str:
+    """The first digits of a sha256, ten or more, in lower case; AutoV2 in Civitai's words."""
+    if not re.fullmatch(r"[0-9a-fA-F]{10,64}", digits):
+        raise ValueError(
+            f"expected a sha256: 64 hexadecimal digits, or the first ten or more of them, got {shown(digits)}"
+        )
+    return digits.casefold()
+
+
 def remote(url: str) -> str:
     """The URL of a remote store without a slash at its end; an empty one stays: no remote."""
     protocol, sign, path = url.partition("://")

@@ -53,9 +53,9 @@ class Whence:
         """Where a key of a project's [[dataset.subset]] is written; subsets are numbered from 0."""
         return _first(self._of(target), [("dataset", "subset", number, key)])
 
-    def base(self, name: str) -> Spot | None:
-        """Where a base is named in lorabuild.toml."""
-        return _first(self._shared(), [("bases", name, key) for key in ("file", "builtin")])
+    def base(self, name: str, key: str = "file") -> Spot | None:
+        """Where a key of a base is written in lorabuild.toml, or else where the base is named."""
+        return _first(self._shared(), [("bases", name, one) for one in (key, "file", "builtin")])
 
     def _base(self, target: str) -> str:
         """The base of a project; a target that is none is a base itself."""

@@ -30,7 +30,8 @@ def condition(base: Base, prompts: Sequence[str], device: str) -> tuple[Tensor, 
     length = TEXT * max(1, -(-longest // TEXT))
     ids1, weights1 = weighted_ids(first, prompts, first.eos_token_id, length)
     ids2, weights2 = weighted_ids(second, prompts, PAD2, length)
-    hidden, pooled = encode(base.te1, base.te2, ids1.to(device), ids2.to(device), second.eos_token_id)
+    ids = ids1.to(device), ids2.to(device)
+    hidden, pooled = encode(base.te1, base.te2, *ids, second.eos_token_id, clip_skip=base.clip_skip)
     parts = hidden.split((base.te1.config.hidden_size, base.te2.config.hidden_size), dim=2)
     weighted = [
         _weighted(part.float(), weights.to(device)) for part, weights in zip(parts, (weights1, weights2), strict=True)

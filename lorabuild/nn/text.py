@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.emphasis import weighted_parts
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def conditions_of(base: Base, ids: Tensor, weights: Tensor | None = None) -> tup
     """(hidden states, pooled), as `encode` has them, of what `caption_ids` gives, on the device of the encoders."""
     end = base.tokenizer2.eos_token_id
     both = (None, None) if weights is None else weights.unbind(1)
-    return encode(base.te1, base.te2, *ids.unbind(1), end, both)
+    return encode(base.te1, base.te2, *ids.unbind(1), end, both, base.clip_skip)
 
 
 def tokenise(
@@ -62,13 +63,19 @@ def tokenise(
 
 
 def encode(
-    te1: Any, te2: Any, ids1: Tensor, ids2: Tensor, end: int, weights: Sequence[Tensor | None] = (None, None)
+    te1: Any,
+    te2: Any,
+    ids1: Tensor,
+    ids2: Tensor,
+    end: int,
+    weights: Sequence[Tensor | None] = (None, None),
+    clip_skip: int = CLIP_SKIP,
 ) -> tuple[Tensor, Tensor]:
     """(hidden states [B, T, C1 + C2], pooled [B, C2]) of token ids [B, n * 77], T = 75 n + 2.
 
     `end` is the id of the second's end token, `weights` [B, n * 77] scale the hidden states of either encoder. Each
-    chunk of 77 is encoded by itself. Hidden states are those before the last layer of each encoder, without the final
-    norm. The pooled vector is the second encoder's last state of the first chunk, after its final norm, at the *first*
+    chunk of 77 is encoded by itself. Hidden states are the `clip_skip`-th from the last of each encoder, by default those
+    before the last layer, without the final norm. The pooled vector is the second encoder's last state of the first chunk, after its final norm, at the *first*
     end token, projected (SDXL, Podell et al. 2023, as its reference code and kohya's trainer do it). transformers' own
     pooled output is not used: in configurations whose eos_token_id is 2 it looks for another token.
     """
@@ -79,7 +86,7 @@ def encode(
     begins = torch.arange(0, len(ids2), len(ids2) // count, device=ids2.device)
     position = (ids2 == end).int().argmax(dim=1)[begins]
     pooled = te2.text_projection(second.last_hidden_state[begins, position])
-    states = [joined(one.hidden_states[-2].unflatten(0, (count, -1))) for one in (first, second)]
+    states = [joined(one.hidden_states[-clip_skip].unflatten(0, (count, -1))) for one in (first, second)]
     for number, weight in enumerate(weights):
         if weight is not None:
             scale = joined(weight.view(count, -1, TOKENS, 1))

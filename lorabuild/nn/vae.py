@@ -8,35 +8,20 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lorabuild.errors import JobError
+from lorabuild.nn.networks import load_network
 from lorabuild.nn.warm import kept
 
 
-def load_vae(folder: Path, digest: str | None = None) -> AutoencoderKL:
-    """The VAE of the diffusers folder `folder`, in fp32, for inference, on the GPU if there is one.
+def load_vae(base: Path, digest: str | None = None) -> AutoencoderKL:
+    """The VAE of `base`, in fp32, for inference, on the GPU if there is one: of a base, or by itself, in a file or folder.
 
     With `digest`, that of its weights, it is kept for the next call. Only safetensors are read. Raises OSError for
-    files that are missing, and JobError for weights that are not all that config.json describes.
+    files that are missing, and JobError for weights that are not all that config.json, or SDXL's VAE, has.
     """
-    vae = kept("vae", digest, torch.float32, folder / "vae", lambda: _load(folder))
-    if torch.cuda.is_available() and vae.device.type == "cpu":
-        vae.to("cuda", memory_format=torch.channels_last)  # the order in which tensor cores take a convolution's inputs
-    return vae
-
-
-def _load(folder: Path) -> AutoencoderKL:
-    vae, info = AutoencoderKL.from_pretrained(
-        folder,
-        subfolder="vae",
-        torch_dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        low_cpu_mem_usage=False,
-        ignore_mismatched_sizes=True,  # told below
-        output_loading_info=True,
-    )
-    if strange := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
-        raise JobError(f"{folder / 'vae'}: not the weights of its config.json: {strange}"[:300])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = kept("vae", digest, torch.float32, base, lambda: load_network(base, "vae", torch.float32, device))
+    if device == "cuda":
+        vae.to(device, memory_format=torch.channels_last)  # the order in which tensor cores take a convolution's inputs
     return vae
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorabuild.bases.layout import find_part
 from lorabuild.memory import short_of
 
 _warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
 
 
-def kept(component: str, digest: str | None, dtype: torch.dtype, weights: Path, load: Callable[[], Any]) -> Any:
-    """The network of the component with this digest: found warm, or made by `load` from the files in `weights`.
+def kept(component: str, digest: str | None, dtype: torch.dtype, base: Path, load: Callable[[], Any]) -> Any:
+    """The network of the component with this digest: found warm, or made by `load` from the file or folder `base`.
 
     With a digest it is kept warm. What is kept of another base goes before this one needs the memory, and all else if
     the memory would not hold it.
@@ -25,15 +26,18 @@ def kept(component: str, digest: str | None, dtype: torch.dtype, weights: Path, 
         print(f"{component}: in memory already")  # to the job's log
         return _warm[component][1]
     _warm.pop(component, None)
-    if _warm and short_of(need := loading_bytes([weights])):
+    if _warm and short_of(need := loading_bytes(base, component)):
         print(f"{component}: memory is short of {need / 1e9:.1f} GB: {', '.join(_warm)} let go")
         forget()
-    network = load()
-    network.requires_grad_(False)
-    network.eval()
+    network = load().requires_grad_(False).eval()
     if digest is not None:
-        _warm[component] = (key, network)
+        keep(component, digest, dtype, network)
     return network
+
+
+def keep(component: str, digest: str, dtype: torch.dtype, network: Any) -> None:
+    """Keep a network that did not come by `kept`: one that is frozen and in evaluation mode."""
+    _warm[component] = ((digest, dtype), network)
 
 
 def forget() -> None:
@@ -55,10 +59,9 @@ def held() -> dict[str, int]:
     return {key[0]: sum(map(_bytes, network.parameters())) for key, network in _warm.values()}
 
 
-def loading_bytes(places: Iterable[Path]) -> int:
-    """Memory that loading the weights there takes at most: from half to single precision they double."""
-    files = {file for place in places for file in ([place] if place.is_file() else place.glob("*.safetensors"))}
-    return 2 * sum(file.stat().st_size for file in files)
+def loading_bytes(base: Path, component: str) -> int:
+    """Memory that loading a component takes at most: from half to single precision it doubles."""
+    return 2 * find_part(base, component).bytes
 
 
 def _bytes(parameter: Any) -> int:

@@ -75,7 +75,9 @@ class Live:
                     continue
                 where = str(Problem(self.samples["shown"], prompt.line, "the prompt"))
                 with self._warning(where, partial(self._failed.add, index)):
-                    settings = settings_of(prompt, index, self.samples, self.recipe, self.prediction_type)
+                    settings = settings_of(
+                        prompt, index, self.samples, self.recipe, self.prediction_type, self.base.clip_skip
+                    )
                     if saved is not None:
                         picture = self._on(digest, saved, stack)(settings, where)
                     else:
@@ -95,13 +97,14 @@ class Live:
     def _pieces(self) -> Painter:
         """Made when there is a first picture: the VAE, of which training knows nothing, is read for its digest."""
         if self._painter is None:
-            folder = self.workspace.path("unet")
-            digests = {**self.workspace.digests, **component_digests(folder, ["vae"])}
+            places = [Path(place) for place in self.samples.get("vae", ())]
+            place = next((place for place in places if place.exists()), self.workspace.path("unet"))
+            digests = {**self.workspace.digests, **component_digests(place, ["vae"])}
 
             def vae() -> Any:
                 from lorabuild.nn.vae import load_vae
 
-                return load_vae(folder, digests["vae"])
+                return load_vae(place, digests["vae"])
 
             self._painter = Painter(
                 self.workspace,

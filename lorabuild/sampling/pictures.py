@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.prompts import Prompt
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json
@@ -33,7 +34,12 @@ Settings = Mapping[str, Any]
 
 
 def settings_of(
-    prompt: Prompt, index: int, samples: Settings, recipe: Settings, prediction_type: str
+    prompt: Prompt,
+    index: int,
+    samples: Settings,
+    recipe: Settings,
+    prediction_type: str,
+    clip_skip: int = CLIP_SKIP,
 ) -> dict[str, Any]:
     """All that shapes the picture of a prompt, but for the networks and the LoRA.
 
@@ -57,6 +63,7 @@ def settings_of(
         "prediction_type": prediction_type,
         "zero_terminal_snr": bool(recipe.get("zero_terminal_snr")),
         "mixed_precision": recipe["mixed_precision"],
+        **({"clip_skip": clip_skip} if clip_skip != CLIP_SKIP else {}),  # which is how the base is loaded, too
     }
 
 
@@ -141,6 +148,7 @@ def parameters(settings: Settings) -> str:
         "CFG scale": f"{settings['scale']:g}",
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
+        **({"Clip skip": settings["clip_skip"]} if "clip_skip" in settings else {}),
     }
     negative = [f"Negative prompt: {settings['negative_prompt']}"] if settings["negative_prompt"] else []
     return "\n".join([settings["prompt"], *negative, ", ".join(f"{key}: {value}" for key, value in said.items())])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.data.prompts import LEAST_SIDE, SIDE_STEP
+from lorabuild.manifest.bases import base_places
 from lorabuild.manifest.layers import shown
 from lorabuild.names import quoted
 from lorabuild.stage import TextFile
@@ -21,15 +22,19 @@ CHUNK = 75  # tokens that a text encoder takes at once
 
 
 def sampling(repository: Repository, project: Project) -> dict[str, Any] | None:
-    """[samples] of a project, plain values, with `path` and `shown` of its prompts, the default `size` and where `live`
-    pictures go. None without the table."""
+    """[samples] of a project, plain values, with `path` and `shown` of its prompts, the default `size`, where `live`
+    pictures go, and where a `vae` of its own may lie. None without the table."""
     samples = project.settings.get("samples")
     if not samples:
         return None
     file = prompt_file(repository, project)
     live = repository.root / "build" / project.name / "live"
-    size = default_size(project.settings, repository.bases[project.settings["project"]["base"]])
-    return {**samples, "path": str(file.path), "shown": file.shown, "live": str(live), "size": size}
+    base = project.settings["project"]["base"]
+    size = default_size(project.settings, repository.bases[base])
+    vae = [str(place) for place in base_places(repository, base, "vae")]
+    return {**samples, "path": str(file.path), "shown": file.shown, "live": str(live), "size": size} | (
+        {"vae": vae} if vae else {}
+    )
 
 
 def prompt_file(repository: Repository, project: Project) -> TextFile:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from lorabuild.data.prompts import Prompt, parse_prompts
 from lorabuild.errors import Interrupted, Problem
 from lorabuild.hashing import canonical_json
+from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.sources import source_path
 from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
 from lorabuild.stages.spectrum import targets
-from lorabuild.stages.train import device_of, known_steps, load_base
+from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -38,7 +39,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
                     "samples": {key: found[key] for key in ("sample_sampler", "parity")},
                     "dataset": {"resolution": found["size"]},
                     "recipe": drawn,
-                    "base": {"prediction_type": repository.bases[base].get("prediction_type", "epsilon")},
+                    "base": base_params(repository, base),
                 },
                 inputs={
                     "prompts": prompt_file(repository, project),
@@ -99,8 +100,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(str(problem))
     recipe, prompts = job.params["recipe"], found.prompts
     samples = {**job.params["samples"], "size": job.params["dataset"]["resolution"]}
-    prediction_type = job.params["base"]["prediction_type"]
-    settings = [settings_of(one, index, samples, recipe, prediction_type) for index, one in enumerate(prompts)]
+    told = job.params["base"]["prediction_type"], clip_skip_of(job)
+    settings = [settings_of(one, index, samples, recipe, *told) for index, one in enumerate(prompts)]
     columns = list(_columns(workspace))
     total, done = len(columns) * len(prompts), 0
 
@@ -108,7 +109,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if workspace.stopping():
             raise Interrupted(f"{done} of {total} pictures")
 
-    painter = _painter(workspace, recipe, stepped)
+    painter = _painter(workspace, recipe, clip_skip_of(job), stepped)
     tokens = _tokens(workspace, prompts, file)
     pictures: dict[str, list[bytes]] = {}
     for column in columns:
@@ -120,13 +121,13 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
                 pictures.setdefault(column.role, []).append(picture)
                 done += 1
     _write_pages(workspace, columns, pictures)
-    told = [
+    drawn = [
         {"file": f"samples/{_file(number, column)}", "weights": column.role, "digest": column.digest}
         | {"line": prompts[number].line, "tokens": tokens[number], **one}
         for column in columns
         for number, one in enumerate(settings)
     ]
-    workspace.output("samples.json").write_bytes(canonical_json({"pictures": told}) + b"\n")
+    workspace.output("samples.json").write_bytes(canonical_json({"pictures": drawn}) + b"\n")
     workspace.note(drawn=painter.drawn, reused=total - painter.drawn)
 
 
@@ -148,7 +149,7 @@ def _file(number: int, column: Column) -> str:
     return f"{number:02}-{column.name}.png"
 
 
-def _painter(workspace: Workspace, recipe: Mapping[str, Any], stepped: Any) -> Painter:
+def _painter(workspace: Workspace, recipe: Mapping[str, Any], clip_skip: int, stepped: Any) -> Painter:
     """Loads nothing before the first picture has to be drawn."""
     loaded: list[Base] = []
 
@@ -157,7 +158,7 @@ def _painter(workspace: Workspace, recipe: Mapping[str, Any], stepped: Any) -> P
 
     def base() -> Base:
         if not loaded:
-            loaded.append(load_base(workspace, recipe["mixed_precision"], device()))
+            loaded.append(load_base(workspace, recipe["mixed_precision"], device(), clip_skip))
         return loaded[0]
 
     def vae() -> Any:

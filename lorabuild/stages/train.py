@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabuild.bases.family import prediction_warning
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.sampling.samples import sample_steps, sampling
@@ -44,12 +47,11 @@ def jobs(repository: Repository) -> Iterable[Job]:
         if not settings["dataset"] or settings["project"]["source"]:
             continue
         base = settings["project"]["base"]
-        prediction_type = repository.bases[base].get("prediction_type", "epsilon")
         recipe = result_keys(settings, "recipe")
         recipe.pop("init", None)  # it counts by its content
         yield Job(
             name=f"train:{name}",
-            params={"recipe": recipe, "base": {"prediction_type": prediction_type}},
+            params={"recipe": recipe, "base": base_params(repository, base)},
             inputs={
                 "dataset": Artifact(f"dataset:{name}", "dataset.json"),
                 "latents": Artifact(f"latents:{name}", "latents"),
@@ -113,7 +115,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     try_out(recipe, device)  # before the base, which takes long
     for line in warnings(recipe):
         workspace.warn(line)
-    base = load_base(workspace, recipe["mixed_precision"], device)
+    if line := prediction_warning(workspace.path("unet"), job.params["base"]["prediction_type"]):
+        workspace.warn(line)
+    base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job))
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -308,19 +312,24 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
-def load_base(workspace: Workspace, mixed_precision: str, device: str) -> Base:
+def clip_skip_of(job: Job) -> int:
+    """Which hidden states of the text encoders a job's base is meant to be used with."""
+    return job.params["base"].get("clip_skip", CLIP_SKIP)
+
+
+def load_base(workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP) -> Base:
     """The base on its device, found warm if the job before in this process used the same."""
     import torch
 
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
-    unet = load_unet(workspace.path("unet"), dtype, digests["unet"])
-    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]))
+    unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
+    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), device)
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
     if device != "cpu":
         unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
-    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2)
+    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2, clip_skip)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
 from lorabuild.names import BY_DEFAULT, STAGES
@@ -22,11 +23,27 @@ class BaseTable(Table):
         "repository, or else from a folder of [models] dirs.",
     )
     prediction_type: Literal["epsilon", "v_prediction"] = off("epsilon", "What the base predicts.")
+    clip_skip: Annotated[int, Field(ge=1, le=12)] = off(
+        CLIP_SKIP,
+        "Which hidden states of both text encoders count, from the last layer: 2, SDXL's, are those before the last one. "
+        "sd-scripts has no other for SDXL.",
+    )
+    vae: Annotated[Text, AfterValidator(values.file)] | None = off(
+        None,
+        "A VAE that takes the place of the base's own: a .safetensors file or a diffusers folder, looked for as file is.",
+    )
+    digest: Annotated[Text, AfterValidator(values.sha256)] | None = off(
+        None,
+        "A pin: the sha256 of the file, or its first ten digits or more, as Civitai and Hugging Face show it; of a folder that "
+        "of its U-Net's weights. Another file is an error.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseTable:
         if (self.builtin is None) == (self.file is None):
             raise ValueError('a base has either builtin or file: builtin = "tiny-sdxl", file = "pony.safetensors"')
+        if self.digest and self.builtin:
+            raise values.Misfit("digest", "pins a file; what lorabuild makes itself needs none")
         return self
 
 
