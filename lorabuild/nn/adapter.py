@@ -74,6 +74,12 @@ class Adapter:
         """Whether gradients are to reach a text encoder."""
         return any(part in self.parts for part in TEXT_PARTS)
 
+    @property
+    def leaves_text(self) -> bool:
+        """Whether a text is encoded alike at each step: nothing of an encoder is trained, nor drawn anew."""
+        on_text = [module for name, module in self.modules.items() if component_of(name) in TEXT_PARTS]
+        return not self.trains_text and not any(module.draws for module in on_text)
+
     def counts(self) -> dict[str, int]:
         """Modules of each part: {"unet": 788, "te": 264} where both are there."""
         components = [component_of(name) for name in self.modules]

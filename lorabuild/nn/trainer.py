@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -15,16 +15,18 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
+from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
 from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import caption_ids, conditions_of
+from lorabuild.nn.text_ahead import TextAhead
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points, validation_seed
 
@@ -143,6 +145,7 @@ class _Loop:
         self.rates = Rates(recipe, rates, self.optimizer)
         self.scale = LossScale.of(recipe["mixed_precision"])
         self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
+        self.known_texts = self._known_texts() if adapter.leaves_text else None
 
     def update(
         self, dealt: Sequence[tuple[int, list[Sample]]], coming: Sequence[tuple[int, list[Sample]]] = ()
@@ -193,8 +196,11 @@ class _Loop:
         return self._ready(micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, update, micro))
 
     def _ready(self, batch: MicroBatch) -> MicroBatch:
-        """The batch on the device, its captions as tokens."""
-        if batch.ids is None:
+        """The batch on the device, its captions as tokens, or encoded already where that is always the same."""
+        if self.known_texts and batch.hidden is None:
+            hidden, pooled = self.known_texts(batch.captions)
+            batch = replace(batch, hidden=hidden, pooled=pooled)
+        elif not self.known_texts and batch.ids is None:
             weighted = self.training.recipe.get("weighted_captions", False)
             settings = self.training.data.dataset["settings"]
             ids, emphasis = caption_ids(self.training.base, batch.captions, settings, weighted)
@@ -212,15 +218,17 @@ class _Loop:
 
         It is the plain one, so that recipes can be compared by it.
         """
-        recipe, data = self.training.recipe, self.training.held_back or self.training.data
         self.training.adapter.measuring()
-        count = held_out_count(self.training.held_back, recipe)
-        batches = held_out_batches(data, recipe, validation_seed(recipe), count)
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in batches]
+            losses = [self._losses(batch, self.yardstick) for batch in self._held_out_batches()]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
+
+    def _held_out_batches(self) -> list[MicroBatch]:
+        recipe, held_back = self.training.recipe, self.training.held_back
+        data, count = held_back or self.training.data, held_out_count(held_back, recipe)
+        return held_out_batches(data, recipe, validation_seed(recipe), count)
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.log.append(record)
@@ -250,11 +258,36 @@ class _Loop:
         batch = self._ready(batch)
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
-                hidden, pooled = conditions_of(base, batch.ids, batch.emphasis)
+            hidden, pooled = self._conditions(batch)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes}
             prediction = base.unet(noisy.to(dtype), batch.timesteps, hidden, added_cond_kwargs=conditions).sample
         return objective.losses(prediction, target, batch)
+
+    def _conditions(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(hidden states, pooled), by the text encoders where they are trained, or an adapter's dropout is on them."""
+        if batch.hidden is not None and batch.pooled is not None:
+            return batch.hidden, batch.pooled
+        base, adapter = self.training.base, self.training.adapter
+        learns = torch.is_grad_enabled() and adapter.trains_text
+        with torch.set_grad_enabled(learns), present([base.te1, base.te2], self.training.device):
+            return conditions_of(base, batch.ids, batch.emphasis)
+
+    def _known_texts(self) -> TextAhead:
+        training, recipe = self.training, self.training.recipe
+        settings, weighted = training.data.dataset["settings"], recipe.get("weighted_captions", False)
+        dtype = DTYPES[recipe["mixed_precision"]]
+        return TextAhead(training.base, settings, weighted, training.device, dtype, self._captions_to_come)
+
+    def _captions_to_come(self) -> Iterator[str]:
+        """The captions of the held-out loss, and those of this update and of all that follow."""
+        for batch in self._held_out_batches():
+            yield from batch.captions
+        data, recipe = self.training.data, self.training.recipe
+        accumulate, seed = recipe["gradient_accumulation_steps"], recipe["seed"]
+        dealt = micro_batches(data.images, recipe["train_batch_size"], seed, self.step * accumulate)
+        rest = (recipe["max_train_steps"] - self.step) * accumulate
+        for number, (epoch, samples) in enumerate(islice(dealt, rest)):
+            yield from captions_of(data, recipe, seed, epoch, samples, self.step + number // accumulate)
 
     def _limit_norms(self) -> dict[str, Any]:
         """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""

@@ -16,6 +16,7 @@ from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.lora.presets import TEXT_PARTS
 from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
+    from lorabuild.nn.room import Room
     from lorabuild.sampling.live import Live
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
@@ -117,11 +119,20 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(line)
     if line := prediction_warning(workspace.path("unet"), job.params["base"]["prediction_type"]):
         workspace.warn(line)
-    base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job))
+    room = _room(recipe, options, dataset, workspace, device)
+    if room.line:
+        progress(0, recipe["max_train_steps"], room.line)
+        print(room.line)  # to the job's log
+    if room.short:
+        workspace.warn(room.short)
+    learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
+    with room.watched():
+        base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job), learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
     with (
+        room.watched(),
         team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
         adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_adapting(workspace, device)) as adapter,
@@ -312,24 +323,45 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
+def _room(
+    recipe: Mapping[str, Any], options: Mapping[str, Any], dataset: Mapping[str, Any], workspace: Workspace, device: str
+) -> Room:
+    """What memory it will take, and what there is."""
+    from lorabuild.nn.room import room_of
+
+    settings = {**recipe, "gradient_checkpointing": options.get("gradient_checkpointing", False)}
+    pixels = max(width * height for width, height in (image["bucket"] for image in dataset["images"]))
+    return room_of(settings, workspace.path("unet"), pixels, device)
+
+
 def clip_skip_of(job: Job) -> int:
     """Which hidden states of the text encoders a job's base is meant to be used with."""
     return job.params["base"].get("clip_skip", CLIP_SKIP)
 
 
-def load_base(workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP) -> Base:
-    """The base on its device, found warm if the job before in this process used the same."""
+def load_base(
+    workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP, text: bool = True
+) -> Base:
+    """The base on its device, found warm if the job before in this process used the same.
+
+    Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
+    kept warm, the VAE say, leaves the device.
+    """
     import torch
 
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
+    from lorabuild.nn.present import HOST
+    from lorabuild.nn.warm import aside
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
+    place = device if text else HOST
+    aside(("unet", "te1", "te2") if text else ("unet",))
     unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
-    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), device)
+    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), place)
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
     if device != "cpu":
         unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
-    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2, clip_skip)
+    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2, clip_skip)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
@@ -406,4 +438,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 3, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 4, jobs, run, slot="gpu", snapshots=snapshots)

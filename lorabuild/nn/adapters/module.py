@@ -22,6 +22,7 @@ from lorabuild.nn.adapters.weights import (
 from lorabuild.nn.lowrank import as_dtype, compute_dtype, lowrank_linear, single
 
 LOW_RANK = ("locon", "dylora")
+DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(eq=False)
@@ -59,6 +60,16 @@ class Module:
     @property
     def kernel(self) -> bool:
         return self.weight.dim() > 2
+
+    @property
+    def draws(self) -> bool:
+        """Whether what it does is drawn anew for each micro-batch."""
+        return self.algo == "dylora" or any(self.options.get(key) for key in DROPOUTS)
+
+    @property
+    def makes_whole(self) -> bool:
+        """Whether a tensor as large as the layer's weight is made of its factors. Of low ranks it is where that is cheaper."""
+        return "dora_scale" in self.tensors or self.algo not in (*LOW_RANK, "lokr", "norm", "ia3", "diag-oft", "boft")
 
     @property
     def constraint(self) -> float:
