@@ -20,7 +20,7 @@ LAYERS = {
     "stages": "stages",
     "graph": "workers rank worker assess engine watch session upkeep forecast graph",
     "checks": "checks doctor",
-    "faces": "cli __main__ verbs",
+    "faces": "cli __main__ verbs report",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 HEAVY = {
@@ -34,6 +34,7 @@ HEAVY = {
     "pydantic",
     "rich",
     "tree_sitter",
+    "jinja2",
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -16,6 +16,7 @@ from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.flat import Flat
 from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
@@ -24,7 +25,6 @@ from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import caption_ids, conditions_of
 from lorabuild.nn.text_ahead import TextAhead
 from lorabuild.training.order import Sample, micro_batches
@@ -143,6 +143,10 @@ class _Loop:
         groups, rates = grouped(recipe, adapter)
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
+        self.flat = Flat.of(self.optimizer)
+        trained = {id(parameter) for parameter in self.flat.parameters}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(id(parameter) in trained)  # what has no rate in any phase needs no gradient
         self.scale = LossScale.of(recipe["mixed_precision"])
         self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
         self.known_texts = self._known_texts() if adapter.leaves_text else None
@@ -172,7 +176,7 @@ class _Loop:
 
         sizes, done = [len(samples) for _, samples in dealt], None
         while done is None:  # after an overflow only the scale is another: the same samples, noise and rate once more
-            losses = self.training.ranks.update(sizes, work, list(self.parameters.values()))
+            losses = self.training.ranks.update(sizes, work, self.flat)
             if worked and worked[0] < len(coming):
                 asked = self.step + 1, worked[0], *coming[worked[0]]
                 self.ahead = asked, self._batch(*asked)
@@ -304,21 +308,19 @@ class _Loop:
         None where gradients overflowed in fp16, which are to be made again: then nothing but the scale has changed.
         """
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        self.scale.unscale(gradients)
-        total = total_norm(gradients)
+        self.flat.settle()
+        self.scale.unscale([self.flat.gradients])
+        total = self.flat.norm()
         *each, norm = torch.cat([losses, total[None]]).tolist()  # the one wait for the device
         loss = _finite(f"step {self.step + 1}: the loss", sum(each))
         overflowed = self.scale.overflowed(norm)
         if not overflowed:
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
             if norm > limit:
-                torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+                self.flat.scale(total, limit)
             self.optimizer.step()
             self.scale.updated()
-        for parameter in self.parameters.values():  # of those, too, that no group trains
-            parameter.grad = None
+        self.flat.clear()
         if overflowed:  # told in the job's log
             print(f"step {self.step + 1}: fp16 overflowed; again at loss scale {self.scale.scale:g}")
             return None

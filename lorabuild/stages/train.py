@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
 
+# A guess, as no GPU was at hand: a minute or two of compiling, a tenth of some 100 to 250 ms an image.
+COMPILING_PAYS = 6000  # images
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
 WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
@@ -92,7 +95,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
-    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `processes`
+    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `torch_compile`
+    compiles, into the folder `compiled`; `processes`
     work on it, of which this is number `rank`; `watch` says what is shown of it, and where; `samples` which prompts are
     drawn on the way, and when.
     """
@@ -131,7 +135,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         room.watched(),
         team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
-        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
+        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_adapting(workspace, device)) as adapter,
+        _compiled(base, options, recipe, device, workspace),
     ):
         _check_room(adapter, recipe, len(steps), state, workspace)
 
@@ -218,13 +223,45 @@ def _init(project: Project) -> dict[str, Artifact | File]:
     return {}
 
 
-def _continued(workspace: Workspace) -> dict[str, Any]:
-    """The tensors of the LoRA that the training continues, for the adapter; its ranks and alphas are the file's."""
+def _adapting(workspace: Workspace, device: str) -> dict[str, Any]:
+    """For the adapter: the tensors of the LoRA that the training continues, whose ranks and alphas are the file's.
+
+    On a GPU q, k and v are computed in one: it is faster there, and not here, where it would change the last bits.
+    """
+    how: dict[str, Any] = {"fuse": device != "cpu"}
     if "init" not in workspace.paths:
-        return {}
+        return how
     from safetensors.torch import load_file
 
-    return {"init": load_file(workspace.path("init"))}
+    return how | {"init": load_file(workspace.path("init"))}
+
+
+def _compiled(
+    base: Base, options: Mapping[str, Any], recipe: Mapping[str, Any], device: str, workspace: Workspace
+) -> AbstractContextManager[None]:
+    """The U-Net compiled, within a with block, if that is to be."""
+    if not to_compile(options.get("torch_compile"), recipe, device):
+        return nullcontext()
+    from lorabuild.nn.compiled import compiled
+
+    cache = Path(options["compiled"]) if "compiled" in options else None
+    return compiled(base.unet, workspace.warn, cache)
+
+
+def to_compile(asked: bool | None, recipe: Mapping[str, Any], device: str) -> bool:
+    """Whether to compile the U-Net's blocks: on a GPU alone, as its bytes are not promised.
+
+    By itself for a LoCon, and where the training sees enough images. Never where something is drawn in each layer, or
+    a layer's scale changes from update to update: each would be compiled anew, all the time.
+    """
+    args = recipe["network_args"]
+    changing = any(args.get(key) for key in ("dropout", "rank_dropout", "module_dropout")) or args["algo"] == "dylora"
+    if device == "cpu" or changing or recipe.get("scale_weight_norms"):
+        return False
+    if asked is not None:
+        return asked
+    images = recipe["max_train_steps"] * recipe["gradient_accumulation_steps"] * recipe["train_batch_size"]
+    return args["algo"] == "locon" and images >= COMPILING_PAYS
 
 
 def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,6 +347,8 @@ def load_base(
     Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
     kept warm, the VAE say, leaves the device.
     """
+    import torch
+
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
     from lorabuild.nn.present import HOST
     from lorabuild.nn.warm import aside
@@ -320,6 +359,8 @@ def load_base(
     unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
     te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), place)
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
+    if device != "cpu":
+        unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
     return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2, clip_skip)
 
 
