@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ class Browser:
 
     def js(self, code: str, *args: Any) -> Any:
         return self.driver.execute_script(code, *args)
+
+    def wait(self, code: str, seconds: float = 10) -> None:
+        """Wait until the code returns something true; then go on, or fail."""
+        deadline = time.monotonic() + seconds
+        while not self.js(code):
+            assert time.monotonic() < deadline, f"never true: {code}"
+            time.sleep(0.02)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
