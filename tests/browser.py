@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from world import World
 
+from lorabuild.report.page import FAULT
 from lorabuild.verbs.report import refresh
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
@@ -106,4 +107,5 @@ def browser() -> Iterator[Browser]:
 def report_site(built: World) -> World:
     """A built repository with its report: the page of its project is `build/report/ember.html`."""
     refresh(built.root)
+    assert FAULT not in (built.root / "build/report/ember.html").read_text()
     return built
