@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorabuild.colours import coloured
 from lorabuild.engine import Engine
 from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.names import STAGES
-from lorabuild.verbs.colours import coloured
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import reading, table
@@ -68,14 +68,15 @@ def _rows(engine: Engine) -> list[Row]:
     for name, outlook in outlooks(engine, list(engine.jobs)).items():
         stage = outlook.job.stage
         row = ("bases" if stage in ("base", "norms") else "projects", outlook.job.target)
-        rows.setdefault(row, {})[stage] = _state(engine, outlook)
+        rows.setdefault(row, {})[stage] = state_of(engine, outlook)
         sizes[row] += _size(engine, name)
     kinds = ("projects", "bases")
     order = sorted(rows, key=lambda row: (kinds.index(row[0]), row[1]))
     return [Row(*row, rows[row], sizes[row]) for row in order]
 
 
-def _state(engine: Engine, outlook: Outlook) -> str:
+def state_of(engine: Engine, outlook: Outlook) -> str:
+    """fresh, stale, missing, never or fails."""
     match outlook.event:
         case "fresh":
             return FRESH
