@@ -19,8 +19,8 @@ LAYERS = {
     "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
     "stages": "stages",
     "graph": "workers rank worker assess engine watch session upkeep forecast ending graph",
-    "checks": "checks doctor",
-    "faces": "cli __main__ verbs report completing",
+    "checks": "checks doctor importing",
+    "faces": "cli __main__ verbs report exporting completing",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 HEAVY = {
