@@ -44,9 +44,7 @@ def bare(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def applied(
-    base: Base, path: Path | None, device: str = "cpu", without: Collection[str] = ()
-) -> Iterator[list[str]]:
+def applied(base: Base, path: Path | None, device: str = "cpu", without: Collection[str] = ()) -> Iterator[list[str]]:
     """`base` with the LoRA at `path` and nothing else on it, within a with block; None is the base alone. Blocks that it
     is to be `without` are as if the file had none of their layers.
 

@@ -19,7 +19,10 @@ SIDE = 384  # pixels of a thumbnail's longer side: what a column of a wide page 
 QUALITY = 80  # of its WebP
 BUDGET = 3_000_000  # bytes of thumbnails that a section has in its page; the pictures beyond are files beside it
 FOLDER = "samples"  # of the pictures beside a page
-GONE, ANOTHER = "the file is gone: doit samples:{name} restores it", "the file is not the one that samples.json tells of"
+GONE, ANOTHER = (
+    "the file is gone: doit samples:{name} restores it",
+    "the file is not the one that samples.json tells of",
+)
 
 
 @dataclass(frozen=True)

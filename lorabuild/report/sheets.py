@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorabuild.errors import UserError
 from lorabuild.report.files import ProjectFiles
 from lorabuild.report.pictures import FOLDER, Picture, Thumbnails, prompts, read_pictures, settings_line, title
 
@@ -49,7 +50,7 @@ def beside(files: ProjectFiles) -> dict[str, Path | bytes]:
     """The pictures in full size, of this section and of those of steps and blocks."""
     try:
         pictures = read_pictures(files) or []
-    except Exception:  # the section says what is wrong
+    except (UserError, OSError):  # the section says what is wrong
         return {}
     return {f"{FOLDER}/{picture.name}": picture.path for picture in pictures if picture.path is not None}
 

@@ -31,7 +31,7 @@
       </span>
       <button type="button" class="turn" aria-pressed="false">Show B</button>
       <label class="viewer-range wipe" hidden>Edge <input type="range" min="0" max="100" value="50" aria-label="Edge between A and B, percent"></label>
-      <label class="viewer-range gain" hidden>Gain <input type="range" min="1" max="16" value="4" aria-label="Gain of the difference"><span>×4</span></label>
+      <label class="viewer-range gain" hidden>Gain <input type="range" min="1" max="16" value="4" aria-label="Gain of the difference"><span></span></label>
       <button type="button" class="close">Close</button>
     </div>
     <div class="viewer-stage" tabindex="0" aria-label="Picture. Arrow keys: left and right to other pictures, up and down to other prompts. Space: show B. F, W, D: flip, wipe, difference. Escape: close."><div class="viewer-frame"><img class="a" alt=""><img class="b" alt=""></div></div>
@@ -114,7 +114,7 @@
   function gain(factor) {
     const line = `${[1, 1, 1].map(() => (factor / 3).toFixed(4)).join(" ")} 0 0`;
     part("feColorMatrix").setAttribute("values", `${line} ${line} ${line} 0 0 0 1 0`);
-    part(".gain span").textContent = `×${factor}`;
+    part(".gain span").textContent = `×${factor}, brightest from ${Math.ceil(255 / factor)}`;
   }
 
   function wipe(percent) {
