@@ -19,7 +19,7 @@ from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
 from lorabuild.stages.spectrum import targets
-from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base
+from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base, steps_by_data
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -66,8 +66,11 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
         found["source"] = File(source, project.settings["project"]["source"])
     else:
         every = project.settings["samples"]["sample_every_n_steps"] or 1
-        steps = [step for step in known_steps(project) if step % every == 0]
-        found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
+        if steps_by_data(project):
+            found["step/"] = Artifact(f"train:{name}", "step/", every)
+        else:
+            steps = [step for step in known_steps(project) if step % every == 0]
+            found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
         found["trained"] = Artifact(f"train:{name}", "weights")
     for target, settings in targets(name, project.settings, project.variants):
         variant = target.partition("@")[2]
