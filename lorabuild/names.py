@@ -17,6 +17,7 @@ BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default say
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
 REPOSITORY_VERBS = (
     "blocks", "check", "explain", "doctor", "plan", "why", "status", "verify", "gc", "diff", "pull", "push",
+    "init", "new", "set",
 )  # fmt: skip
 
 # A project is a target beside stages and commands, so it may not have the name of one.
