@@ -31,6 +31,7 @@ lorabuild: make for LoRAs
   lorabuild plan [TARGET …]    what a build would do, why, how long; exit code 1 if anything is stale
   lorabuild why TARGET         the value that makes it stale, with its file and line
   lorabuild status             projects and stages at a glance
+  lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
 
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
@@ -44,7 +45,8 @@ Any LoRA file, without a repository (each has --help):
 
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
-VERBS = (*FILE_VERBS, *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
+# `doit report` is a target: it builds first.
+VERBS = (*FILE_VERBS, "report", *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
 
 
 def main() -> None:

@@ -173,6 +173,7 @@ class Engine(Assessor):
             self._unchanged(found)  # it may have waited for its slot for hours
             spec = self._spec(found, folder)
             spec["options"] |= {"processes": place.processes, "device": "cuda" if place.device else "cpu"}
+            spec["options"]["compiled"] = str(self.root / ".lorabuild" / "compiled")  # of no job alone
             result = self.pool.run(
                 spec,
                 place,

@@ -220,6 +220,11 @@ CODES: dict[str, Code] = {
         "warn",
         "The recipe works, but seldom says what is meant: an optimizer that finds the learning rate itself multiplies it by unet_lr and text_encoder_lr, and a warm-up as long as the training leaves the schedule nothing.",
     ),
+    "LB077": Code(
+        "the training may not fit on the card",
+        "warn",
+        "What the training needs of the device's memory, by an estimate (docs/memory.md), is more than the card has. The message names the keys that cost least of those that would make it fit.",
+    ),
     "LB080": Code(
         "the prompt file is wrong",
         "error",

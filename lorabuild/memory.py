@@ -1,7 +1,9 @@
-"""How much memory a process may still take: the machine's, or what is left to its container."""
+"""How much memory there is: what a process may still take of the machine's or its container's, and what a GPU has."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -12,6 +14,18 @@ def available_bytes() -> int | None:
     """Bytes that can be had without swapping, what the system caches of files included; None where it does not say."""
     known = [one for one in (_of_machine(), _of_container()) if one is not None]
     return min(known) if known else None
+
+
+def card_bytes() -> int | None:
+    """The memory of the smallest GPU, as its driver tells it, all that is in use included. None without one."""
+    if (command := shutil.which("nvidia-smi")) is None:
+        return None
+    query = [command, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
+        return min((int(line) * 2**20 for line in told.splitlines()), default=None)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
 
 
 def short_of(need: int) -> bool:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import browser, report_site
 from s3 import S3, healthy, s3_server
 from shared import once
 from world import LONGER, World
+
+__all__ = ["browser", "report_site"]  # fixtures, for all tests
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there is a process for each core already
 

@@ -154,6 +154,7 @@ def exact_change() -> tuple[Tensor, dict[str, Tensor]]:
         hook = loop.training.base.unet.register_forward_hook(lambda m, given, out: seen.update(prediction=out.sample))
         stack.callback(hook.remove)
         loop._losses(batch, loop.objective).mean().backward()
+        loop.flat.settle()
         gradients = {name: one.grad.clone() for name, one in loop.parameters.items() if one.grad is not None}
     norm = joined(gradients).norm()
     clipped = min(1.0, RECIPE["max_grad_norm"] / norm.item())

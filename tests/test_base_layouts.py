@@ -309,6 +309,8 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
 
     def less(tensors: dict[str, Tensor]) -> None:
         del tensors[f"{unet}out.2.bias"]
+
+    def more(tensors: dict[str, Tensor]) -> None:
         tensors[f"{unet}input_blocks.4.1.proj_in.scale_weight"] = torch.ones(1)
 
     def bent(tensors: dict[str, Tensor]) -> None:
@@ -318,10 +320,8 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
         tensors[f"{unet}out.2.bias"] = torch.zeros(4, dtype=torch.int8)
 
     for change, said in (
-        (
-            less,
-            "not the weights of SDXL's unet: 1 missing, such as conv_out.bias; 1 unexpected, such as input_blocks.4.1.",
-        ),
+        (less, "not the weights of SDXL's unet: 1 missing, such as conv_out.bias"),
+        (more, "not the weights of SDXL's unet: 1 unexpected, such as input_blocks.4.1.proj_in.scale_weight"),
         (bent, "not the weights of SDXL's unet: out.2.weight is of shape [4, 32, 5, 5], not [4, 32, 3, 3]"),
         (whole_numbers, "out.2.bias has dtype I8; one of F64, F32, F16, BF16"),
     ):
@@ -329,6 +329,17 @@ def test_weights_that_are_missing_left_over_or_of_another_shape_are_one_line_wit
         with pytest.raises(JobError) as caught:
             load_network(path, "unet", torch.float32)
         assert f"{path}: {said}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_vae_of_another_model_is_told_by_its_shapes(tmp_path: Path):
+    path = write_vae(tmp_path / "flux.safetensors")
+    tensors = load_file(path)
+    save_file(tensors | {"post_quant_conv.weight": torch.zeros(16, 16, 1, 1)}, path, METADATA)
+    with pytest.raises(JobError, match="a VAE of another model: its latents have 16 channels, not 4"):
+        load_vae(path)
+    save_file({name: one for name, one in tensors.items() if "quant_conv" not in name}, path, METADATA)
+    with pytest.raises(JobError, match=r"not as SDXL has it: quant_conv\.weight is not there"):
+        load_vae(path)
 
 
 def test_shards_that_are_missing_or_lie_elsewhere_are_named(tmp_path: Path):

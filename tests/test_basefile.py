@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_base(tmp_path: Path, bases: tuple[Path, Path], miss
 )
 def test_a_file_that_is_no_sdxl_checkpoint_is_one_line(tmp_path: Path, keys: list[str]):
     save_file({key: torch.ones(2, 2) for key in keys}, tmp_path / "other.safetensors")
-    with pytest.raises(JobError, match=r"other\.safetensors: not an SDXL base") as error:
+    with pytest.raises(JobError, match=r"other\.safetensors: not an? (?:whole )?SDXL (?:base|checkpoint)") as error:
         base_weights(tmp_path / "other.safetensors")
     assert "\n" not in str(error.value)
 

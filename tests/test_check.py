@@ -362,7 +362,8 @@ def test_a_base_that_is_not_there_or_not_whole_is_an_error_of_no_project(world: 
 
 
 def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monkeypatch: pytest.MonkeyPatch):
-    tried = {"adapter": {"modules": {"unet": 788}, "parameters": 9, "bytes": 3_000_000}, "faults": [], "notes": []}
+    adapter = {"modules": {"unet": 788}, "parameters": 9, "bytes": 3_000_000, "networks": {"unet": 9}}
+    tried = {"adapter": adapter, "faults": [], "notes": []}
     monkeypatch.setattr(NoTrials, "outcome", lambda self: {name: tried for name in self.tasks})
     manifest = MANIFEST + "save_every_n_epochs = 1\n"
     world.write("projects/ember/lora.toml", manifest)

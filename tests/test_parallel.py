@@ -49,6 +49,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
+from lorabuild.nn.flat import Flat
 from lorabuild.nn.parallel import Alone, joined
 
 meeting, rank, exact = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "exact"
@@ -69,7 +70,10 @@ def update(ranks):
         loss.backward()
         return loss.detach()
 
-    return ranks.update(sizes, work, weights), [weight.grad for weight in weights]
+    flat = Flat([weights])
+    losses = ranks.update(sizes, work, flat)
+    flat.settle()
+    return losses, [weight.grad for weight in weights]
 
 
 with joined(Path(meeting), rank, 2, "cpu") as ranks:

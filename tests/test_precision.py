@@ -159,7 +159,7 @@ def test_gradients_that_would_vanish_in_fp16_do_not():
     counts = []
     with prepared("fp16", **SMALL) as loop:
         loop.optimizer.step = lambda: found.update(
-            {n: p.grad for n, p in loop.parameters.items() if p.grad is not None}
+            {n: p.grad.clone() for n, p in loop.parameters.items() if p.grad is not None}
         )
         for loop.scale.scale in (1.0, 2.0**16):
             loop.update([(0, [(0, 0)])])

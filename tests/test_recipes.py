@@ -72,7 +72,7 @@ def test_the_guides_recipes_are_as_the_guides_have_them(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["schnell", "pony"])
+@pytest.mark.parametrize("recipe", ["schnell", "pony", "8gb"])
 def test_a_recipe_learns_on_tiny_and_its_chop_stands_between_base_and_full(tmp_path: Path, recipe: str):
     world = world_of(tmp_path / "repository", recipe)
     assert world.doit().code == 0

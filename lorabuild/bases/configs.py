@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabuild.bases.layout import Part, find_part
+from lorabuild.bases.layout import LATENT_CHANNELS, Part, find_part
 from lorabuild.errors import JobError
 from lorabuild.header import Header, read_header
 
@@ -69,11 +69,11 @@ def _unet(part: Part, own: Mapping[str, Any], base: Path, header: Header) -> dic
         "block_out_channels": levels,
         "cross_attention_dim": _shape(part, "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "in_channels": 4,
+        "in_channels": LATENT_CHANNELS,
         "layers_per_block": 2,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "norm_num_groups": own["norm_groups"],
-        "out_channels": 4,
+        "out_channels": LATENT_CHANNELS,
         "projection_class_embeddings_input_dim": labels,
         "sample_size": 128,
         "transformer_layers_per_block": [1, 2, 10],
@@ -85,12 +85,16 @@ def _unet(part: Part, own: Mapping[str, Any], base: Path, header: Header) -> dic
 def _vae(part: Part, own: Mapping[str, Any], base: Path, header: Header) -> dict[str, Any]:
     named = "encoder.down.{}.block.0.conv1.weight" if part.sgm else "encoder.down_blocks.{}.resnets.0.conv1.weight"
     _shape(part, "quant_conv.weight", 4)
+    if (channels := _width(part, "post_quant_conv.weight")) != LATENT_CHANNELS:
+        raise JobError(
+            f"{part.place}: a VAE of another model: its latents have {channels} channels, not {LATENT_CHANNELS}"
+        )
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [_width(part, named.format(level)) for level in range(4)],
         "down_block_types": ["DownEncoderBlock2D"] * 4,
         "in_channels": 3,
-        "latent_channels": _width(part, "post_quant_conv.weight"),
+        "latent_channels": LATENT_CHANNELS,
         "layers_per_block": 2,
         "norm_num_groups": own["norm_groups"],
         "out_channels": 3,

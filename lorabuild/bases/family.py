@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabuild.bases.layout import COMPONENTS_FILE, FOLDERS, PREFIXES
+from lorabuild.bases.layout import COMPONENTS_FILE, FOLDERS, LATENT_CHANNELS, PREFIXES
 from lorabuild.header import Header, TensorInfo, read_header
 
 Tensors = Mapping[str, TensorInfo]
@@ -41,7 +41,6 @@ _PARTS = {
     "clip_l": "an embedding",
 }
 _CHANNELS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model"}
-LATENT_CHANNELS = 4
 # Width of the text that a U-Net is conditioned on -> whose it is; SDXL's is 2048.
 _BY_TEXT = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2 model", 1280: "an SDXL refiner"}
 
@@ -54,7 +53,7 @@ def stranger(tensors: Tensors, wanted: Collection[str]) -> str | None:
     if not wanted:
         return None
     if any(mark in name for name in tensors for mark in _LORA):
-        return "not a base but a LoRA; [project] source and [recipe] init start from one"
+        return "not an SDXL base but a LoRA; [project] source and [recipe] init start from one"
     if set(wanted) == {"vae"} and _any(tensors, ("encoder.", PREFIXES["vae"])):
         return None
     for start, what in _OTHERS.items():

@@ -33,6 +33,7 @@ PREFIXES = {
     "te1": "conditioner.embedders.0.transformer.",
     "te2": "conditioner.embedders.1.model.",
 }
+LATENT_CHANNELS = 4  # of SDXL's latents
 # The text encoders' hidden states that SDXL is conditioned on, counted from the last: those before the last layer.
 CLIP_SKIP = 2
 # A VAE's own tensors, in a file of its own. Those of a training hold its loss, too.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorabuild.bases.configs import network_config
 from lorabuild.bases.family import folder_stranger, prediction_warning
 from lorabuild.components import PREFIXES, component_files, parts_of
 from lorabuild.data.tokenizers import find_vocabulary
@@ -54,6 +55,8 @@ def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> It
     try:
         if path.is_file():
             parts_of(path, networks)
+            if networks == ["vae"]:
+                network_config(path, "vae")
             if len(networks) < len(components):
                 find_vocabulary(path, dirs)
             return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lorabuild.findings import Finding, found
 from lorabuild.stage import Job
+from lorabuild.training.memory import CONTEXT, said
 from lorabuild.training.updates import wanted_steps
 
 COPIES = 2  # in the store and in build/
@@ -32,6 +33,12 @@ def room_findings(root: Path, size: int, file: str, line: int) -> Iterator[Findi
     if need > free:
         said = f"recipe: the weights that are saved take {need / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
         yield found("LB075", file, said, line)
+
+
+def memory_findings(need: Mapping[str, int], card: int | None, help: str, file: str, line: int) -> Iterator[Finding]:
+    """`need`: what a training takes of a device; `card`: what this machine's has; `help`: what would make it fit."""
+    if card is not None and sum(need.values()) + CONTEXT > card:
+        yield found("LB077", file, f"recipe: it {said(need)}, and the card has {card / 1e9:.1f} GB: {help}", line)
 
 
 def fault(folder: Path) -> str:

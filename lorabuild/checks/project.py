@@ -41,6 +41,7 @@ class Checked:
     findings: list[Finding] = field(default_factory=list)
     adapter: dict[str, Any] | None = None  # modules, parameters, bytes: of one that could be made
     snapshots: int = 0  # that its training saves
+    memory: dict[str, int] | None = None  # bytes that its training takes of a device, of a base that is not small
     notes: list[str] = field(default_factory=list)  # what else is worth knowing: what was skipped, say
 
     @property

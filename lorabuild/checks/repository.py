@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorabuild.checks.base import CheckedBase, check_base
 from lorabuild.checks.files import Entry
-from lorabuild.checks.outputs import output_findings, room_findings, snapshot_count
+from lorabuild.checks.outputs import memory_findings, output_findings, room_findings, snapshot_count
 from lorabuild.checks.pictures import look_at
 from lorabuild.checks.project import Checked, Places, begin, finish
 from lorabuild.checks.recipe import Task, Trials, Tried, tried_findings
@@ -20,10 +20,13 @@ from lorabuild.manifest import Repository
 from lorabuild.manifest.keys import result_keys
 from lorabuild.manifest.repository import survey
 from lorabuild.manifest.whence import Whence
+from lorabuild.memory import card_bytes
 from lorabuild.session import jobs_of
 from lorabuild.stage import Component, Job
 from lorabuild.state import State
+from lorabuild.training.memory import CONTEXT, Model, needs, remedy
 
+SMALL = 10**8  # parameters of a U-Net
 Told = Callable[[int, int], None]  # pictures looked at, of so many
 
 
@@ -78,10 +81,24 @@ def _checked(
                 one.snapshots = snapshot_count(jobs[f"train:{name}"], one.batches)
                 size = one.adapter["bytes"] * (one.snapshots + 1)
                 one.findings += room_findings(repository.root, size, *places[name].of("recipe.save_every_n_steps"))
+                _reckon_memory(one, places[name])
     finally:
         trials.close()
     found = [one for base in bases.values() for one in base.findings]
     return projects, [*found, *output_findings(repository.root, ["build", ".lorabuild"])]
+
+
+def _reckon_memory(checked: Checked, places: Places) -> None:
+    """What the training takes of a device; of a base as small as the built-in one nobody asks."""
+    adapter, recipe = checked.adapter, checked.project.settings["recipe"]
+    if not adapter or not checked.buckets or adapter["networks"]["unet"] < SMALL:
+        return
+    model = Model(*(adapter[key] for key in ("networks", "width", "parameters", "whole")))
+    pixels = max(width * height for width, height in (one.size for one in checked.buckets))
+    checked.memory = needs(recipe, model, pixels)
+    card = card_bytes()
+    help = remedy(recipe, model, pixels, card - CONTEXT) if card else ""
+    checked.findings += memory_findings(checked.memory, card, help, *places.of("recipe.train_batch_size"))
 
 
 def _judge(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabuild.bases.family import stranger
 from lorabuild.bases.layout import PREFIXES, find_part
 from lorabuild.errors import JobError
 from lorabuild.header import TensorInfo, read_header
@@ -44,6 +45,8 @@ def base_weights(base: Path) -> dict[str, BaseWeight]:
     """
     found = dict(_of_folder(base) if base.is_dir() else _of_single_file(base))
     if not any(name.startswith(PREFIX["unet"]) for name in found):
+        if not base.is_dir() and (what := stranger(read_header(base).tensors, ["unet"])):
+            raise JobError(f"{base}: {what}")
         wanted = "in its unet/" if base.is_dir() else f"{UNET_PREFIX}… (SGM's single file)"
         raise JobError(f"{base}: not an SDXL base: it has no U-Net weights {wanted}")
     return found

@@ -47,7 +47,7 @@ KEYS: dict[str, dict[Class, str]] = {
             "scale_weight_norms validation validation_split validation_seed max_validation_steps"
         ),
         "saved": "save_every_n_steps save_every_n_epochs save_last_n_steps save_last_n_epochs keep",
-        "execution": "gradient_checkpointing processes",
+        "execution": "gradient_checkpointing processes torch_compile",
         # Nothing by themselves: the default of the two rates that training reads, and what base and alpha_mask decide.
         "presentation": "learning_rate v_parameterization masked_loss validate_every_n_steps log_with",
     },

@@ -17,12 +17,12 @@ from lorabuild.lora.adapter_tensors import Start, layout, norm_layout
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules, lora_name
 from lorabuild.lora.presets import COMPONENTS, TEXT_PARTS, preset_layers, preset_norms
 from lorabuild.nn.adapters.chance import Chance
+from lorabuild.nn.adapters.fused import fused
 from lorabuild.nn.adapters.limits import Norms, limit_norms
 from lorabuild.nn.adapters.module import Module
 from lorabuild.nn.adapters.start import FromFile, check_fits, drawn, dylora_blocks, layers_of_file
 from lorabuild.nn.adapters.weights import scale_of
 from lorabuild.nn.base import Base
-from lorabuild.nn.stacks import lay_together
 
 SCALES = "norm_scales"  # in a training's state: what scale_weight_norms has done to each layer, in name order
 
@@ -73,6 +73,12 @@ class Adapter:
         """Whether gradients are to reach a text encoder."""
         return any(part in self.parts for part in TEXT_PARTS)
 
+    @property
+    def leaves_text(self) -> bool:
+        """Whether a text is encoded alike at each step: nothing of an encoder is trained, nor drawn anew."""
+        on_text = [module for name, module in self.modules.items() if component_of(name) in TEXT_PARTS]
+        return not self.trains_text and not any(module.draws for module in on_text)
+
     def counts(self) -> dict[str, int]:
         """Modules of each part: {"unet": 788, "te": 264} where both are there."""
         components = [component_of(name) for name in self.modules]
@@ -112,12 +118,14 @@ def adapted(
     parts: Sequence[str],
     device: str = "cpu",
     init: Mapping[str, Tensor] | None = None,
+    fuse: bool = False,
 ) -> Iterator[Adapter]:
     """`base` with an adapter on its U-Net ("unet" in `parts`) and text encoders ("te1", "te2"), within a with block.
 
     Fresh, it changes nothing yet, and each tensor is drawn from a stream of its own, so that it depends on the seed and
     its name alone. `init` holds the tensors of a LoRA file: then its layers, ranks and alphas are the adapter's, and those
-    of parts that are not trained are there, too, and stay as they are. Afterwards the base is as it was before.
+    of parts that are not trained are there, too, and stay as they are. With `fuse` q, k and v are computed in one, which
+    rounds otherwise. Afterwards the base is as it was before.
     Raises JobError unless the base has exactly SDXL's layers.
     """
     trained, chance = expanded(parts), Chance(seed)
@@ -129,16 +137,17 @@ def adapted(
             kind: Parameter(tensor.to(device, torch.float32), requires_grad=learns)
             for kind, tensor in module.tensors.items()
         }
-    lay_together([tensor for module in modules.values() for tensor in module.tensors.values()])
     if not any(component_of(name) in trained for name in modules):
         raise JobError("the adapter has no layer to train: see network_args, the learning rates and init")
+    attentions = [*fused(base.unet, modules.values())] if fuse else []
+    attached = [*modules.values(), *attentions]
     try:
-        for module in modules.values():
-            module.attach()
+        for one in attached:
+            one.attach()
         yield Adapter(modules, tuple(part for part in trained if any(component_of(n) == part for n in modules)), chance)
     finally:
-        for module in modules.values():
-            module.detach()
+        for one in attached:
+            one.detach()
 
 
 def sdxl_layers(base: Base, component: str) -> dict[str, nn.Module]:

@@ -63,6 +63,8 @@ class MicroBatch:
     perturbation: Tensor | None = None  # [B, 4, h, w], added to the noise of the input alone
     ids: Tensor | None = None  # [B, 2, n * 77] token ids of the captions, where they were made ahead: see nn/text.py
     emphasis: Tensor | None = None  # [B, 2, n * 77] the weights of these tokens, if captions have any
+    hidden: Tensor | None = None  # [B, T, C] what the U-Net is conditioned on, where text encoders are frozen, and
+    pooled: Tensor | None = None  # [B, C2]: see nn/text_ahead.py
 
     def on(self, device: str) -> MicroBatch:
         """On the training's device. From pinned memory, so that the copies wait for nothing and nothing waits for them."""
@@ -82,27 +84,21 @@ def micro_batch(
     `crop_conditioning` wants the peer's.
     """
     images = [data.images[index] for index, _ in samples]
-    names = [
-        (epoch, image["digest"], data.first_repeat[index] + repeat)
-        for image, (index, repeat) in zip(images, samples, strict=True)
-    ]
-    settings = [data.dataset["settings"] | image.get("settings", {}) for image in images]
+    names = _names(data, epoch, samples)
+    settings = _settings(data, samples)
     flips = [
         said["flip_aug"] and python_random(seed, "flip", *name).random() < 0.5
         for said, name in zip(settings, names, strict=True)
     ]
     crop = _peer_crop if data.dataset["settings"].get("crop_conditioning") == "peer" else _crop
-    updates, prior = recipe.get("max_train_steps", 0), recipe.get("prior_loss_weight", 1.0)
+    prior = recipe.get("prior_loss_weight", 1.0)
     encoded = torch.stack([data.latents(latent_name(i, flip)) for i, flip in zip(images, flips, strict=True)])
     latents = encoded * LATENT_SCALE
     return MicroBatch(
         latents=latents,
         noise=batch_noise(latents, names, recipe, seed, update, micro),
         timesteps=draw_timesteps(names, recipe, seed),
-        captions=[
-            draw_caption(image["caption"], said, python_random(seed, "caption", *name), epoch, update, updates)
-            for image, said, name in zip(images, settings, names, strict=True)
-        ],
+        captions=captions_of(data, recipe, seed, epoch, samples, update),
         sizes=size_ids(
             [image["size"] for image in images],
             [crop(image, flip) for image, flip in zip(images, flips, strict=True)],
@@ -112,6 +108,27 @@ def micro_batch(
         masks=_masks(data, images, flips, latents),
         perturbation=perturbation(latents.shape, names, recipe, seed, update, micro),
     )
+
+
+def captions_of(
+    data: Data, recipe: Mapping[str, Any], seed: int, epoch: int, samples: Sequence[Sample], update: int
+) -> list[str]:
+    """The captions of a micro-batch of that update, as they are drawn for it."""
+    updates = recipe.get("max_train_steps", 0)
+    return [
+        draw_caption(data.images[index]["caption"], said, python_random(seed, "caption", *name), epoch, update, updates)
+        for (index, _), said, name in zip(samples, _settings(data, samples), _names(data, epoch, samples), strict=True)
+    ]
+
+
+def _names(data: Data, epoch: int, samples: Sequence[Sample]) -> list[tuple[int, str, int]]:
+    """What the streams of each sample are keyed by: (epoch, picture, repeat)."""
+    return [(epoch, data.images[index]["digest"], data.first_repeat[index] + repeat) for index, repeat in samples]
+
+
+def _settings(data: Data, samples: Sequence[Sample]) -> list[Mapping[str, Any]]:
+    """`[dataset]` as it is for each sample, its subset's own settings over it."""
+    return [data.dataset["settings"] | data.images[index].get("settings", {}) for index, _ in samples]
 
 
 def held_out_count(held_back: Data | None, recipe: Mapping[str, Any]) -> int:

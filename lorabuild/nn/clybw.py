@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorabuild.nn.stacks import is_copy, stacked, stacks
+from lorabuild.nn.runs import Run, RunOptimizer
 
 SMALL = 1e-8  # added to a standard deviation that is divided by
 
 
-class ClybW(torch.optim.Optimizer):
-    """clybius' ClybW (kohya forks call it so; its class is "Compass"), for all tensors of one shape at once.
+class ClybW(RunOptimizer):
+    """clybius' ClybW (kohya forks call it so; its class is "Compass").
 
     Of a gradient g of a tensor with more than one dimension, with a = amp_fac and t updates done:
 
@@ -35,6 +34,8 @@ class ClybW(torch.optim.Optimizer):
     The first steps are up to 1 / (1 - β1) times the rate: s corrects m, and multiplies g, too. Gradients are used up.
     State, float32 for float32 parameters: `step`, `ema` (m), `ema_squared` (v).
     """
+
+    moments = ("ema", "ema_squared")
 
     def __init__(
         self,
@@ -64,59 +65,19 @@ class ClybW(torch.optim.Optimizer):
             },
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for count, parameters in self._by_count(group["params"]).items():
-                self._update(group, parameters, count)
-        return loss
-
-    def _by_count(self, parameters: Iterable[Tensor]) -> dict[int, list[Tensor]]:
-        """Those with a gradient, by the updates that they have had with this one; of one kind each, as foreach wants."""
-        found = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["step"] = 0
-                state["ema"], state["ema_squared"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] += 1
-            found[state["step"]].append(parameter)
-        return found
-
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], count: int) -> None:
-        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+    def update(self, group: dict[str, Any], run: Run) -> None:
+        (beta1, beta2), decay, count = group["betas"], group["weight_decay"], run.count
         step = group["lr"] / (1 - beta1**count)
-        for part in stacks(parameters):
-            own = [parameters[place] for place in part]
-            p, g = stacked(own), stacked([parameter.grad for parameter in own])  # [n, *shape]
-            m, v = self._moments(own, "ema"), self._moments(own, "ema_squared")
-
-            _condition(g, group)
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-            g.add_(m, alpha=group["amp_fac"])
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            divisor = v.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
-            if decay:
-                p.mul_(1 - step * decay)
-            p.addcdiv_(g, divisor, value=-step)
-            if is_copy(p, own):
-                torch._foreach_copy_(own, list(p.unbind()))
-
-    def _moments(self, parameters: list[Tensor], key: str) -> Tensor:
-        """Those of parameters of one shape [n, *shape]. They lie together from the first time on."""
-        tensors = [self.state[parameter][key] for parameter in parameters]
-        stack = stacked(tensors)
-        if is_copy(stack, tensors):
-            for parameter, one in zip(parameters, stack.unbind(), strict=True):
-                self.state[parameter][key] = one
-        return stack
+        for stack in run.stacks:
+            _condition(stack, group)
+        p, g, m, v = run.numbers, run.gradients, run.moments["ema"], run.moments["ema_squared"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        g.add_(m, alpha=group["amp_fac"])
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        divisor = v.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
+        if decay:
+            p.mul_(1 - step * decay)
+        p.addcdiv_(g, divisor, value=-step)
 
 
 class LodeW(ClybW):

@@ -24,11 +24,18 @@ NETWORKS = ("unet", "te1", "te2")
 
 @dataclass(frozen=True)
 class Dry:
-    """An adapter in numbers: modules by part, trained parameters, and the bytes of a file without its metadata."""
+    """An adapter in numbers: modules by part, trained parameters, and the bytes of a file without its metadata.
+
+    And what memory hangs on: `networks`, the base's parameters by component, `width` of the U-Net's first level, and
+    `whole`, the numbers of those of its layers whose change is made whole at each step.
+    """
 
     modules: dict[str, int]
     parameters: int
     bytes: int
+    networks: dict[str, int]
+    width: int
+    whole: int
 
 
 def dry(recipe: Mapping[str, Any], base: Path | None) -> Dry:
@@ -39,8 +46,10 @@ def dry(recipe: Mapping[str, Any], base: Path | None) -> Dry:
         modules, numbers = adapter.counts(), sum(p.numel() for p in adapter.parameters().values())
         files = (pair for module in adapter.modules.values() for pair in file_tensors(module, shape.alpha))
         tensors = [(name, label, tuple(tensor.shape)) for name, tensor in files]
+        whole = sum(module.weight.numel() for module in adapter.modules.values() if module.makes_whole)
+    sizes = {name: sum(p.numel() for p in getattr(networks, name).parameters()) for name in NETWORKS}
     size = len(header_bytes(tensors, {})) + sum(byte_size(label, shape) for _, _, shape in tensors)
-    return Dry(modules, numbers, size)
+    return Dry(modules, numbers, size, sizes, networks.unet.config.block_out_channels[0], whole)
 
 
 @cache

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorabuild.errors import Interrupted, JobError, UserError
 from lorabuild.nn.batches import MicroBatch
+from lorabuild.nn.flat import Flat, Share
 
 # Forward and backward of a part of a micro-batch (its number in the update): adds to the gradients, gives its loss, a
 # number on the device that nobody has waited for.
@@ -58,7 +59,7 @@ class Alone:
 
     leads = True
 
-    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> Tensor:
+    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> Tensor:
         """The losses [n] of an update of micro-batches of these sizes, on the device; the gradients are those of all."""
         return torch.stack([work(micro, WHOLE) for micro in range(len(sizes))])
 
@@ -81,29 +82,28 @@ class Ranks:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def update(self, sizes: Sequence[int], work: Work, parameters: Sequence[Tensor]) -> Tensor:
+    def update(self, sizes: Sequence[int], work: Work, flat: Flat) -> Tensor:
         """As `Alone.update`, in all processes at the same time. Raises JobError in all if one fails."""
         dealt = units(sizes, 1 if self.exact else self.count)
         losses: dict[int, Tensor] = {}
-        shares: list[list[Tensor | None]] = []
+        shares: list[Share] = []
         fault: Exception | None = None
         try:
             for number in range(self.rank, len(dealt), self.count):
                 losses[number] = work(*dealt[number])
                 if self.exact:
-                    shares.append(_taken(parameters))
+                    shares.append(flat.take())
             if not self.exact and losses:
-                shares.append(_taken(parameters))
+                shares.append(flat.take())
         except Interrupted:  # the first alone is asked to stop, and ends the others
             raise
         except Exception as error:
             fault = error
             if not isinstance(error, UserError):
                 traceback.print_exc()
-        absent = [[number for number, grad in enumerate(share) if grad is None] for share in shares]
         read = torch.stack([*losses.values()]).tolist() if losses else []
         own = dict(zip(losses, read, strict=True))
-        told = self._exchange({"losses": own, "absent": absent, "fault": self._said(fault)})
+        told = self._exchange({"losses": own, "absent": [share.absent for share in shares], "fault": self._said(fault)})
         if fault is not None:
             raise fault
         if faults := [one["fault"] for one in told if one["fault"]]:
@@ -111,9 +111,11 @@ class Ranks:
         order = range(len(dealt)) if self.exact else range(min(self.count, len(dealt)))
         for number in order:
             owner, turn = number % self.count, number // self.count
-            self._add(parameters, owner, told[owner]["absent"][turn], shares[turn] if owner == self.rank else None)
+            gradients = shares[turn].gradients if owner == self.rank else torch.empty_like(flat.gradients)
+            dist.broadcast(gradients, owner)
+            flat.add(Share(gradients, told[owner]["absent"][turn]))
         values: Mapping[int, float] = {number: loss for one in told for number, loss in one["losses"].items()}
-        return parameters[0].new_tensor([values[number] for number in range(len(dealt))])
+        return flat.numbers.new_tensor([values[number] for number in range(len(dealt))])
 
     def _said(self, fault: Exception | None) -> str:
         if fault is None or isinstance(fault, UserError):
@@ -130,35 +132,9 @@ class Ranks:
             raise Lost(str(error)) from None
         return told
 
-    def _add(
-        self, parameters: Sequence[Tensor], owner: int, absent: Sequence[int], share: Sequence[Tensor | None] | None
-    ) -> None:
-        """Add the share that `owner` has to everybody's gradients. What no layer asked for is in none of them."""
-        there = [parameter for number, parameter in enumerate(parameters) if number not in set(absent)]
-        if not there:
-            return
-        if share is not None:
-            flat = torch.cat([grad.flatten() for grad in share if grad is not None])
-        else:
-            flat = there[0].new_empty(sum(parameter.numel() for parameter in there))
-        dist.broadcast(flat, owner)
-        for parameter, piece in zip(there, flat.split([one.numel() for one in there]), strict=True):
-            if parameter.grad is None:
-                parameter.grad = piece.view_as(parameter).clone()
-            else:
-                parameter.grad += piece.view_as(parameter)
-
 
 class Lost(JobError):
     """Another process is gone."""
-
-
-def _taken(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Take the gradients away from the parameters."""
-    taken = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    return taken
 
 
 @contextmanager

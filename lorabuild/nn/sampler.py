@@ -15,6 +15,7 @@ from lorabuild.errors import JobError
 from lorabuild.nn.base import DTYPES, Base
 from lorabuild.nn.conditions import condition
 from lorabuild.nn.noise import generator
+from lorabuild.nn.present import present
 from lorabuild.nn.samplers import make_sampler
 from lorabuild.nn.text import size_ids
 
@@ -43,7 +44,9 @@ def draw(
     """
     with undisturbed():
         latents = _latents(base, picture, device, stepped)
-        return _pixels(vae().to(device), _finite(latents, "latents"))
+        decoder = vae()
+        with present([decoder], device):
+            return _pixels(decoder, _finite(latents, "latents"))
 
 
 def _latents(
@@ -63,7 +66,8 @@ def _latents(
     extra = {"generator": chance} if "generator" in inspect.signature(sampler.step).parameters else {}
     size = picture["width"], picture["height"]
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        hidden, pooled = condition(base, texts, device)
+        with present([base.te1, base.te2], device):
+            hidden, pooled = condition(base, texts, device)
         sizes = size_ids([size] * len(texts), [(0, 0)] * len(texts), [size] * len(texts)).to(device)
         conditions = {"text_embeds": pooled.to(dtype), "time_ids": sizes}
         latents = _first_noise(picture) * sampler.init_noise_sigma

@@ -79,19 +79,34 @@ def encode(
     end token, projected (SDXL, Podell et al. 2023, as its reference code and kohya's trainer do it). transformers' own
     pooled output is not used: in configurations whose eos_token_id is 2 it looks for another token.
     """
-    count = len(ids2)
-    ids1, ids2 = ids1.reshape(-1, TOKENS), ids2.reshape(-1, TOKENS)
-    first = te1(ids1, output_hidden_states=True)
-    second = te2(ids2, output_hidden_states=True)
-    begins = torch.arange(0, len(ids2), len(ids2) // count, device=ids2.device)
-    position = (ids2 == end).int().argmax(dim=1)[begins]
-    pooled = te2.text_projection(second.last_hidden_state[begins, position])
-    states = [joined(one.hidden_states[-clip_skip].unflatten(0, (count, -1))) for one in (first, second)]
-    for number, weight in enumerate(weights):
-        if weight is not None:
-            scale = joined(weight.view(count, -1, TOKENS, 1))
-            states[number] = states[number] * scale.to(states[number].dtype)
-    return torch.cat(states, dim=2), pooled
+    first = hidden_states(te1, ids1, weights[0], clip_skip)
+    second, pooled = hidden_and_pooled(te2, ids2, end, weights[1], clip_skip)
+    return torch.cat([first, second], dim=2), pooled
+
+
+def hidden_states(encoder: Any, ids: Tensor, weights: Tensor | None = None, clip_skip: int = CLIP_SKIP) -> Tensor:
+    """The part of the hidden states that is an encoder's [B, T, C], of what `encode` takes."""
+    found = encoder(ids.reshape(-1, TOKENS), output_hidden_states=True)
+    return _weighted(found.hidden_states[-clip_skip], len(ids), weights)
+
+
+def hidden_and_pooled(
+    te2: Any, ids: Tensor, end: int, weights: Tensor | None = None, clip_skip: int = CLIP_SKIP
+) -> tuple[Tensor, Tensor]:
+    """The second encoder's hidden states [B, T, C2], and the pooled vector [B, C2], of what `encode` takes."""
+    count, ids = len(ids), ids.reshape(-1, TOKENS)
+    found = te2(ids, output_hidden_states=True)
+    begins = torch.arange(0, len(ids), len(ids) // count, device=ids.device)
+    position = (ids == end).int().argmax(dim=1)[begins]
+    pooled = te2.text_projection(found.last_hidden_state[begins, position])
+    return _weighted(found.hidden_states[-clip_skip], count, weights), pooled
+
+
+def _weighted(states: Tensor, count: int, weights: Tensor | None) -> Tensor:
+    states = joined(states.unflatten(0, (count, -1)))
+    if weights is None:
+        return states
+    return states * joined(weights.view(count, -1, TOKENS, 1)).to(states.dtype)
 
 
 def chunks(ids: Tensor, end: int, pad: int) -> Tensor:

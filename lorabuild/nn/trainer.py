@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -15,16 +15,18 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.flat import Flat
 from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
+from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.stacks import total_norm
 from lorabuild.nn.text import caption_ids, conditions_of
+from lorabuild.nn.text_ahead import TextAhead
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points, validation_seed
 
@@ -141,8 +143,13 @@ class _Loop:
         groups, rates = grouped(recipe, adapter)
         self.optimizer = make(recipe, groups)
         self.rates = Rates(recipe, rates, self.optimizer)
+        self.flat = Flat.of(self.optimizer)
+        trained = {id(parameter) for parameter in self.flat.parameters}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(id(parameter) in trained)  # what has no rate in any phase needs no gradient
         self.scale = LossScale.of(recipe["mixed_precision"])
         self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
+        self.known_texts = self._known_texts() if adapter.leaves_text else None
 
     def update(
         self, dealt: Sequence[tuple[int, list[Sample]]], coming: Sequence[tuple[int, list[Sample]]] = ()
@@ -169,7 +176,7 @@ class _Loop:
 
         sizes, done = [len(samples) for _, samples in dealt], None
         while done is None:  # after an overflow only the scale is another: the same samples, noise and rate once more
-            losses = self.training.ranks.update(sizes, work, list(self.parameters.values()))
+            losses = self.training.ranks.update(sizes, work, self.flat)
             if worked and worked[0] < len(coming):
                 asked = self.step + 1, worked[0], *coming[worked[0]]
                 self.ahead = asked, self._batch(*asked)
@@ -193,8 +200,11 @@ class _Loop:
         return self._ready(micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, update, micro))
 
     def _ready(self, batch: MicroBatch) -> MicroBatch:
-        """The batch on the device, its captions as tokens."""
-        if batch.ids is None:
+        """The batch on the device, its captions as tokens, or encoded already where that is always the same."""
+        if self.known_texts and batch.hidden is None:
+            hidden, pooled = self.known_texts(batch.captions)
+            batch = replace(batch, hidden=hidden, pooled=pooled)
+        elif not self.known_texts and batch.ids is None:
             weighted = self.training.recipe.get("weighted_captions", False)
             settings = self.training.data.dataset["settings"]
             ids, emphasis = caption_ids(self.training.base, batch.captions, settings, weighted)
@@ -212,15 +222,17 @@ class _Loop:
 
         It is the plain one, so that recipes can be compared by it.
         """
-        recipe, data = self.training.recipe, self.training.held_back or self.training.data
         self.training.adapter.measuring()
-        count = held_out_count(self.training.held_back, recipe)
-        batches = held_out_batches(data, recipe, validation_seed(recipe), count)
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in batches]
+            losses = [self._losses(batch, self.yardstick) for batch in self._held_out_batches()]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
+
+    def _held_out_batches(self) -> list[MicroBatch]:
+        recipe, held_back = self.training.recipe, self.training.held_back
+        data, count = held_back or self.training.data, held_out_count(held_back, recipe)
+        return held_out_batches(data, recipe, validation_seed(recipe), count)
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.log.append(record)
@@ -250,11 +262,36 @@ class _Loop:
         batch = self._ready(batch)
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.training.adapter.trains_text):
-                hidden, pooled = conditions_of(base, batch.ids, batch.emphasis)
+            hidden, pooled = self._conditions(batch)
             conditions = {"text_embeds": pooled, "time_ids": batch.sizes}
             prediction = base.unet(noisy.to(dtype), batch.timesteps, hidden, added_cond_kwargs=conditions).sample
         return objective.losses(prediction, target, batch)
+
+    def _conditions(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(hidden states, pooled), by the text encoders where they are trained, or an adapter's dropout is on them."""
+        if batch.hidden is not None and batch.pooled is not None:
+            return batch.hidden, batch.pooled
+        base, adapter = self.training.base, self.training.adapter
+        learns = torch.is_grad_enabled() and adapter.trains_text
+        with torch.set_grad_enabled(learns), present([base.te1, base.te2], self.training.device):
+            return conditions_of(base, batch.ids, batch.emphasis)
+
+    def _known_texts(self) -> TextAhead:
+        training, recipe = self.training, self.training.recipe
+        settings, weighted = training.data.dataset["settings"], recipe.get("weighted_captions", False)
+        dtype = DTYPES[recipe["mixed_precision"]]
+        return TextAhead(training.base, settings, weighted, training.device, dtype, self._captions_to_come)
+
+    def _captions_to_come(self) -> Iterator[str]:
+        """The captions of the held-out loss, and those of this update and of all that follow."""
+        for batch in self._held_out_batches():
+            yield from batch.captions
+        data, recipe = self.training.data, self.training.recipe
+        accumulate, seed = recipe["gradient_accumulation_steps"], recipe["seed"]
+        dealt = micro_batches(data.images, recipe["train_batch_size"], seed, self.step * accumulate)
+        rest = (recipe["max_train_steps"] - self.step) * accumulate
+        for number, (epoch, samples) in enumerate(islice(dealt, rest)):
+            yield from captions_of(data, recipe, seed, epoch, samples, self.step + number // accumulate)
 
     def _limit_norms(self) -> dict[str, Any]:
         """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""
@@ -271,21 +308,19 @@ class _Loop:
         None where gradients overflowed in fp16, which are to be made again: then nothing but the scale has changed.
         """
         limit = self.training.recipe["max_grad_norm"] or math.inf  # 0: no limit
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        self.scale.unscale(gradients)
-        total = total_norm(gradients)
+        self.flat.settle()
+        self.scale.unscale([self.flat.gradients])
+        total = self.flat.norm()
         *each, norm = torch.cat([losses, total[None]]).tolist()  # the one wait for the device
         loss = _finite(f"step {self.step + 1}: the loss", sum(each))
         overflowed = self.scale.overflowed(norm)
         if not overflowed:
             _finite(f"step {self.step + 1}: the norm of the gradients", norm)
             if norm > limit:
-                torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+                self.flat.scale(total, limit)
             self.optimizer.step()
             self.scale.updated()
-        for parameter in self.parameters.values():  # of those, too, that no group trains
-            parameter.grad = None
+        self.flat.clear()
         if overflowed:  # told in the job's log
             print(f"step {self.step + 1}: fp16 overflowed; again at loss scale {self.scale.scale:g}")
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from lorabuild.bases.layout import find_part
 from lorabuild.memory import short_of
+from lorabuild.nn.present import HOST, give_back
 
 _warm: dict[str, tuple[tuple[Any, ...], Any]] = {}  # component -> (digest and dtype, network): one of each at most
 
@@ -52,6 +53,15 @@ def make_way(wanted: Mapping[str, str]) -> None:
         if component in _warm and _warm[component][0][0] != digest:
             del _warm[component]
     gc.collect()  # modules and their hooks refer to each other
+
+
+def aside(but: Collection[str]) -> None:
+    """Move what is kept to the host's memory, but for these components: a device is for what a job works with."""
+    others = [network for component, (_, network) in _warm.items() if component not in but]
+    for network in others:
+        if (place := str(network.device)) != HOST:
+            network.to(HOST)
+            give_back(place)
 
 
 def held() -> dict[str, int]:

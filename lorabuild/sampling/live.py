@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lorabuild.workspace import Workspace
 
 
+NETWORKS = ("unet", "te1", "te2")  # that a training works with
+
+
 class _Stopping(Exception):
     """The build is being stopped: the training will notice by itself."""
 
@@ -60,6 +63,7 @@ class Live:
         if not self.prompts:
             return
         from lorabuild.nn.sampler import undisturbed
+        from lorabuild.nn.warm import aside
 
         digest = digest_file(saved) if saved else None
         try:
@@ -67,6 +71,7 @@ class Live:
                 self._all(step, adapter, saved, digest)
         except _Stopping:
             pass
+        aside(NETWORKS)  # the VAE, till the next picture
 
     def _all(self, step: int, adapter: Adapter, saved: Path | None, digest: str | None) -> None:
         with ExitStack() as stack:

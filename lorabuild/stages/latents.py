@@ -160,7 +160,9 @@ def _encode(
 
     from lorabuild.nn.noise import generator
     from lorabuild.nn.vae import encode, load_vae
+    from lorabuild.nn.warm import aside
 
+    aside(("vae",))
     vae = load_vae(workspace.path("vae"), workspace.digests["vae"])
     seen = np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
     chance = generator(0, "latents", row["digest"], int(flip)) if kind == "sample" else None

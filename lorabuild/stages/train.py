@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.lora.presets import TEXT_PARTS
 from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from lorabuild.nn.adapter import Adapter
     from lorabuild.nn.base import Base
     from lorabuild.nn.resume import State, StateFile
+    from lorabuild.nn.room import Room
     from lorabuild.sampling.live import Live
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
 
+# A guess, as no GPU was at hand: a minute or two of compiling, a tenth of some 100 to 250 ms an image.
+COMPILING_PAYS = 6000  # images
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
 WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
@@ -90,7 +95,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Train, from the last saved state if a run was killed; write `weights`, wanted snapshots, `log` and `facts.json`.
 
     `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
-    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `processes`
+    training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `torch_compile`
+    compiles, into the folder `compiled`; `processes`
     work on it, of which this is number `rank`; `watch` says what is shown of it, and where; `samples` which prompts are
     drawn on the way, and when.
     """
@@ -113,14 +119,24 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(line)
     if line := prediction_warning(workspace.path("unet"), job.params["base"]["prediction_type"]):
         workspace.warn(line)
-    base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job))
+    room = _room(recipe, options, dataset, workspace, device)
+    if room.line:
+        progress(0, recipe["max_train_steps"], room.line)
+        print(room.line)  # to the job's log
+    if room.short:
+        workspace.warn(room.short)
+    learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
+    with room.watched():
+        base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job), learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
     with (
+        room.watched(),
         team(job, workspace, _processes(options, recipe, device), device) as ranks,
         checkpointing(base, bool(options.get("gradient_checkpointing"))),
-        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_continued(workspace)) as adapter,
+        adapted(base, shape, recipe["seed"], trained_parts(recipe), device, **_adapting(workspace, device)) as adapter,
+        _compiled(base, options, recipe, device, workspace),
     ):
         _check_room(adapter, recipe, len(steps), state, workspace)
 
@@ -207,13 +223,45 @@ def _init(project: Project) -> dict[str, Artifact | File]:
     return {}
 
 
-def _continued(workspace: Workspace) -> dict[str, Any]:
-    """The tensors of the LoRA that the training continues, for the adapter; its ranks and alphas are the file's."""
+def _adapting(workspace: Workspace, device: str) -> dict[str, Any]:
+    """For the adapter: the tensors of the LoRA that the training continues, whose ranks and alphas are the file's.
+
+    On a GPU q, k and v are computed in one: it is faster there, and not here, where it would change the last bits.
+    """
+    how: dict[str, Any] = {"fuse": device != "cpu"}
     if "init" not in workspace.paths:
-        return {}
+        return how
     from safetensors.torch import load_file
 
-    return {"init": load_file(workspace.path("init"))}
+    return how | {"init": load_file(workspace.path("init"))}
+
+
+def _compiled(
+    base: Base, options: Mapping[str, Any], recipe: Mapping[str, Any], device: str, workspace: Workspace
+) -> AbstractContextManager[None]:
+    """The U-Net compiled, within a with block, if that is to be."""
+    if not to_compile(options.get("torch_compile"), recipe, device):
+        return nullcontext()
+    from lorabuild.nn.compiled import compiled
+
+    cache = Path(options["compiled"]) if "compiled" in options else None
+    return compiled(base.unet, workspace.warn, cache)
+
+
+def to_compile(asked: bool | None, recipe: Mapping[str, Any], device: str) -> bool:
+    """Whether to compile the U-Net's blocks: on a GPU alone, as its bytes are not promised.
+
+    By itself for a LoCon, and where the training sees enough images. Never where something is drawn in each layer, or
+    a layer's scale changes from update to update: each would be compiled anew, all the time.
+    """
+    args = recipe["network_args"]
+    changing = any(args.get(key) for key in ("dropout", "rank_dropout", "module_dropout")) or args["algo"] == "dylora"
+    if device == "cpu" or changing or recipe.get("scale_weight_norms"):
+        return False
+    if asked is not None:
+        return asked
+    images = recipe["max_train_steps"] * recipe["gradient_accumulation_steps"] * recipe["train_batch_size"]
+    return args["algo"] == "locon" and images >= COMPILING_PAYS
 
 
 def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,20 +323,45 @@ def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: st
     return wanted if device == "cuda" else min(wanted, recipe["gradient_accumulation_steps"])
 
 
+def _room(
+    recipe: Mapping[str, Any], options: Mapping[str, Any], dataset: Mapping[str, Any], workspace: Workspace, device: str
+) -> Room:
+    """What memory it will take, and what there is."""
+    from lorabuild.nn.room import room_of
+
+    settings = {**recipe, "gradient_checkpointing": options.get("gradient_checkpointing", False)}
+    pixels = max(width * height for width, height in (image["bucket"] for image in dataset["images"]))
+    return room_of(settings, workspace.path("unet"), pixels, device)
+
+
 def clip_skip_of(job: Job) -> int:
     """Which hidden states of the text encoders a job's base is meant to be used with."""
     return job.params["base"].get("clip_skip", CLIP_SKIP)
 
 
-def load_base(workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP) -> Base:
-    """The base on its device, found warm if the job before in this process used the same."""
+def load_base(
+    workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP, text: bool = True
+) -> Base:
+    """The base on its device, found warm if the job before in this process used the same.
+
+    Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
+    kept warm, the VAE say, leaves the device.
+    """
+    import torch
+
     from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
+    from lorabuild.nn.present import HOST
+    from lorabuild.nn.warm import aside
 
     dtype, digests = DTYPES[mixed_precision], workspace.digests
+    place = device if text else HOST
+    aside(("unet", "te1", "te2") if text else ("unet",))
     unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
-    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), device)
+    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), place)
     tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
-    return Base(unet.to(device), te1.to(device), te2.to(device), tokenizer1, tokenizer2, clip_skip)
+    if device != "cpu":
+        unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
+    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2, clip_skip)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
@@ -365,4 +438,4 @@ def _facts(
     }
 
 
-STAGE = Stage("train", 3, jobs, run, slot="gpu", snapshots=snapshots)
+STAGE = Stage("train", 4, jobs, run, slot="gpu", snapshots=snapshots)

@@ -56,7 +56,7 @@ _D_ADAN = {"betas": [0.98, 0.92, 0.99], "eps": 1e-8, "weight_decay": 0.02, "no_p
 _PREPRINT = _dadaptation("DAdaptAdamPreprint", _D_ADAM | FOUND, "dadaptation.experimental")
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "AdamW": Optimizer("torch.optim.AdamW", ADAM | {"weight_decay": 0.01}, {"amsgrad": False}, {"fused": True}),
+    "AdamW": Optimizer("lorabuild.nn.adamw.AdamW", ADAM | {"weight_decay": 0.01}, {"amsgrad": False}),
     "ClybW": Optimizer(
         "lorabuild.nn.clybw.ClybW",
         _COMPASS

@@ -13,6 +13,7 @@ from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
+from lorabuild.training.memory import said
 from lorabuild.training.updates import update_count
 from lorabuild.verbs.colours import coloured, paint
 from lorabuild.verbs.common import megabytes
@@ -106,6 +107,8 @@ def _summary(checked: Checked, images: bool) -> Iterator[str]:
         yield f"captions: {min(counts)} to {max(counts)} tokens, {limit} count"
     if checked.adapter:
         yield _adapter(checked.adapter, checked.snapshots)
+    if checked.memory:
+        yield f"training: it {said(checked.memory)}"
     yield from checked.notes
 
 

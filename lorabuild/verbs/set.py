@@ -12,7 +12,7 @@ from lorabuild.files import staged
 from lorabuild.forecast.outlook import outlooks
 from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import Merged, merge
-from lorabuild.manifest.values import shown as value_shown
+from lorabuild.reasons import plain
 from lorabuild.scan import Scan
 from lorabuild.scaffold.assign import Assignment, Edited, assignment, edited
 from lorabuild.scaffold.edit import key_path
@@ -125,7 +125,7 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
         return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
-    return value_shown(value)
+    return plain(value)
 
 
 def _forecast(root: Path, projects: Sequence[str]) -> Iterator[str]:

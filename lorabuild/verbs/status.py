@@ -68,14 +68,15 @@ def _rows(engine: Engine) -> list[Row]:
     for name, outlook in outlooks(engine, list(engine.jobs)).items():
         stage = outlook.job.stage
         row = ("bases" if stage in ("base", "norms") else "projects", outlook.job.target)
-        rows.setdefault(row, {})[stage] = _state(engine, outlook)
+        rows.setdefault(row, {})[stage] = state_of(engine, outlook)
         sizes[row] += _size(engine, name)
     kinds = ("projects", "bases")
     order = sorted(rows, key=lambda row: (kinds.index(row[0]), row[1]))
     return [Row(*row, rows[row], sizes[row]) for row in order]
 
 
-def _state(engine: Engine, outlook: Outlook) -> str:
+def state_of(engine: Engine, outlook: Outlook) -> str:
+    """fresh, stale, missing, never or fails."""
     match outlook.event:
         case "fresh":
             return FRESH

@@ -162,6 +162,9 @@ class RecipeTable(Table):
         None, "Events go to build/<name>/logs wherever TensorBoard is installed; with this, a warning if it is not."
     )
     processes: Count = off(1, "Processes that train together, on a GPU each: as many as [slots] gpu allows.")
+    torch_compile: bool | None = off(
+        None, "Compile the U-Net's blocks on a GPU; default where the training is long enough. A CPU never does."
+    )
     gradient_checkpointing: bool = Field(False, description="Saves memory for time; the result is the same.")
 
     @model_validator(mode="after")

@@ -9,11 +9,22 @@ from lorabuild.streams import python_random, stream_seed
 
 
 class Chance:
-    """The draws of one adapter. `moment` says which micro-batch it is; None: nothing is dropped, as when measuring."""
+    """The draws of one adapter. `moment` says which micro-batch it is; None: nothing is dropped, as when measuring.
+
+    `drops` says only whether there is one: what asks no more than that can be compiled once for all micro-batches.
+    """
 
     def __init__(self, seed: int):
         self.seed = seed
-        self.moment: tuple[int, ...] | None = None
+        self.moment = None
+
+    @property
+    def moment(self) -> tuple[int, ...] | None:
+        return self._moment
+
+    @moment.setter
+    def moment(self, moment: tuple[int, ...] | None) -> None:
+        self._moment, self.drops = moment, moment is not None
 
     def happens(self, probability: float, purpose: str, name: str) -> bool:
         return python_random(self.seed, purpose, *self._now(), name).random() < probability
@@ -27,5 +38,5 @@ class Chance:
         return (torch.rand(size, generator=stream, device=device) >= probability).float()
 
     def _now(self) -> tuple[int, ...]:
-        assert self.moment is not None
-        return self.moment
+        assert self._moment is not None
+        return self._moment

@@ -22,6 +22,7 @@ from lorabuild.nn.adapters.weights import (
 from lorabuild.nn.lowrank import as_dtype, compute_dtype, lowrank_linear, single
 
 LOW_RANK = ("locon", "dylora")
+DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 @dataclass(eq=False)
@@ -59,6 +60,16 @@ class Module:
     @property
     def kernel(self) -> bool:
         return self.weight.dim() > 2
+
+    @property
+    def draws(self) -> bool:
+        """Whether what it does is drawn anew for each micro-batch."""
+        return self.algo == "dylora" or any(self.options.get(key) for key in DROPOUTS)
+
+    @property
+    def makes_whole(self) -> bool:
+        """Whether a tensor as large as the layer's weight is made of its factors. Of low ranks it is where that is cheaper."""
+        return "dora_scale" in self.tensors or self.algo not in (*LOW_RANK, "lokr", "norm", "ia3", "diag-oft", "boft")
 
     @property
     def constraint(self) -> float:
@@ -106,7 +117,9 @@ class Module:
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with the adapter's, summed in float32: a sum in bf16 would swallow a young change."""
-        drops = self.options if self.chance.moment is not None else {}
+        drops = self.options if self.chance.drops else {}
+        if self.kernel and channels_last(self.weight):  # once, for the base's convolution and for the adapter's
+            x = x.to(compute_dtype(x), memory_format=torch.channels_last)
         if (p := drops.get("module_dropout")) and self.chance.happens(p, "module_dropout", self.name):
             return self._forward(x)
         if self.algo == "norm":
@@ -121,14 +134,33 @@ class Module:
         out = plain + self._dropped(change, drops)
         return out if self.layer.bias is None else out + self._along_outputs(single(self.layer.bias))
 
+    def product(self, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
+        """(down, up, factor) of a linear layer to whose output x Downᵀ Upᵀ · factor is added now, and nothing else.
+
+        None where there is more to it, or where `forward` would not multiply like that.
+        """
+        drops, tensors = self.options if self.chance.drops else {}, self.tensors
+        if self.algo != "locon" or self.kernel or {"dora_scale", "lora_mid.weight"} & tensors.keys():
+            return None
+        if self.layer.bias is not None or drops.get("dropout"):
+            return None
+        if (p := drops.get("module_dropout")) and self.chance.happens(p, "module_dropout", self.name):
+            return None
+        down, up, factor = tensors["lora_down.weight"], tensors["lora_up.weight"], self.factor
+        if not lowrank_is_cheaper(self.weight.shape, [down.numel(), up.numel()], self.dim, self._positions(x)):
+            return None
+        if p := drops.get("rank_dropout"):
+            down = down * self._kept((len(down), 1), p, drops)
+        return (down, up * factor, 1.0) if isinstance(factor, Tensor) else (down, up, factor)
+
     def _low_rank(self, x: Tensor, drops: Mapping[str, Any]) -> Tensor:
         factor, tensors, dim = self.factor, self.tensors, self.dim
         if self.algo == "dylora":
             count = len(self.tensors) // 2
             last = count - 1
-            if self.chance.moment is not None:
+            if self.chance.drops:
                 last = self.chance.number(count, "dylora", self.name)
-            tensors = self.joined(last if self.chance.moment is not None else None)
+            tensors = self.joined(last if self.chance.drops else None)
             dim = len(tensors["lora_down.weight"])
             factor *= self.dim / dim  # alpha / rank of what is trained now
         down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
@@ -264,6 +296,11 @@ class Module:
     def _kept(self, size: tuple[int, ...], p: float, drops: Mapping[str, Any]) -> Tensor:
         kept = self.chance.kept(size, p, "rank_dropout", self.name, self.weight.device)
         return kept / kept.mean().clamp(min=1 / kept.numel()) if drops.get("rank_dropout_scale") else kept
+
+
+def channels_last(weight: Tensor) -> bool:
+    """Whether a convolution's weights lie as tensor cores take them, as on a GPU they do, and not as on a processor."""
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def lowrank_is_cheaper(shape: tuple[int, ...], sizes: list[int], dim: int, positions: int) -> bool:

@@ -1,0 +1,43 @@
+"""The index of the report: every project and variant with the state of its stages and the sizes of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorabuild.names import STAGES
+from lorabuild.report.files import ProjectFiles, page_name
+
+WEIGHTS = ("trained", "resized", "chopped")
+WORST = ("fails", "missing", "stale", "never", "fresh")
+
+
+def data(projects: Sequence[ProjectFiles]) -> dict[str, Any]:
+    """The rows of the table, the stages that any of them has, and how many projects are in which state."""
+    rows = [row for files in projects for row in (_row(files), *map(_row, files.variants.values()))]
+    stages = [name for name in STAGES if any(name in row["states"] for row in rows)]
+    counts = {state: sum(row["state"] == state and not row["variant"] for row in rows) for state in WORST}
+    return {"rows": rows, "stages": stages, "counts": {state: count for state, count in counts.items() if count}}
+
+
+def _row(files: ProjectFiles) -> dict[str, Any]:
+    states = {stage: one.state for stage, one in files.states.items()}
+    sizes = {role: path.stat().st_size for role in WEIGHTS if (path := files.path(role)) is not None}
+    return {
+        "name": files.name,
+        "page": page_name(files.project),
+        "variant": "@" in files.name,
+        "title": files.settings["project"].get("title") or "",
+        "kind": files.settings["project"].get("kind") or "",
+        "base": files.settings["project"]["base"],
+        "states": states,
+        "state": overall(states.values()),
+        "failure": next((one.failure for one in files.states.values() if one.failure), None),
+        "sizes": sizes,
+    }
+
+
+def overall(states: Any) -> str:
+    """The state that counts of several: the worst."""
+    found = set(states)
+    return next((state for state in WORST if state in found), "never")
