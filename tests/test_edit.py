@@ -80,12 +80,26 @@ def test_one_line_changes_and_its_comment_stays(path: str, raw: str, gone: str |
 
 
 def test_a_new_key_stands_in_its_table_not_below_the_next_tables_comment():
-    assert '[resize]\nthr = -2.5\nfro_ckpt = 1\n\n# Which blocks stay.\n[chop]' in edited("resize.fro_ckpt", "1")
+    assert "[resize]\nthr = -2.5\nfro_ckpt = 1\n\n# Which blocks stay.\n[chop]" in edited("resize.fro_ckpt", "1")
     assert '# ours\ntrigger = "ink"\n\n# The folder.' in edited("project.trigger", '"ink"')
 
 
 def edited(path: str, raw: str, text: str = TEXT) -> str:
     return with_value(text.encode(), key_path(path), raw).decode()
+
+
+def test_a_key_that_stands_there_as_a_comment_is_set_in_its_place():
+    text = '[project]\nbase = "tiny"\n# title = "…"     # for people\n# more\n\n# [recipe]\n# seed = 1\n'
+    assert edited("project.title", '"Ink"', text) == text.replace('# title = "…"     #', 'title = "Ink"     #')
+    assert '"tiny"\nseed = 2\n# title' in edited("project.seed", "2", text)  # that comment is of another table
+    crlf = text.replace("\n", "\r\n")
+    assert edited("project.title", '"Ink"', crlf) == crlf.replace('# title = "…"     #', 'title = "Ink"     #')
+
+
+def test_a_comment_that_is_set_apart_stays_in_its_column():
+    text = '[project]\nkind = "character"    # one of three\nbase = "tiny"         # ours\n'
+    assert edited("project.kind", '"style"', text) == text.replace('"character"    #', '"style"        #')
+    assert edited("project.base", '"a-very-long-name-of-a-base"', text).endswith('of-a-base"  # ours\n')
 
 
 def test_a_new_table_stands_where_it_belongs():
@@ -124,7 +138,7 @@ def test_what_is_removed_takes_nothing_with_it(path: str, gone: list[str]):
 def test_elements_and_keys_of_inline_tables_go_with_one_comma():
     assert '["tiny"]   # recipes' in without(TEXT.encode(), key_path("extends[0]")).decode()
     assert '["schnell"]   # recipes' in without(TEXT.encode(), key_path("extends[1]")).decode()
-    assert '{ conv_dim = 8 } # both' in without(TEXT.encode(), key_path("recipe.network_args.algo")).decode()
+    assert "{ conv_dim = 8 } # both" in without(TEXT.encode(), key_path("recipe.network_args.algo")).decode()
     assert '{ algo = "locon" } # both' in without(TEXT.encode(), key_path("recipe.network_args.conv_dim")).decode()
 
 

@@ -65,7 +65,9 @@ class Reader:
         self.root = root
         self.looked_for: set[Path] = set()
         self._memo = memo
-        self._layers: dict[Path, Layer | None] = {path: Layer(root, path, data) for path, data in (instead or {}).items()}
+        self._layers: dict[Path, Layer | None] = {
+            path: Layer(root, path, data) for path, data in (instead or {}).items()
+        }
 
     def read(self, path: Path) -> Layer | None:
         """The file, or None if there is none. Raises ConfigError if it cannot be read."""

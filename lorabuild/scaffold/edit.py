@@ -53,7 +53,9 @@ def dotted(path: KeyPath) -> str:
 def key_path(text: str) -> KeyPath:
     """The parts of `dataset.subset[0].num_repeats`. Raises UsageError for what is no such key."""
     if not re.fullmatch(rf"{_PART}(?:\.{_PART})*", text):
-        raise UsageError(f"{quoted(text)}: not a key; keys are written as in resize.thr or dataset.subset[0].num_repeats")
+        raise UsageError(
+            f"{quoted(text)}: not a key; keys are written as in resize.thr or dataset.subset[0].num_repeats"
+        )
     path: KeyPath = ()
     for found in re.finditer(_PART, text):
         name, number = found.groups()
@@ -97,7 +99,7 @@ class _Nodes(Lines):
 
     def written(self, path: KeyPath, raw: str) -> bytes:
         if path in self.values:
-            return self._cut(self.values[path].start_byte, self.values[path].end_byte, raw.encode())
+            return self._valued(self.values[path].start_byte, self.values[path].end_byte, raw)
         if any(known[: len(path)] == path for known in (*self.tables, *self.pairs)):
             raise UsageError(f"{dotted(path)}: a table; name a key of it, as in {dotted((*path, 'key'))}=…")
         for length in range(len(path) - 1, -1, -1):
@@ -111,6 +113,14 @@ class _Nodes(Lines):
         if len(path) == 1:
             return self._at_the_top(path, raw)
         return self._new_table(path, raw)
+
+    def _valued(self, start: int, end: int, raw: str) -> bytes:
+        """The value in these bytes made `raw`; a comment that is set apart behind it stays in its column."""
+        old = self.data[start:end].decode()
+        if gap := re.compile(rb"  +(?=#)").match(self.data, end):
+            apart = max(2, len(gap[0]) + len(old.rpartition("\n")[2]) - len(raw))
+            return self._cut(start, gap.end(), raw.encode() + b" " * apart)
+        return self._cut(start, end, raw.encode())
 
     def replaced(self, old: KeyPath, path: KeyPath, raw: str) -> bytes:
         """The line of `old` says `path` instead; a comment behind it was about the old key, and goes."""
@@ -142,10 +152,25 @@ class _Nodes(Lines):
         return keys[-1].end_byte if keys else node.start_byte
 
     def _into_table(self, node: Any, rest: KeyPath, raw: str) -> bytes:
+        line = _line(rest, raw)
+        if sketch := self._sketched(node, rest):
+            comment = sketch["comment"] or b""
+            column = len(sketch[0].removesuffix(comment).decode())
+            apart = b" " * max(2, column - len(line.decode())) if comment else b""
+            return self._cut(sketch.start(), sketch.end(), line + apart + comment)
         keys = [child for child in node.named_children if child.type == "pair"]
         indent = self.data[self._line_start(keys[-1].start_byte) : keys[-1].start_byte] if keys else b""
         end = self._line_end(self._own_end(node))
-        return self._cut(end, end, self.newline + indent + _line(rest, raw))
+        return self._cut(end, end, self.newline + indent + line)
+
+    def _sketched(self, node: Any, rest: KeyPath) -> re.Match[bytes] | None:
+        """The line `# key = "…"  # what it is` of a table, where one is: a key that is only waiting to be set."""
+        text = self.data[: node.end_byte]
+        end = text.find(b"\n# [", node.start_byte)  # a table that is waiting, too: what follows is of that
+        sketch = re.compile(
+            rb"^# ?%b = [^\r\n]*?(?:  +(?P<comment>#[^\r\n]*))?(?=\r?$)" % re.escape(dotted(rest)).encode(), re.M
+        )
+        return sketch.search(text, node.start_byte, len(text) if end < 0 else end)
 
     def _at_the_top(self, path: KeyPath, raw: str) -> bytes:
         """A key of no table stands before the first header: behind such keys, or below the comment that opens the file."""

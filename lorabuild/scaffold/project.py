@@ -104,14 +104,13 @@ def recipes_for(recipes: Sequence[str], is_tiny: bool) -> list[str]:
 
 
 def _trigger(wanted: Wanted) -> str:
-    comment = "# the word in a prompt that calls it; the first tag of each caption"
+    pictures, comment = wanted.pictures, "# the word in a prompt that calls it"
     if wanted.trigger is not None:
-        return f"trigger = {toml_text(wanted.trigger):24}  {comment}"
-    pictures = wanted.pictures
+        return f"trigger = {toml_text(wanted.trigger):24}  {comment}; the first tag of each caption"
     if pictures and pictures.first_tag:
-        comment = f"# is it this? {pictures.with_tag} of {pictures.captions} captions begin with it"
-    guess = toml_text(pictures.first_tag if pictures and pictures.first_tag else "…")
-    return f"# trigger = {guess:22}  {comment}"
+        guess = toml_text(pictures.first_tag)
+        return f"# trigger = {guess:22}  {comment} ({guess} begins {pictures.with_tag} of {pictures.captions} captions)"
+    return f'# trigger = "…"                     {comment}; the first tag of each caption'
 
 
 def _images(wanted: Wanted) -> str:
@@ -166,8 +165,8 @@ def _at(table: dict[str, Any], path: tuple[str, str]) -> str:
 
 
 def _without_title(data: bytes) -> bytes:
-    """A manifest without the comment that opens it: that is about the other project."""
-    lines = data.splitlines(keepends=True)
+    """A manifest without the comment that opens it, and without a guessed trigger: they are about the other project."""
+    lines = [line for line in data.splitlines(keepends=True) if not line.startswith(b"# trigger =")]
     while lines and lines[0].lstrip().startswith(b"#"):
         lines.pop(0)
     return b"".join(lines).lstrip()

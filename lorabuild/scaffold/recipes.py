@@ -7,7 +7,10 @@ from pathlib import Path
 from lorabuild import __version__
 
 HERE = Path(__file__).resolve().parents[1]
-FOLDERS = (HERE / "recipes", HERE.parent / "recipes")  # installed; in lorabuild's own repository, which is where they are written
+FOLDERS = (
+    HERE / "recipes",
+    HERE.parent / "recipes",
+)  # installed; in lorabuild's own repository, which is where they are written
 
 
 def packaged() -> dict[str, Path]:

@@ -65,9 +65,7 @@ class Step:
 def steps(root: Path) -> list[Step]:
     """All that a repository needs at `root`, also what is there already. Writes nothing. Raises ConfigError."""
     found = [_dodo(root), _registered(root), _made(root / "lorabuild.toml", SHARED.encode(), "lorabuild.toml")]
-    found += [
-        _made(root / "recipes" / path.name, copied(path), f"recipes/{path.name}") for path in packaged().values()
-    ]
+    found += [_made(root / "recipes" / path.name, copied(path), f"recipes/{path.name}") for path in packaged().values()]
     return [*found, _ignored(root)]
 
 
@@ -117,7 +115,7 @@ def _in_ini(path: Path) -> Step:
         parser.read_string(text)
     except IniError as error:
         raise ConfigError(Problem(path.name, 0, " ".join(str(error).split()))) from None
-    known = parser["COMMAND"] if "COMMAND" in parser else {}
+    known = dict(parser["COMMAND"]) if parser.has_section("COMMAND") else {}
     missing = {name: where for name, where in REGISTERED.items() if name not in known}
     if not missing:
         return Step(path, None, _told("doit.cfg", []))
@@ -156,4 +154,3 @@ def _ignored(root: Path) -> Step:
 def _bare(line: str) -> str:
     """`/build/` and `build` keep the same folder out of git."""
     return line.strip().strip("/")
-

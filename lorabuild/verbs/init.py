@@ -39,7 +39,9 @@ def main(args: Sequence[str]) -> int:
         _write(step, root)
     (root / "projects").mkdir(exist_ok=True)
     if not changes:
-        print(f"nothing to do: {given if given != '.' else 'this folder'} is a repository, and nothing of it is missing")
+        print(
+            f"nothing to do: {given if given != '.' else 'this folder'} is a repository, and nothing of it is missing"
+        )
         return 0
     for step in found:
         print(step.said)

@@ -12,10 +12,10 @@ from lorabuild.manifest.bases import base_path
 from lorabuild.manifest.layers import shown
 from lorabuild.manifest.repository import Repository, survey
 from lorabuild.names import RESERVED, name_problem, quoted
-from lorabuild.scan import Scan
 from lorabuild.scaffold.pictures import Pictures, look
 from lorabuild.scaffold.project import KEEP, TINY, Wanted, like, manifest, recipes_for
 from lorabuild.scaffold.recipes import available, copied, packaged
+from lorabuild.scan import Scan
 from lorabuild.verbs.common import warn
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import root_here
@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     taken = {path.parent.name: path for path in Scan().manifests(root / "projects")[0]}
     _check_name(options.name, root, taken)
     if options.kind not in (None, *KEEP):
-        raise UsageError(f'--kind {options.kind}: expected {" or ".join(KEEP)}{near_miss(options.kind, KEEP)}')
+        raise UsageError(f"--kind {options.kind}: expected {' or '.join(KEEP)}{near_miss(options.kind, KEEP)}")
     other = _other(options.source, root, taken)
     repository = _repository(root, other)
     folder = root / "projects" / options.name
@@ -179,4 +179,3 @@ def _tell(root: Path, folder: Path, wanted: Wanted, repository: Repository) -> N
     if wanted.trigger is None:
         print(f"  lorabuild set {wanted.name} project.trigger={(pictures and pictures.first_tag) or 'WORD'}")
     print(f"  lorabuild check {wanted.name}\n  doit {wanted.name}")
-

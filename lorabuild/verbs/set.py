@@ -13,9 +13,9 @@ from lorabuild.forecast.outlook import outlooks
 from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import Merged, merge
 from lorabuild.reasons import plain
-from lorabuild.scan import Scan
 from lorabuild.scaffold.assign import Assignment, Edited, assignment, edited
 from lorabuild.scaffold.edit import key_path
+from lorabuild.scan import Scan
 from lorabuild.session import opened, targets
 from lorabuild.verbs.common import warn
 from lorabuild.verbs.parser import Parser
@@ -37,10 +37,10 @@ SLOW = ("project", "dataset", "extends")
 WORDS = {
     "built": "will be built",
     "restored": "will be restored",
-    "published": "gets another header",
-    "maybe": "is built after it, if that comes out otherwise",
+    "published": "will get another header",
+    "maybe": "after that, if it comes out otherwise",
     "failed": "cannot be built (`lorabuild plan` says why)",
-    "blocked": "waits for what cannot be built",
+    "blocked": "must wait for what cannot be built",
 }
 
 
