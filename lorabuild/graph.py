@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from doit.reporter import ZeroReporter
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.files import remove_empty
-from lorabuild.names import REPOSITORY_VERBS
+from lorabuild.names import REPORT, REPOSITORY_VERBS
 from lorabuild.progress import nobody_reads, open_streams, summary
 from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.signals import stopping
@@ -136,6 +137,11 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
             "task_dep": targets(current.jobs, current.projects)[project],
             "doc": f"all of {project}",
         }
+    yield {
+        "basename": REPORT,
+        "actions": None,
+        "doc": "What plain `doit` builds, then pages of it: build/report/index.html",
+    }
 
 
 class _Fresh:
@@ -170,7 +176,7 @@ def _clean(name: str, dryrun: bool) -> None:
 def _projects_of(names: Sequence[str]) -> set[str] | None:
     """The projects that targets are of; None where one is of all of them: a stage, or what belongs to a base."""
     jobs = [Job(name, {}, {}, ()) if ":" in name else Job(f"train:{name}", {}, {}, ()) for name in names]
-    if STAGES.keys() & names or any(job.project is None for job in jobs):
+    if {*STAGES, REPORT} & {*names} or any(job.project is None for job in jobs):
         return None
     return {job.project for job in jobs if job.project}
 
@@ -253,16 +259,18 @@ class Run(_Command, DoitRun):
         pos_args: Sequence[str] = (),
     ) -> int:
         current = engine()
-        wanted = self.jobs_of(pos_args)
+        named = [name for name in pos_args if name != REPORT]
+        wanted = self.jobs_of(named)
         if not wanted and not current.clean:
-            print(f"nothing to build: {self._reason(current, pos_args)}")
+            print(f"nothing to build: {self._reason(current, named)}")
+            _report(current, pos_args)
             return 0
         left_out: dict[str, str] = {}
-        if not pos_args and not continue_:  # a project that waits for its images keeps no other one waiting
+        if not named and not continue_:  # a project that waits for its images keeps no other one waiting
             wanted, left_out = _filled(current, wanted)
         if not continue_:  # then the others are built, and its own jobs tell what is wrong
             current.check_sources(wanted)
-        if not pos_args:
+        if not named or REPORT in pos_args:
             self.sel_tasks = wanted
         if always:
             current.anew = frozenset(wanted)
@@ -304,6 +312,7 @@ class Run(_Command, DoitRun):
         print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
         for line in _failures(current):
             print(line)
+        _report(current, names)
         return 1 if code else 0
 
     @staticmethod
@@ -355,6 +364,19 @@ def _filled(current: Engine, wanted: list[str]) -> tuple[list[str], dict[str, st
     return wanted, {}
 
 
+def _report(current: Engine, names: Sequence[str]) -> None:
+    """Bring the pages up to date, if they are asked for; also those of what failed. Where nothing was to do, they are."""
+    if REPORT not in (names or current.default):
+        return
+    folder = current.root / "build" / REPORT
+    if not names and not current.projects:
+        pages = {f"{name}.html" for name in ("index", *current.clean)}
+        if pages == {path.name for path in folder.glob("*.html")}:
+            return
+    face = import_module("lorabuild.verbs.report")  # by name: faces are above us
+    print(face.said(face.refresh(current.root)))
+
+
 def _threads(jobs: int, current: Engine) -> int:
     """For doit: as many as jobs may run, and more for those that wait for a GPU and should not keep others waiting."""
     heavy = sum(current.stages[job.stage].slot == "gpu" for job in current.jobs.values())
@@ -372,7 +394,13 @@ class Clean(_Command, DoitClean):
     cmd_options = (opt_clean_dryrun,)
 
     def _execute(self, dryrun: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
-        for name in self.jobs_of(pos_args):
+        if REPORT in pos_args:
+            folder = engine().root / "build" / REPORT
+            print(f"{'would remove' if dryrun else 'removed'} {folder.relative_to(engine().root)}")
+            if not dryrun:
+                shutil.rmtree(folder, ignore_errors=True)
+        named = [name for name in pos_args if name != REPORT]
+        for name in self.jobs_of(named) if named or not pos_args else ():
             _clean(name, dryrun)
 
 
@@ -385,7 +413,8 @@ class Forget(_Command, DoitForget):
     def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
         if not pos_args and not forget_all:
             raise UsageError("forget: name a target, or --all: what is forgotten is built again, trainings too")
-        for name in self.jobs_of(pos_args):
+        named = [name for name in pos_args if name != REPORT]  # of which nothing is remembered
+        for name in self.jobs_of(named) if named or forget_all else ():
             try:
                 forgotten = engine().forget(name)
             except UserError:

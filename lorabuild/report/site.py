@@ -136,6 +136,7 @@ def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
         "whence": files.whence,
         "paths": {role: told(path) for role, path in files.paths.items()},
         "states": {stage: asdict(one) for stage, one in files.states.items()},
+        "checked": files.checked,
         "snapshots": {str(step): told(path) for step, path in files.snapshots.items()},
         "variants": {name: _plain(one, state) for name, one in files.variants.items()},
     }

@@ -7,8 +7,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from lorabuild.checks.last import remember
 from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.findings import Finding
@@ -43,6 +45,7 @@ def main(args: Sequence[str]) -> int:
     warnings.simplefilter("ignore")  # PIL's, of pictures that it reads all the same: what counts is among the findings
     with state_of(root) as state:
         report = check(root, options.names, state, _told)
+        remember(report, state, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")  # for the report
     if options.json:
         print(json.dumps(_facts(report), indent=2))
     else:
