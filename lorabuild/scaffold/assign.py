@@ -30,7 +30,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Edited:
-    """A manifest as it would be, what of it went to make room, and problems that it had before."""
+    """A manifest as it would be, what of it went to make room, and what was wrong before and still is."""
 
     data: bytes
     notes: tuple[str, ...]
@@ -76,9 +76,10 @@ def edited(root: Path, manifest: Path, assignments: Sequence[Assignment]) -> Edi
             options.append((option, judge.about(one, option)))
         data = next((option for option, wrong in options if not wrong), None) or _best(options)
         notes += [f"{dotted(path)} removed: {one.key} takes its place" for path in rivals]
-    if wrong := judge.new(data, assignments):
-        raise ConfigError(*wrong)
-    return Edited(data, tuple(notes), tuple(sorted(judge.before)))
+    wrong = judge.problems(data)
+    if new := judge.new(wrong, assignments):
+        raise ConfigError(*new)
+    return Edited(data, tuple(notes), tuple(wrong))
 
 
 class _Judge:
@@ -86,23 +87,23 @@ class _Judge:
 
     def __init__(self, root: Path, manifest: Path):
         self.root, self.manifest = root, manifest
-        self.before = self._problems(None)
-        self._known = {(one.file, one.message) for one in self.before}
+        self._known = {(one.file, one.message) for one in self.problems(None)}
 
     def about(self, one: Assignment, data: bytes) -> list[Problem]:
         """What is wrong with the value of one key."""
-        return [problem for problem in self._problems(data) if _is_about(problem, one)]
+        return [problem for problem in self.problems(data) if _is_about(problem, one)]
 
-    def new(self, data: bytes, assignments: Sequence[Assignment]) -> list[Problem]:
-        """What is wrong, and either was not before or is so with a key that is being set."""
+    def new(self, problems: Sequence[Problem], assignments: Sequence[Assignment]) -> list[Problem]:
+        """Those that were not there before, or are so with a key that is being set."""
         given = [one for one in assignments if one.value]
         return [
-            problem
-            for problem in self._problems(data)
-            if (problem.file, problem.message) not in self._known or any(_is_about(problem, one) for one in given)
+            one
+            for one in problems
+            if (one.file, one.message) not in self._known or any(_is_about(one, each) for each in given)
         ]
 
-    def _problems(self, data: bytes | None) -> list[Problem]:
+    def problems(self, data: bytes | None) -> list[Problem]:
+        """All that is wrong with the manifest, or with these bytes in its place."""
         instead = None if data is None else {self.manifest: data}
         return survey(self.root, skip=lambda path: path != self.manifest, instead=instead)[1]
 
