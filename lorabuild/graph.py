@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,8 @@ from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
+from lorabuild.colours import coloured, paint, terminal
+from lorabuild.ending import ended, facts, go_on, table
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.files import remove_empty
@@ -230,10 +233,40 @@ class _Command:
         return selected(names, engine())
 
 
+OPT_JSON = {
+    "name": "json",
+    "short": "",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print what was done as JSON, and nothing else, to stdout (docs/commands.md)",
+}
+
+
 class Run(_Command, DoitRun):
-    """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`."""
+    """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`, `--json`."""
 
     writes = builds = True
+    cmd_options = (*DoitRun.cmd_options, OPT_JSON)
+    said_as = "doit"  # what was typed to come here
+    _facts: dict[str, Any] | None = None  # what the build did, once it is over
+    _on = "doit"  # the command that goes on where this one failed
+
+    def parse_execute(self, args: list[str]) -> int:
+        """With --json all that is said goes to stderr. A mistake before anything is begun leaves stdout empty."""
+        if "--json" not in args:
+            return super().parse_execute(args)
+        open_streams()
+        out = sys.stdout
+        rest = [arg for arg in args if arg != "--json"]  # doit reads options before the targets alone
+        with redirect_stdout(sys.stderr):
+            code = super().parse_execute(["--json", *rest])
+        if self._facts is not None:
+            try:
+                print(json.dumps(self._facts | {"exit_code": code}, indent=2, ensure_ascii=False), file=out, flush=True)
+            except BrokenPipeError:
+                return nobody_reads()
+        return code
 
     def execute(self, params: Any, args: list[str]) -> int:
         """With all projects clean, there is no graph to be made."""
@@ -263,6 +296,7 @@ class Run(_Command, DoitRun):
         wanted = self.jobs_of(named)
         if not wanted and not current.clean:
             print(f"nothing to build: {self._reason(current, named)}")
+            self._facts = facts(current, 0.0)
             _report(current, pos_args)
             return 0
         left_out: dict[str, str] = {}
@@ -289,29 +323,40 @@ class Run(_Command, DoitRun):
         code = code or int(bool(left_out))
         if code:
             current.counts["not run"] = reporter.not_run(current.failures)
+        self._on = go_on(self.said_as, pos_args, num_process, continue_)
         if heard.signalled:
             if current.sharing:
                 current.sharing.leave()  # a signal of the last moment may not have come to _Stopped yet
             current.face.close()
-            said = summary(current.counts, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            said = summary(current.counts, seconds)
             _complain([*_failures(current), interrupted_line(current.interrupted, said)])
+            self._facts = facts(current, seconds)
             return EXIT_CODE
         return self._end(current, start, code, pos_args)
 
-    @staticmethod
-    def _end(current: Engine, start: float, code: int = 0, names: Sequence[str] = ()) -> int:
+    def _end(self, current: Engine, start: float, code: int = 0, names: Sequence[str] = ()) -> int:
         """Put in order what the run leaves, and say what it did."""
         current.face.close()
-        for path in current.tidy():
+        removed = current.tidy()
+        for path in removed:
             print(f"removed {path.relative_to(current.root)}: no longer wanted")
         current.settle(current.made_by)
         if not names:
             current.counts["fresh"] += len(
                 {job for jobs in current.clean.values() for job in jobs} - current.jobs.keys()
             )
-        print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
+        seconds = time.monotonic() - start
+        if terminal():
+            size = shutil.get_terminal_size()
+            for line in table(ended(current), size.columns, size.lines, coloured()):
+                print(line)
+        print(summary(current.counts, seconds) if not code or current.failures else "stopped")
         for line in _failures(current):
-            print(line)
+            print(paint(line, "red") if coloured() else line)
+        if current.failures:
+            print(f"once that is mended, `{self._on}` goes on from here")
+        self._facts = facts(current, seconds, removed)
         _report(current, names)
         return 1 if code else 0
 
@@ -476,6 +521,7 @@ def main(args: Sequence[str], root: Path) -> int:
 
     os.chdir(root)
     loader = ModuleTaskLoader({"task_lorabuild": task_lorabuild, "DOIT_CONFIG": DOIT_CONFIG})
+    Run.said_as = "lorabuild build"
     here = {"COMMAND": {name: f"lorabuild.graph:{command.__name__}" for name, command in COMMANDS.items()}}
     return DoitMain(loader, config_filenames=(), extra_config=here).run(list(args))
 

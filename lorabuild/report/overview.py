@@ -23,6 +23,7 @@ def data(files: ProjectFiles) -> dict[str, Any]:
         "stages": [("", one) for one in stages] + more,
         "files": list(_files(files)),
         "commands": list(_commands(files)),
+        "any_why": any(one["why"] for one in [*stages, *(one for _, one in more)]),
         "built": any(files.path(role) for role in ("trained", "resized", "chopped")),
     }
 

@@ -13,11 +13,11 @@ from typing import Any
 from lorabuild.checks.last import remember
 from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
+from lorabuild.colours import coloured, paint
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
 from lorabuild.training.memory import said
 from lorabuild.training.updates import update_count
-from lorabuild.verbs.colours import coloured, paint
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import root_here, table
