@@ -19,6 +19,7 @@ BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default say
 REPOSITORY_VERBS = (
     "blocks", "check", "explain", "doctor", "plan", "why", "status", "verify", "gc", "diff", "pull", "push",
     "init", "new", "set",
+    "export",
 )  # fmt: skip
 
 # A project is a target beside stages and commands, so it may not have the name of one.
