@@ -15,7 +15,7 @@ from standin import Stage
 from lorabuild.report import curves, dataset, recipe, words
 from lorabuild.report.collect import ALL_ROLES
 from lorabuild.report.files import ProjectFiles, StageState, page_name
-from lorabuild.report.page import _safe_json, render_index, render_project
+from lorabuild.report.page import FAULT, _safe_json, render_index, render_project
 from lorabuild.report.site import write_report
 from lorabuild.state import State
 
@@ -106,6 +106,13 @@ def test_a_file_that_cannot_be_read_is_one_line_of_its_section(files: ProjectFil
     broken.write_bytes(b"no header")
     page = render_project(replace(files, paths={**files.paths, "trained": broken}))
     assert "ember.safetensors" in page and "Traceback" not in page
+
+
+def test_a_file_of_build_that_was_edited_costs_its_section_alone(files: ProjectFiles):
+    assert FAULT not in render_project(files)
+    files.paths["dataset"].write_text("{")
+    page = render_project(files)
+    assert FAULT in page and 'id="plot-loss"' in page
 
 
 def test_every_section_has_one_heading_and_a_link_to_it(files: ProjectFiles):
