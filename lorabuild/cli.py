@@ -30,6 +30,8 @@ lorabuild: make for LoRAs
   lorabuild push [NAME …]      upload what the remote store lacks
   lorabuild export NAME --to P copies for a1111, comfy or diffusers, or a folder with a model card; of any LoRA file, too
 
+  lorabuild import FILE        an sd-scripts command, config or data set, or a LoRA's metadata -> a manifest (anywhere)
+
   lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
   lorabuild explain CODE       what a finding means, and what helps
   lorabuild doctor             the installation: packages, GPU, disk, bases, tokenizers, remote store (anywhere)

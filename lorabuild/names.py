@@ -19,6 +19,7 @@ BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default say
 REPOSITORY_VERBS = (
     "blocks", "check", "explain", "doctor", "plan", "why", "status", "verify", "gc", "diff", "pull", "push",
     "init", "new", "set",
+    "import",
     "export",
 )  # fmt: skip
 

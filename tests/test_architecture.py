@@ -19,7 +19,7 @@ LAYERS = {
     "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
     "stages": "stages",
     "graph": "workers rank worker assess engine watch session upkeep forecast ending graph",
-    "checks": "checks doctor scaffold",
+    "checks": "checks doctor importing scaffold",
     "faces": "cli __main__ verbs report exporting",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
