@@ -14,6 +14,10 @@ from lorabuild.names import REPOSITORY_VERBS
 USAGE = """\
 lorabuild: make for LoRAs
 
+  lorabuild init [DIR]         make a folder a repository; adds what is missing, overwrites nothing
+  lorabuild new NAME           a project: --images DIR, --from RECIPE or project, --base, --kind, --trigger
+  lorabuild set NAME KEY=VALUE edit a manifest in place: resize.thr=-3.2, chop.keep=TE,OUT01
+
   lorabuild build [TARGET …]   build what is stale; a target is a project, a stage or stage:project
                                -n 4 (jobs at once)  --continue (after a failure)  -a (build anew)
   lorabuild list [--all]       the targets
