@@ -120,7 +120,14 @@ def _static(name: str) -> str:
 
 
 def _script(name: str) -> str:
-    return _static(f"{name}.js")
+    """The script of a section. Parts of it, `<section>.<part>.js`, share one scope with it, and are of no other."""
+    from markupsafe import Markup
+
+    parts = sorted((HERE / "static").glob(f"{name}.*.js"))
+    if not parts:
+        return _static(f"{name}.js")
+    texts = [_static(path.name) for path in parts] + [_static(f"{name}.js")]
+    return Markup('(() => {\n"use strict";\n%s})();\n') % Markup("").join(texts)
 
 
 def _safe_json(value: Any) -> str:
