@@ -24,6 +24,7 @@ lorabuild: make for LoRAs
   lorabuild diff A B           two projects, two commits (HEAD~3:ember ember), or two files
   lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
   lorabuild push [NAME …]      upload what the remote store lacks
+  lorabuild export NAME --to P copies for a1111, comfy or diffusers, or a folder with a model card; of any LoRA file, too
 
   lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
   lorabuild explain CODE       what a finding means, and what helps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from world import World
 
+from lorabuild.report.page import FAULT
 from lorabuild.verbs.report import refresh
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
@@ -45,6 +47,13 @@ class Browser:
 
     def js(self, code: str, *args: Any) -> Any:
         return self.driver.execute_script(code, *args)
+
+    def wait(self, code: str, seconds: float = 10) -> None:
+        """Wait until the code returns something true; then go on, or fail."""
+        deadline = time.monotonic() + seconds
+        while not self.js(code):
+            assert time.monotonic() < deadline, f"never true: {code}"
+            time.sleep(0.02)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
@@ -98,4 +107,5 @@ def browser() -> Iterator[Browser]:
 def report_site(built: World) -> World:
     """A built repository with its report: the page of its project is `build/report/ember.html`."""
     refresh(built.root)
+    assert FAULT not in (built.root / "build/report/ember.html").read_text()
     return built

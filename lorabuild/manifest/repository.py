@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Repository:
     build_default: Sequence[str]
     store: Mapping[str, Any]
     files: Sequence[Path]
+    export: Mapping[str, str] = field(default_factory=dict)  # program -> the folder for its LoRAs, as it was written
 
     @property
     def used_bases(self) -> list[str]:
@@ -155,6 +156,7 @@ def survey(
         build_default=shared["build"]["default"],
         store=shared["store"],
         files=sorted(reader.looked_for),
+        export=shared["export"],
     )
     return repository, problems
 

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 SECTIONS = (
     "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
 )  # fmt: skip
+FAULT = "cannot be shown (if nobody has edited build/, a fault in lorabuild)"
 CSP = (
     "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
@@ -53,8 +54,8 @@ def render_project(files: ProjectFiles, commit: str = "") -> str:
         sections=found,
         styles=[_static(f"{name}.css") for name in ("page", *names)],
         vendor=_vendored(names),
-        scripts=[_script(name) for name in ("page", *names)],
-        data={one.name: _safe_json(one.data) for one in found},
+        scripts=[_script(name) for name in ("page", *(one.name for one in found if not one.fault))],
+        data={one.name: _safe_json(one.data) for one in found if _script(one.name) and not one.fault},
         commit=commit,
         csp=CSP,
         version=__version__,
@@ -95,12 +96,16 @@ def _sections(files: ProjectFiles) -> Iterator[Section]:
     for name, module in _modules().items():
         try:
             data = module.data(files)
+            html = _template(f"{name}.html").render(data=data, files=files) if data is not None else None
         except (UserError, OSError) as error:  # a file of the user's, or one that a build has just taken away
             said = "; ".join(map(str, error.problems)) if isinstance(error, UserError) else told(error, files.root)
             yield Section(name, module.TITLE, "", {}, said)
-            continue
-        if data is not None:
-            yield Section(name, module.TITLE, _template(f"{name}.html").render(data=data, files=files), data)
+        except Exception as error:  # a file in build/ that was edited, or our own mistake: the rest of the page counts
+            said = f"{FAULT}: {type(error).__name__}: {error}"
+            yield Section(name, module.TITLE, "", {}, said)
+        else:
+            if html is not None:
+                yield Section(name, module.TITLE, html, data)
 
 
 def _vendored(names: Sequence[str]) -> list[tuple[str, str]]:

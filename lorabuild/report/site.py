@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild import __version__
-from lorabuild.files import empty_folder, remove_empty, staged
+from lorabuild.files import empty_folder, remove_empty, remove_leftovers, staged
 from lorabuild.hashing import digest_bytes, digest_json
 from lorabuild.report.files import ProjectFiles, page_name
 from lorabuild.report.page import HERE, beside, render_index, render_project
@@ -38,23 +38,20 @@ def write_report(root: Path, projects: list[ProjectFiles], state: State) -> Writ
     """Bring build/report/ up to date. Nothing outside it is written. Raises OSError."""
     folder = root / "build" / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = root / ".lorabuild" / "store" / "part"
     commit = commit_line(root)
     made = []
     for files in projects:
         key = digest_json([_code(), _plain(files, state)])
-        if _write(
-            folder / page_name(files.name), parts, key, commit, lambda files=files: render_project(files, commit)
-        ):
+        if _write(folder / page_name(files.name), key, commit, lambda files=files: render_project(files, commit)):
             made.append(files.name)
-        _write_beside(folder / files.name, beside(files), parts, state)
+        _write_beside(folder / files.name, beside(files), state)
     key = digest_json([_code(), [_plain(files, state) for files in projects]])
-    if _write(folder / INDEX, parts, key, commit, lambda: render_index(projects, commit)):
+    if _write(folder / INDEX, key, commit, lambda: render_index(projects, commit)):
         made.append("index")
     return Written(folder, len(projects) + 1, tuple(made), tuple(_remove_others(folder, projects)))
 
 
-def _write(path: Path, parts: Path, key: str, commit: str, render: Any) -> bool:
+def _write(path: Path, key: str, commit: str, render: Any) -> bool:
     """Make a page anew unless it stands as it was made under this key. True if its content had to be made."""
     whole = _read(path)
     fresh = whole is not None and whole[0] == key
@@ -64,7 +61,8 @@ def _write(path: Path, parts: Path, key: str, commit: str, render: Any) -> bool:
     text = COMMIT.sub(lambda found: f"{found[1]}{escape(commit)}{found[2]}", text, count=1)
     if not fresh or whole is None or text != whole[1]:
         data = text.encode("utf-8", "replace")
-        with staged(path, parts, durable=False) as part:
+        remove_leftovers(path, path.parent)
+        with staged(path, path.parent, durable=False) as part:
             part.write_bytes(data + f"<!-- key {key} seal {digest_bytes(data)} -->\n".encode())
     return not fresh
 
@@ -81,7 +79,7 @@ def _read(path: Path) -> tuple[str, str] | None:
     return found[1].decode(), data[: found.start()].decode("utf-8")
 
 
-def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], parts: Path, state: State) -> None:
+def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], state: State) -> None:
     """The files beside a page; others in its folder, which are ours, go."""
     for name, content in wanted.items():
         target = folder / name
@@ -89,7 +87,7 @@ def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], parts: Path,
         digest = digest_bytes(data) if data is not None else state.digest(Path(content))  # type: ignore[arg-type]
         if not target.is_file() or state.digest(target) != digest:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with staged(target, parts, durable=False) as part:
+            with staged(target, target.parent, durable=False) as part:
                 part.write_bytes(data if data is not None else Path(content).read_bytes())  # type: ignore[arg-type]
     keep = {folder / name for name in wanted}
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
@@ -136,19 +134,20 @@ def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
         "whence": files.whence,
         "paths": {role: told(path) for role, path in files.paths.items()},
         "states": {stage: asdict(one) for stage, one in files.states.items()},
+        "checked": files.checked,
         "snapshots": {str(step): told(path) for step, path in files.snapshots.items()},
         "variants": {name: _plain(one, state) for name, one in files.variants.items()},
     }
 
 
 def commit_line(root: Path) -> str:
-    """`1a2b3c4d5e6f` of the repository, with " and uncommitted changes"; empty where there is no git, or no commit yet."""
+    """`commit 1a2b3c4d5e6f`, and whether there are changes beside it; empty where there is no git, or no commit yet."""
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.strip() + (" and uncommitted changes" if changed.strip() else "")
+    return f"commit {head.strip()}" + (", with uncommitted changes" if changed.strip() else "")
 
 
 def _git(root: Path, *args: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
-from lorabuild.names import BY_DEFAULT, STAGES
+from lorabuild.names import BY_DEFAULT, REPORT, STAGES
 
 
 class BaseTable(Table):
@@ -61,7 +61,9 @@ class SlotsTable(Table):
 
 
 class BuildTable(Table):
-    default: list[Literal[STAGES]] = Field(list(BY_DEFAULT), description="The stages that plain `doit` builds.")
+    default: list[Literal[(*STAGES, REPORT)]] = Field(
+        list(BY_DEFAULT), description='The stages that plain `doit` builds; with "report" it also writes the pages.'
+    )
 
 
 class StoreTable(Table):
@@ -78,6 +80,16 @@ class StoreTable(Table):
     read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
 
 
+Folder = Annotated[Text, AfterValidator(values.folder)]
+
+
+class ExportTable(Table):
+    a1111: Folder | None = off(None, "A1111's or Forge's folder of LoRAs, or the program's own, which has models/Lora.")
+    comfy: Folder | None = off(None, "ComfyUI's folder of LoRAs, or the program's own, which has models/loras.")
+    diffusers: Folder | None = off(None, "A folder that gets a folder for each LoRA.")
+    folder: Folder | None = off(None, "A folder that gets a folder for each LoRA, with a model card.")
+
+
 class SharedFile(Table):
     """lorabuild.toml, and over it lorabuild.local.toml."""
 
@@ -88,3 +100,8 @@ class SharedFile(Table):
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
     store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
+    export: ExportTable = Field(
+        default_factory=ExportTable,
+        description="[export]: where `lorabuild export` puts its copies without -o, seen from the repository; ~ is the home "
+        "folder.",
+    )
