@@ -89,7 +89,7 @@ def _part(tensors: Mapping[str, TensorInfo], blocks: Blocks, block: str | None) 
 
 def _block(row: Row, part: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> dict[str, Any]:
     roles = {key: found[1] if (found := split_key(key)) else "" for key in part}
-    unscaled = [key for key, role in roles.items() if not role or part[key].dtype not in FLOATS and role != "alpha"]
+    unscaled = [key for key, role in roles.items() if not role or (part[key].dtype not in FLOATS and role != "alpha")]
     return {
         "block": row.block,
         "modules": row.modules,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # In the order of the page. A module `lorabuild/report/<section>.py` has TITLE, `data(files) -> dict | None` (None: nothing
 # to show, the section is left out), and may have LIBRARIES (files of static/vendor) and `beside(files)`, the files that
-# stand beside the page. templates/<section>.html shows `data`; static/<section>.js and .css are there or not.
+# stand beside the page. templates/<section>.html shows `data`; static/<section>.js and .css are there or not;
+# static/<section>.<part>.js is put before it, into one scope.
 SECTIONS = (
     "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
 )  # fmt: skip
