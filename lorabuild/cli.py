@@ -14,6 +14,10 @@ from lorabuild.names import REPOSITORY_VERBS
 USAGE = """\
 lorabuild: make for LoRAs
 
+  lorabuild init [DIR]         make a folder a repository; adds what is missing, overwrites nothing
+  lorabuild new NAME           a project: --images DIR, --from RECIPE or project, --base, --kind, --trigger
+  lorabuild set NAME KEY=VALUE edit a manifest in place: resize.thr=-3.2, chop.keep=TE,OUT01
+
   lorabuild build [TARGET …]   build what is stale; a target is a project, a stage or stage:project
                                -n 4 (jobs at once)  --continue (after a failure)  -a (build anew)
   lorabuild list [--all]       the targets
@@ -25,6 +29,8 @@ lorabuild: make for LoRAs
   lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
   lorabuild push [NAME …]      upload what the remote store lacks
   lorabuild export NAME --to P copies for a1111, comfy or diffusers, or a folder with a model card; of any LoRA file, too
+
+  lorabuild import FILE        an sd-scripts command, config or data set, or a LoRA's metadata -> a manifest (anywhere)
 
   lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
   lorabuild explain CODE       what a finding means, and what helps
