@@ -278,7 +278,10 @@ def test_doit_report_builds_and_tells_of_what_failed(tmp_path: Path):
     stage.plan()
     done = stage.doit("report")
     assert done.code == 0 and "3 pages, 2 made anew" in done.out
-    assert stage.doit("report").out.endswith("3 pages, fresh\n")
+    done = stage.doit("report", PYTHONPROFILEIMPORTTIME="1")
+    assert done.out.endswith("3 pages, fresh\n")
+    loaded = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+    assert "lorabuild.report.site" in loaded and not loaded & {"torch", "numpy", "transformers", "diffusers"}
 
 
 def test_a_build_writes_the_pages_if_its_default_says_so(tmp_path: Path):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # In the order of the page. A module `lorabuild/report/<section>.py` has TITLE, `data(files) -> dict | None` (None: nothing
-# to show, the section is left out), and may have LIBRARIES (files of static/vendor) and `beside(files)`, the files that
+# to show, the section is left out), and may have LIBRARIES (files of static/vendor or static/, for sections that share them) and `beside(files)`, the files that
 # stand beside the page. templates/<section>.html shows `data`; static/<section>.js and .css are there or not.
 SECTIONS = (
     "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
@@ -111,7 +111,7 @@ def _sections(files: ProjectFiles) -> Iterator[Section]:
 def _vendored(names: Sequence[str]) -> list[tuple[str, str]]:
     """(kind, text) of the libraries that these sections use, each once."""
     files = dict.fromkeys(file for name in names for file in getattr(_modules()[name], "LIBRARIES", ()))
-    return [("css" if file.endswith(".css") else "js", _static(f"vendor/{file}")) for file in files]
+    return [("css" if file.endswith(".css") else "js", _static(f"vendor/{file}") or _static(file)) for file in files]
 
 
 def _static(name: str) -> str:
