@@ -40,6 +40,8 @@ lorabuild: make for LoRAs
   lorabuild status             projects and stages at a glance
   lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
 
+  lorabuild completion SHELL   a script for bash, zsh or fish that completes all this
+
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
 Any LoRA file, without a repository (each has --help):
@@ -53,7 +55,12 @@ Any LoRA file, without a repository (each has --help):
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
 # `doit report` is a target: it builds first.
-VERBS = (*FILE_VERBS, "report", *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
+VERBS = (
+    *FILE_VERBS,
+    "report",
+    "completion",
+    *REPOSITORY_VERBS,
+)  # a module each in verbs/, with main(args) -> exit code
 
 
 def main() -> None:
@@ -67,6 +74,10 @@ def _main(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
+    if args[0] == "_complete":  # asked at each press of Tab
+        from lorabuild.completing.candidates import main as complete
+
+        return complete(args[1:])
     from lorabuild.errors import near_miss
 
     if args[0] in VERBS:
@@ -76,7 +87,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
+        sys.stderr.write(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)\n"
+        )
         return 2
     from lorabuild.graph import main as run
 

@@ -20,7 +20,7 @@ LAYERS = {
     "stages": "stages",
     "graph": "workers rank worker assess engine watch session upkeep forecast ending graph",
     "checks": "checks doctor importing scaffold",
-    "faces": "cli __main__ verbs report exporting",
+    "faces": "cli __main__ verbs report exporting completing",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 HEAVY = {
