@@ -175,7 +175,7 @@ def _tell(root: Path, folder: Path, wanted: Wanted, repository: Repository) -> N
     if pictures is None:
         print(f"  put images into {place}, 10 to 30 for a start, and tags beside each: 01.png, 01.txt ({tags})")
     elif not pictures.captions:
-        print(f"  put tags beside each image, in a file of its name: 01.txt ({tags})")
+        print(f"  put tags beside each image, in a file of its name: {quoted(f'{pictures.first}.txt')} ({tags})")
     if wanted.trigger is None:
         print(f"  lorabuild set {wanted.name} project.trigger={(pictures and pictures.first_tag) or 'WORD'}")
     print(f"  lorabuild check {wanted.name}\n  doit {wanted.name}")
