@@ -159,17 +159,20 @@ def test_spellings_are_of_keys_that_there_are():
     assert set(SPELLINGS) <= known
 
 
-def test_the_files_in_docs_are_the_schemas(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_files_in_docs_are_the_schemas(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     for name, make in SCHEMAS.items():
         said = "lorabuild schema -o docs/schema"
         assert (REPOSITORY / f"docs/schema/{name}.schema.json").read_text() == text(make()), said
     assert tuple(SCHEMAS) == KINDS
-    assert main(["-o", str(tmp_path / "schema")]) == 0
-    assert {path.name for path in (tmp_path / "schema").iterdir()} == {f"{name}.schema.json" for name in KINDS}
+    (tmp_path / "lorabuild.toml").touch()
+    (tmp_path / "projects").mkdir()
+    monkeypatch.chdir(tmp_path / "projects")
+    assert main(["-o", "../a/schema"]) == 0
+    assert {path.name for path in (tmp_path / "a/schema").iterdir()} == {f"{name}.schema.json" for name in KINDS}
     rules = tomllib.loads((tmp_path / ".taplo.toml").read_text())["rule"]
-    assert [rule["schema"]["path"] for rule in rules] == [f"schema/{name}.schema.json" for name in KINDS]
+    assert [rule["schema"]["path"] for rule in rules] == [f"a/schema/{name}.schema.json" for name in KINDS]
     (tmp_path / ".taplo.toml").write_text("# mine")
-    assert main(["-o", str(tmp_path / "schema")]) == 0
+    assert main(["-o", "../a/schema"]) == 0
     assert (tmp_path / ".taplo.toml").read_text() == "# mine"
     assert tomllib.loads((REPOSITORY / ".taplo.toml").read_text()) == tomllib.loads(taplo("docs/schema"))
     capsys.readouterr()

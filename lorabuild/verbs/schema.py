@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorabuild.cli import find_root
 from lorabuild.errors import UsageError
 from lorabuild.files import staged
 from lorabuild.verbs.parser import Parser
@@ -14,8 +16,8 @@ HELP = """\
 JSON Schemas for editors that complete and check TOML: keys, their values, a line on each.
 
   lorabuild schema lora          print the one of projects/*/lora.toml; recipe: of recipes/*.toml; lorabuild: of lorabuild.toml
-  lorabuild schema -o schema     write all three into a folder, with a .taplo.toml beside the folder, if there is none,
-                                 by which Even Better TOML (VS Code) and taplo find them
+  lorabuild schema -o schema     write all three into a folder, and a .taplo.toml at the top of the repository, if
+                                 there is none, by which Even Better TOML (VS Code) and taplo find them
 
 Other editors: a manifest's first line may be  #:schema ../../schema/lora.schema.json"""
 KINDS = ("lora", "recipe", "lorabuild")
@@ -38,9 +40,10 @@ def main(args: Sequence[str]) -> int:
         print(text(SCHEMAS[options.kind]()), end="")
         return 0
     files = {options.out / f"{name}.schema.json": text(make()) for name, make in SCHEMAS.items()}
-    rules = options.out.parent / ".taplo.toml"
+    root = find_root(Path.cwd()) or options.out.parent
+    rules = root / ".taplo.toml"
     if not rules.exists():
-        files[rules] = taplo(options.out.name)
+        files[rules] = taplo(Path(os.path.relpath(options.out, root)).as_posix())
     options.out.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         with staged(path, path.parent) as part:
