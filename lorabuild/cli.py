@@ -87,7 +87,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
+        sys.stderr.write(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)\n"
+        )
         return 2
     from lorabuild.graph import main as run
 
