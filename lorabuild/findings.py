@@ -130,7 +130,19 @@ CODES: dict[str, Code] = {
     "LB040": Code(
         "a picture's format is not read",
         "warn",
-        "The file's ending is that of a picture, but not of one that is read here, so that it is no part of the data set. Convert it.",
+        "The file's ending is that of a picture, but not of one that is read here, so that it is no part of the data set: convert it. "
+        "Or it is a folder with a picture's name, or its name ends in a dot or a space: rename it.",
+    ),
+    "LB041": Code(
+        "an image's checksum is wrong",
+        "warn",
+        "A part of the PNG is not what was written: the file was damaged on its way. It is decoded all the same, maybe with wrong pixels. "
+        "Take it from where it came from again.",
+    ),
+    "LB042": Code(
+        "an image shows nothing",
+        "warn",
+        "All its pixels have one colour. A picture that is wholly transparent is white: transparent pixels are seen on white.",
     ),
     "LB050": Code(
         "a caption cannot be read",
@@ -172,6 +184,11 @@ CODES: dict[str, Code] = {
         "only the first line of a caption counts",
         "warn",
         "What stands on further lines is not read, as in sd-scripts. Put all tags on one line.",
+    ),
+    "LB058": Code(
+        "two images have one caption",
+        "warn",
+        "Their names differ in the ending alone, so that one caption file is for both: ember.png and ember.jpg have ember.txt. Rename one.",
     ),
     "LB060": Code(
         "buckets do not fill a batch",

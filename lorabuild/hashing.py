@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,18 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """xxh3-128 of the file's bytes, read in chunks. Raises OSError."""
+    """xxh3-128 of the file's bytes, read in chunks. Raises OSError, also for what is no file: a pipe would be waited for."""
     state = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         while chunk := file.read(CHUNK_BYTES):
             state.update(chunk)
     return state.hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such pipes among its files
 
 
 def sha256_from(path: Path | str, start: int = 0) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.components import tensors_digest
-from lorabuild.data.images import EXTENSIONS, caption_path, list_images, named_folders
+from lorabuild.data.images import EXTENSIONS, NOT_UTF8, caption_path, list_images, named_folders
 from lorabuild.data.prompts import read_prompts
 from lorabuild.errors import InputMissing, JobError
+from lorabuild.findings import one_line
 from lorabuild.hashing import digest_json
 from lorabuild.manifest.sources import Sources
 from lorabuild.stage import INIT, MOST_REPEATS, Artifact, Component, File, Images, Input, Job, Subset, TextFile
@@ -134,8 +136,20 @@ class Resolver:
             if subset.named:
                 found = [image for one in named_subsets(subset) for image in self._files(one)]
             else:
-                found = [self._image(path, subset) for path in _listed(subset)]
+                found = self._all(subset)
             self._folders[subset] = found
+        return found
+
+    def _all(self, subset: Subset) -> list[ImageFile]:
+        """The images of a folder. Raises one JobError for all files that cannot be read."""
+        found, problems = [], []
+        for path in _listed(subset):
+            try:
+                found.append(self._image(path, subset))
+            except JobError as error:
+                problems += error.problems
+        if problems:
+            raise JobError(*problems)
         return found
 
     def _image(self, path: Path, subset: Subset) -> ImageFile:
@@ -143,7 +157,7 @@ class Resolver:
         settings = dict(subset.settings)
         image = ImageFile(path, self._digest(path, shown), shown, 0, subset.repeats, settings=settings)
         caption = caption_path(path, subset.caption_extension)
-        if not caption.exists():
+        if not os.path.lexists(caption):  # a link that leads nowhere is told of: a caption is meant
             return image
         settings.pop("class_tokens", None)
         return replace(image, caption=caption, caption_digest=self._digest(caption, f"{subset.shown}/{caption.name}"))
@@ -152,7 +166,9 @@ class Resolver:
         try:
             return self.state.digest(path)
         except OSError as error:
-            raise JobError(f"{shown}: {error.strerror}") from None
+            raise JobError(f"{one_line(shown)}: {error.strerror}") from None
+        except UnicodeEncodeError:
+            raise JobError(f"{one_line(shown)}: {NOT_UTF8}") from None
 
 
 def _check_lora(item: File) -> None:

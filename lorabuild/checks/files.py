@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorabuild.data.captions import read_caption
-from lorabuild.data.images import EXTENSIONS, caption_path
+from lorabuild.data.images import EXTENSIONS, caption_path, is_folder
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, one_line
 from lorabuild.inputs import named_subsets
@@ -68,7 +70,7 @@ def look_into(subset: Subset, settings: Mapping[str, Any], place: Named) -> Fold
             result.entries += folder.entries
             result.findings += folder.findings
         return result
-    names, said = _listed(subset.folder)
+    names, folders, said = _listed(subset.folder)
     if said:
         result.findings.append(place.wrong(f"{subset.shown}: {said}"))
         return result
@@ -82,40 +84,47 @@ def look_into(subset: Subset, settings: Mapping[str, Any], place: Named) -> Fold
         said = f"{subset.shown}: no images ({kinds}) in this folder; folders inside it are not searched"
         result.findings.append(place.wrong(said))
     result.findings += _left_over(subset, names, images)
+    result.findings += _shared(subset, images)
+    result.findings += (
+        found("LB040", f"{subset.shown}/{name}", "is a folder, whatever its name says: it is no part of the data set")
+        for name in folders
+        if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+    )
     return result
 
 
-def _listed(folder: Path) -> tuple[frozenset[str] | list[str], str]:
-    """(names of what lies in the folder, but for folders; what is wrong with it)."""
+def _listed(folder: Path) -> tuple[list[str], list[str], str]:
+    """(names of files, of folders, what is wrong with the folder)."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not _is_folder(entry)), ""
+            both = sorted((entry.name, is_folder(entry)) for entry in entries)
     except FileNotFoundError:
-        return [], "no such folder"
+        return [], [], "no such folder"
     except NotADirectoryError:
-        return [], "not a folder"
+        return [], [], "not a folder"
     except OSError as error:
-        return [], error.strerror or str(error)
+        return [], [], error.strerror or str(error)
+    return [name for name, inner in both if not inner], [name for name, inner in both if inner], ""
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads round in a circle
-        return False
+def _read(path: Path) -> bytes:
+    """A file's bytes. Raises OSError, also for what is no file: a pipe would be waited for."""
+    if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
 
 
 def _with_caption(entry: Entry, names: Sequence[str], findings: list[Finding]) -> Entry:
     path = caption_path(entry.path, entry.subset.caption_extension)
     shown = f"{entry.subset.shown}/{path.name}"
     every_line = entry.settings.get("enable_wildcard", False)
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is told of: a caption is meant
         if entry.text:  # class tokens
             return entry
         findings.append(found("LB051", entry.shown, f"no caption ({one_line(path.name)})"))
         return entry
     try:
-        data = path.read_bytes()
+        data = _read(path)
         text = read_caption(data, shown, every_line)
     except JobError as error:
         findings.append(found("LB050", shown, str(error).removeprefix(f"{shown}: "), 1))
@@ -128,6 +137,16 @@ def _with_caption(entry: Entry, names: Sequence[str], findings: list[Finding]) -
     return replace(entry, caption=shown, text=text)
 
 
+def _shared(subset: Subset, images: Sequence[str]) -> Iterator[Finding]:
+    """Images that differ in their endings alone: there is one caption for all of them."""
+    first: dict[str, str] = {}
+    for name in images:
+        caption = caption_path(Path(name), subset.caption_extension).name
+        if (other := first.setdefault(caption, name)) != name:
+            said = f"has its caption ({one_line(caption)}) in common with {one_line(other)}"
+            yield found("LB058", f"{subset.shown}/{name}", said)
+
+
 def _left_over(subset: Subset, names: Sequence[str], images: Sequence[str]) -> Iterator[Finding]:
     """Captions without an image, and pictures of other formats."""
     used = {caption_path(Path(name), subset.caption_extension).name for name in images}
@@ -138,6 +157,8 @@ def _left_over(subset: Subset, names: Sequence[str], images: Sequence[str]) -> I
         if name.lower().endswith(OTHER_PICTURES):
             yield found("LB040", shown, f"{Path(name).suffix} is not read: it is no part of the data set")
             used.add(caption_path(Path(name), subset.caption_extension).name)
+        elif name.rstrip(". ") != name and name.rstrip(". ").lower().endswith(EXTENSIONS):
+            yield found("LB040", shown, "its name ends in a dot or a space: it is no part of the data set")
     for name in names:
         if name.endswith(subset.caption_extension) and name not in used and not name.startswith("."):
             yield found("LB056", f"{subset.shown}/{name}", "a caption without an image")

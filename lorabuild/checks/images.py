@@ -68,6 +68,10 @@ def stored(entry: Entry, facts: Facts) -> Iterator[Finding]:
         yield found("LB037", entry.shown, f"is a {facts['format']} file: its name should end in {endings[0]}")
     if facts["frames"] > 1:
         yield found("LB038", entry.shown, f"animated: the first of {facts['frames']} frames is seen, no other")
+    if facts["damage"]:
+        yield found("LB041", entry.shown, f"the checksum of its {facts['damage']} chunk is wrong")
+    if facts["blank"]:
+        yield found("LB042", entry.shown, "all its pixels are of one colour")
     if facts["mode"] == "CMYK":
         yield found("LB039", entry.shown, "CMYK: converted to RGB without a colour profile")
     if facts["mode"].startswith("I"):

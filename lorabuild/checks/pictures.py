@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.data.images import FORMATS, decode, pixels_digest
+from lorabuild.data.images import FORMATS, NOT_UTF8, decode, pixels_digest
 from lorabuild.errors import JobError
 from lorabuild.hashing import digest_bytes
 from lorabuild.state import State
@@ -19,10 +20,12 @@ from lorabuild.state import State
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LOOKING = 1  # raised by hand when the same file should give other facts
+LOOKING = 2  # raised by hand when the same file should give other facts
 MOST_AT_ONCE = 8  # a picture of the largest size allowed takes half a gigabyte
 
-Facts = Mapping[str, Any]  # "digest" of the pixels, "size" [w, h], "dhash", "format", "mode", "frames"; or "fault"
+Facts = Mapping[
+    str, Any
+]  # "digest" of the pixels, "size" [w, h], "dhash", "format", "mode", "frames", "blank", "damage"; or "fault"
 
 
 def look_at(paths: Iterable[Path], state: State, told: Callable[[int], None] = lambda done: None) -> dict[Path, Facts]:
@@ -47,7 +50,7 @@ def _look(path: Path, state: State, fresh: dict[str, str]) -> Facts:
     except OSError as error:
         return {"fault": error.strerror or str(error)}
     except UnicodeEncodeError:
-        return {"fault": "its name is not UTF-8: rename it"}
+        return {"fault": NOT_UTF8}
     facts = facts_of(data)
     fresh[_key(digest_bytes(data))] = json.dumps(facts)
     return facts
@@ -64,7 +67,25 @@ def facts_of(data: bytes) -> Facts:
     formats = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(io.BytesIO(data), formats=formats) as stored:  # its header alone: as it was before it became RGB
         kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
-    return {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{dhash(picture):016x}", **kind}
+    seen = {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{dhash(picture):016x}"}
+    blank = all(low == high for low, high in picture.getextrema())
+    return {**seen, **kind, "blank": blank, "damage": wrong_checksum(data) if kind["format"] == "PNG" else ""}
+
+
+def wrong_checksum(png: bytes) -> str:
+    """The kind of the first chunk of a PNG whose CRC is not that of its bytes; empty if there is none.
+
+    PNG (ISO/IEC 15948), 5.3: length, kind, data, CRC-32 of kind and data. PIL does not compare that of the pixels.
+    """
+    at = 8
+    while at + 12 <= len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4])
+        if zlib.crc32(memoryview(png)[at + 4 : end]) != int.from_bytes(png[end : end + 4]):
+            return png[at + 4 : at + 8].decode("ascii", "replace")
+        if png[at + 4 : at + 8] == b"IEND":
+            break
+        at = end + 4
+    return ""
 
 
 def dhash(picture: Image) -> int:

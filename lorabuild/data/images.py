@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 # No others, whatever a file is called: some of PIL's readers run programs. PIL itself reads no JPEG XL.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "JXL")
+NOT_UTF8 = "its name is not UTF-8: rename it"
 MASKED = "mask"  # what a row's digest of its alpha channel is called
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a bare codestream, or one in a box
 
@@ -30,11 +31,19 @@ _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a bare codestream, o
 def list_images(folder: Path) -> list[Path]:
     """The images that lie directly in `folder`, by name. Hidden files do not count: `._1.png` is none.
 
-    Raises OSError, among them FileNotFoundError and NotADirectoryError.
+    A link that leads nowhere is one: who has it there expects a picture, and is told. Raises OSError, among them
+    FileNotFoundError and NotADirectoryError.
     """
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if _is_image(entry.name) and entry.is_file())
+        names = sorted(entry.name for entry in entries if _is_image(entry.name) and not is_folder(entry))
     return [folder / name for name in names]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
 
 
 def caption_path(image: Path, extension: str) -> Path:
