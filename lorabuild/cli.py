@@ -14,6 +14,10 @@ from lorabuild.names import REPOSITORY_VERBS
 USAGE = """\
 lorabuild: make for LoRAs
 
+  lorabuild init [DIR]         make a folder a repository; adds what is missing, overwrites nothing
+  lorabuild new NAME           a project: --images DIR, --from RECIPE or project, --base, --kind, --trigger
+  lorabuild set NAME KEY=VALUE edit a manifest in place: resize.thr=-3.2, chop.keep=TE,OUT01
+
   lorabuild build [TARGET …]   build what is stale; a target is a project, a stage or stage:project
                                -n 4 (jobs at once)  --continue (after a failure)  -a (build anew)
   lorabuild list [--all]       the targets
@@ -36,6 +40,9 @@ lorabuild: make for LoRAs
   lorabuild status             projects and stages at a glance
   lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
 
+  lorabuild schema [KIND]      JSON Schemas of the TOML files, for editors
+  lorabuild completion SHELL   a script for bash, zsh or fish that completes all this
+
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
 Any LoRA file, without a repository (each has --help):
@@ -49,7 +56,13 @@ Any LoRA file, without a repository (each has --help):
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
 # `doit report` is a target: it builds first.
-VERBS = (*FILE_VERBS, "report", *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
+VERBS = (
+    *FILE_VERBS,
+    "report",
+    "completion",
+    "schema",
+    *REPOSITORY_VERBS,
+)  # a module each in verbs/, with main(args) -> exit code
 
 
 def main() -> None:
@@ -63,6 +76,10 @@ def _main(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
+    if args[0] == "_complete":  # asked at each press of Tab
+        from lorabuild.completing.candidates import main as complete
+
+        return complete(args[1:])
     from lorabuild.errors import near_miss
 
     if args[0] in VERBS:
@@ -72,7 +89,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
+        sys.stderr.write(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)\n"
+        )
         return 2
     from lorabuild.graph import main as run
 

@@ -16,6 +16,7 @@ from world import World
 from lorabuild.report.page import FAULT
 from lorabuild.verbs.report import refresh
 
+STILL = {"name": "prefers-reduced-motion", "value": "reduce"}  # a click must not miss what still scrolls
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 PAUSED = "none of Chromium and its driver is here (LORABUILD_BROWSER_TESTS=1 makes that an error)"
 
@@ -28,7 +29,7 @@ class Browser:
 
     def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a page and forget what was said of those before."""
-        self._emulate("Emulation.setEmulatedMedia", features=[_scheme(dark)])
+        self._emulate("Emulation.setEmulatedMedia", features=[_scheme(dark), STILL])
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._emulate("Emulation.setDeviceMetricsOverride", **metrics)
         self.driver.get("about:blank")

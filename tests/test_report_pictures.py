@@ -157,7 +157,7 @@ def test_a_page_is_made_anew_when_a_picture_of_it_goes(tmp_path: Path, monkeypat
     assert site.write_report(tmp_path, [files], state).made == ()
     assert (beside / "00-base.png").exists()
     (tmp_path / "build/ember/samples/00-base.png").unlink()
-    assert site.write_report(tmp_path, [files], state).made == ("ember",)
+    assert "ember" in site.write_report(tmp_path, [files], state).made
     assert not (beside / "00-base.png").exists()
     assert "the file is gone" in (tmp_path / "build/report/ember.html").read_text()
     state.close()

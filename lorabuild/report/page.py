@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # In the order of the page. A module `lorabuild/report/<section>.py` has TITLE, `data(files) -> dict | None` (None: nothing
-# to show, the section is left out), and may have LIBRARIES (files of static/vendor or static/, for sections that share them) and `beside(files)`, the files that
-# stand beside the page. templates/<section>.html shows `data`; static/<section>.js and .css are there or not.
+# to show, the section is left out), and may have LIBRARIES (files of static/vendor or static/, for sections that share
+# them) and `beside(files)`, the files that stand beside the page. templates/<section>.html shows `data`;
+# static/<section>.js and .css are there or not; static/<section>.<part>.js is put before it, into one scope.
 SECTIONS = (
     "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
 )  # fmt: skip
@@ -81,7 +82,10 @@ def beside(files: ProjectFiles) -> dict[str, Path | bytes]:
     """What stands beside a page, by path from its folder `<project>/`: pictures in full size, say."""
     found: dict[str, Path | bytes] = {}
     for module in _modules().values():
-        found |= module.beside(files) if hasattr(module, "beside") else {}
+        try:
+            found |= module.beside(files) if hasattr(module, "beside") else {}
+        except Exception:  # as in `_sections`, which tells of it
+            continue
     return found
 
 
@@ -125,7 +129,14 @@ def _static(name: str) -> str:
 
 
 def _script(name: str) -> str:
-    return _static(f"{name}.js")
+    """The script of a section. Parts of it, `<section>.<part>.js`, share one scope with it, and are of no other."""
+    from markupsafe import Markup
+
+    parts = sorted((HERE / "static").glob(f"{name}.*.js"))
+    if not parts:
+        return _static(f"{name}.js")
+    texts = [_static(path.name) for path in parts] + [_static(f"{name}.js")]
+    return Markup('(() => {\n"use strict";\n%s})();\n') % Markup("").join(texts)
 
 
 def _safe_json(value: Any) -> str:

@@ -168,7 +168,7 @@ def _lines(
     drawn: Mapping[str, Pictures],
 ) -> list[str]:
     if not found:
-        return ["nothing to build: no projects/**/lora.toml here"]
+        return ["nothing to build: no projects/**/lora.toml here (`lorabuild new NAME` makes one)"]
     if not stale:
         return [f"nothing to do: {len(found)} jobs are fresh"]
     rows = [_row(outlook, costs[outlook.job.name]) for outlook in stale]

@@ -37,6 +37,7 @@ class BaseTable(Table):
         "A pin: the sha256 of the file, or its first ten digits or more, as Civitai and Hugging Face show it; of a folder that "
         "of its U-Net's weights. Another file is an error.",
     )
+    default: bool = off(False, "The base that `lorabuild new` takes where none is named.")
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseTable:
