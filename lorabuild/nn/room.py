@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorabuild.bases.layout import find_part
+from lorabuild.bases.layout import stored_bytes
 from lorabuild.errors import JobError
 from lorabuild.memory import available_bytes
 from lorabuild.nn.dry import dry
@@ -59,8 +59,7 @@ class Room:
 def room_of(recipe: Mapping[str, Any], folder: Path, pixels: int, device: str) -> Room:
     """Of a training on the base in `folder`; `recipe` with its `gradient_checkpointing`, `pixels`: of the largest bucket."""
     try:
-        large = find_part(folder, "unet").bytes >= LARGE
-        model = model_of(recipe, folder) if large else None
+        model = model_of(recipe, folder) if stored_bytes(folder, "unet") >= LARGE else None
     except (JobError, OSError):  # whatever is wrong with the base is told where it is loaded
         model = None
     return Room(recipe, pixels, free_bytes(device) if model else None, model)
