@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import time
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +26,12 @@ from doit.doit_cmd import DoitMain
 from doit.exceptions import InvalidCommand, TaskFailed, UnmetDependency
 from doit.reporter import ZeroReporter
 
+from lorabuild.colours import coloured, paint, terminal
+from lorabuild.ending import ended, facts, go_on, table
 from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UsageError, UserError, told
 from lorabuild.files import remove_empty
-from lorabuild.names import REPOSITORY_VERBS
+from lorabuild.names import REPORT, REPOSITORY_VERBS
 from lorabuild.progress import nobody_reads, open_streams, summary
 from lorabuild.session import dependencies, opened, selected, targets
 from lorabuild.signals import stopping
@@ -136,6 +140,11 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
             "task_dep": targets(current.jobs, current.projects)[project],
             "doc": f"all of {project}",
         }
+    yield {
+        "basename": REPORT,
+        "actions": None,
+        "doc": "What plain `doit` builds, then pages of it: build/report/index.html",
+    }
 
 
 class _Fresh:
@@ -170,7 +179,7 @@ def _clean(name: str, dryrun: bool) -> None:
 def _projects_of(names: Sequence[str]) -> set[str] | None:
     """The projects that targets are of; None where one is of all of them: a stage, or what belongs to a base."""
     jobs = [Job(name, {}, {}, ()) if ":" in name else Job(f"train:{name}", {}, {}, ()) for name in names]
-    if STAGES.keys() & names or any(job.project is None for job in jobs):
+    if {*STAGES, REPORT} & {*names} or any(job.project is None for job in jobs):
         return None
     return {job.project for job in jobs if job.project}
 
@@ -224,10 +233,40 @@ class _Command:
         return selected(names, engine())
 
 
+OPT_JSON = {
+    "name": "json",
+    "short": "",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print what was done as JSON, and nothing else, to stdout (docs/commands.md)",
+}
+
+
 class Run(_Command, DoitRun):
-    """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`."""
+    """`doit`, `doit TARGET …`, `-n 4`, `--continue`, `-a`, `--json`."""
 
     writes = builds = True
+    cmd_options = (*DoitRun.cmd_options, OPT_JSON)
+    said_as = "doit"  # what was typed to come here
+    _facts: dict[str, Any] | None = None  # what the build did, once it is over
+    _on = "doit"  # the command that goes on where this one failed
+
+    def parse_execute(self, args: list[str]) -> int:
+        """With --json all that is said goes to stderr. A mistake before anything is begun leaves stdout empty."""
+        if "--json" not in args:
+            return super().parse_execute(args)
+        open_streams()
+        out = sys.stdout
+        rest = [arg for arg in args if arg != "--json"]  # doit reads options before the targets alone
+        with redirect_stdout(sys.stderr):
+            code = super().parse_execute(["--json", *rest])
+        if self._facts is not None:
+            try:
+                print(json.dumps(self._facts | {"exit_code": code}, indent=2, ensure_ascii=False), file=out, flush=True)
+            except BrokenPipeError:
+                return nobody_reads()
+        return code
 
     def execute(self, params: Any, args: list[str]) -> int:
         """With all projects clean, there is no graph to be made."""
@@ -253,13 +292,16 @@ class Run(_Command, DoitRun):
         pos_args: Sequence[str] = (),
     ) -> int:
         current = engine()
-        wanted = self.jobs_of(pos_args)
+        named = [name for name in pos_args if name != REPORT]
+        wanted = self.jobs_of(named)
         if not wanted and not current.clean:
-            print(f"nothing to build: {self._reason(current, pos_args)}")
+            print(f"nothing to build: {self._reason(current, named)}")
+            self._facts = facts(current, 0.0)
+            _report(current, pos_args)
             return 0
         if not continue_:  # then the others are built, and its own jobs tell what is wrong
             current.check_sources(wanted)
-        if not pos_args:
+        if not named or REPORT in pos_args:
             self.sel_tasks = wanted
         if always:
             current.anew = frozenset(wanted)
@@ -275,29 +317,41 @@ class Run(_Command, DoitRun):
             )
         if code:
             current.counts["not run"] = reporter.not_run(current.failures)
+        self._on = go_on(self.said_as, pos_args, num_process, continue_)
         if heard.signalled:
             if current.sharing:
                 current.sharing.leave()  # a signal of the last moment may not have come to _Stopped yet
             current.face.close()
-            said = summary(current.counts, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            said = summary(current.counts, seconds)
             _complain([*_failures(current), interrupted_line(current.interrupted, said)])
+            self._facts = facts(current, seconds)
             return EXIT_CODE
         return self._end(current, start, code, pos_args)
 
-    @staticmethod
-    def _end(current: Engine, start: float, code: int = 0, names: Sequence[str] = ()) -> int:
+    def _end(self, current: Engine, start: float, code: int = 0, names: Sequence[str] = ()) -> int:
         """Put in order what the run leaves, and say what it did."""
         current.face.close()
-        for path in current.tidy():
+        removed = current.tidy()
+        for path in removed:
             print(f"removed {path.relative_to(current.root)}: no longer wanted")
         current.settle(current.made_by)
         if not names:
             current.counts["fresh"] += len(
                 {job for jobs in current.clean.values() for job in jobs} - current.jobs.keys()
             )
-        print(summary(current.counts, time.monotonic() - start) if not code or current.failures else "stopped")
+        seconds = time.monotonic() - start
+        if terminal():
+            size = shutil.get_terminal_size()
+            for line in table(ended(current), size.columns, size.lines, coloured()):
+                print(line)
+        print(summary(current.counts, seconds) if not code or current.failures else "stopped")
         for line in _failures(current):
-            print(line)
+            print(paint(line, "red") if coloured() else line)
+        if current.failures:
+            print(f"once that is mended, `{self._on}` goes on from here")
+        self._facts = facts(current, seconds, removed)
+        _report(current, names)
         return 1 if code else 0
 
     @staticmethod
@@ -338,6 +392,19 @@ class _Stopped:
         self.current.face.warn(text)
 
 
+def _report(current: Engine, names: Sequence[str]) -> None:
+    """Bring the pages up to date, if they are asked for; also those of what failed. Where nothing was to do, they are."""
+    if REPORT not in (names or current.default):
+        return
+    folder = current.root / "build" / REPORT
+    if not names and not current.projects:
+        pages = {f"{name}.html" for name in ("index", *current.clean)}
+        if pages == {path.name for path in folder.glob("*.html")}:
+            return
+    face = import_module("lorabuild.verbs.report")  # by name: faces are above us
+    print(face.said(face.refresh(current.root)))
+
+
 def _threads(jobs: int, current: Engine) -> int:
     """For doit: as many as jobs may run, and more for those that wait for a GPU and should not keep others waiting."""
     heavy = sum(current.stages[job.stage].slot == "gpu" for job in current.jobs.values())
@@ -355,7 +422,13 @@ class Clean(_Command, DoitClean):
     cmd_options = (opt_clean_dryrun,)
 
     def _execute(self, dryrun: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
-        for name in self.jobs_of(pos_args):
+        if REPORT in pos_args:
+            folder = engine().root / "build" / REPORT
+            print(f"{'would remove' if dryrun else 'removed'} {folder.relative_to(engine().root)}")
+            if not dryrun:
+                shutil.rmtree(folder, ignore_errors=True)
+        named = [name for name in pos_args if name != REPORT]
+        for name in self.jobs_of(named) if named or not pos_args else ():
             _clean(name, dryrun)
 
 
@@ -368,7 +441,8 @@ class Forget(_Command, DoitForget):
     def _execute(self, forget_all: bool, pos_args: Sequence[str] = ()) -> None:  # type: ignore[override]  # doit passes what the signature names
         if not pos_args and not forget_all:
             raise UsageError("forget: name a target, or --all: what is forgotten is built again, trainings too")
-        for name in self.jobs_of(pos_args):
+        named = [name for name in pos_args if name != REPORT]  # of which nothing is remembered
+        for name in self.jobs_of(named) if named or forget_all else ():
             try:
                 forgotten = engine().forget(name)
             except UserError:
@@ -423,6 +497,7 @@ def main(args: Sequence[str], root: Path) -> int:
 
     os.chdir(root)
     loader = ModuleTaskLoader({"task_lorabuild": task_lorabuild, "DOIT_CONFIG": DOIT_CONFIG})
+    Run.said_as = "lorabuild build"
     here = {"COMMAND": {name: f"lorabuild.graph:{command.__name__}" for name, command in COMMANDS.items()}}
     return DoitMain(loader, config_filenames=(), extra_config=here).run(list(args))
 

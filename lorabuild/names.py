@@ -12,6 +12,7 @@ from typing import Any
 from lorabuild.errors import near_miss
 
 STAGES = ("base", "norms", "dataset", "latents", "train", "spectrum", "resize", "chop", "samples")
+REPORT = "report"  # a target without jobs: the pages are written when the others are done
 BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default says otherwise
 
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
@@ -21,7 +22,7 @@ REPOSITORY_VERBS = (
 
 # A project is a target beside stages and commands, so it may not have the name of one.
 RESERVED = (
-    *STAGES, "report",
+    *STAGES, REPORT,
     "plan", "why", "status", "diff", "export", "explain", "doctor", "check", "blocks", "verify", "gc", "pull", "push",
     "init", "new", "import", "set", "show", "merge",
     "build", "help", "run", "list", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep",

@@ -9,6 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
+from lorabuild.colours import EVENTS, coloured, paint, terminal
+
+NARROW, WIDE = (
+    60,
+    100,
+)  # columns of a terminal: below, a bar has no place; from there on it may be longLONG, SHORT = 40, 16  # columns of a bar
+BESIDE = 38  # columns of what stands beside bar and text: a job's name, counts, the time left, gaps
+
+LONG, SHORT = 40, 16  # columns of a bar
+BESIDE = 38  # columns of what stands beside bar and text: a job's name, counts, the time left, gaps
 QUIET_SECONDS = 10.0  # between two progress lines of one job where there is no terminal, at least
 QUIET_PART = 0.05  # and this part of the time that it has taken: an hour has some forty lines
 
@@ -32,6 +42,7 @@ class PlainFace:
 
     def __init__(self, out: TextIO | None = None):
         self._out = out or sys.stdout
+        self._coloured = coloured(self._out)
         self._lock = threading.Lock()
         self._shown: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}  # when a job first told how far it was, and what it told
@@ -52,19 +63,19 @@ class PlainFace:
 
     def finished(self, job: str, event: str, seconds: float, why: Sequence[str]) -> None:
         reason = f"  ({short(why)})" if event != "built" else ""
-        self._print(f"{job} {event} in {seconds:.1f} s{reason}")
+        self._print(f"{job} ", (event, EVENTS.get(event, "")), f" in {seconds:.1f} s{reason}")
 
     def failed(self, job: str, message: str) -> None:
-        self._print(f"{job} FAILED: {message}")
+        self._print(f"{job} ", ("FAILED", "red"), f": {message}")
 
     def stopped(self, job: str, kept: str) -> None:
-        self._print(f"{job} stopped" + (f", {kept} is kept" if kept else ""))
+        self._print(f"{job} ", ("stopped", "yellow"), f", {kept} is kept" if kept else "")
 
     def ended(self, job: str) -> None:
         """What is no job of the build is over: there is nothing to say of it."""
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}")
+        self._print(("warning:", "yellow"), f" {text}")
 
     def note(self, text: str) -> None:
         self._print(text)
@@ -72,10 +83,17 @@ class PlainFace:
     def close(self) -> None:
         pass
 
-    def _print(self, line: str) -> None:
+    def _line(self, parts: Sequence[str | tuple[str, str]]) -> str:
+        """One line of text; a part with a colour is painted where the output shows it."""
+        pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+        return "".join(
+            paint(one_line(text), colour) if colour and self._coloured else one_line(text) for text, colour in pairs
+        )
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
         with self._lock:
             try:
-                self._out.write(one_line(line) + "\n")
+                self._out.write(self._line(parts) + "\n")
                 self._out.flush()
             except OSError:
                 pass  # the terminal was closed: nobody reads, and no job is to fail of it
@@ -122,18 +140,33 @@ class TerminalFace(PlainFace):
         if job in self._tasks:
             self._bars.remove_task(self._tasks.pop(job))
 
-    def _print(self, line: str) -> None:
+    def _print(self, *parts: str | tuple[str, str]) -> None:
         if self._bars is None:
-            return super()._print(line)
+            return super()._print(*parts)
+        from rich.text import Text
+
         with self._lock:
-            self._bars.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(Text.from_ansi(self._line(parts)), soft_wrap=True)
 
 
 def _bars() -> Any:
+    """rich's bars, in one line a job however narrow the terminal is: first the text goes, then the bar."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    job, text = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("job", "text"))
-    bars = Progress(job, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
+    console = Console()
+
+    def field(name: str, width: int | None = None) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis", max_width=width)
+        return TextColumn(f"{{task.fields[{name}]}}", markup=False, table_column=column)
+
+    columns: list[Any] = [field("job"), MofNCompleteColumn(), TimeRemainingColumn()]
+    if console.width >= NARROW:
+        bar = LONG if console.width >= WIDE else SHORT
+        columns.insert(1, BarColumn(bar_width=bar))
+        columns.append(field("text", max(console.width - bar - BESIDE, SHORT)))
+    bars = Progress(*columns, console=console, transient=True)
     bars.start()
     return bars
 
@@ -150,8 +183,8 @@ def nobody_reads() -> int:
 
 
 def face(out: TextIO | None = None) -> Face:
-    """The face for where the output goes: `out`, or standard output with bars if it is a terminal."""
-    return TerminalFace() if out is None and sys.stdout.isatty() else PlainFace(out)
+    """The face for where the output goes: `out`, or standard output with bars if it is a terminal that can show them."""
+    return TerminalFace() if out is None and terminal() else PlainFace(out)
 
 
 SHOWN = ("built", "restored", "published", "failed", "not run")
@@ -171,6 +204,11 @@ def clock(seconds: float) -> str:
     """`0:04:30`, `27:00:00`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def megabytes(size: float) -> str:
+    """A file's size for people: `112.4 MB`; of a small one `21.5 kB`."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def one_line(text: str) -> str:

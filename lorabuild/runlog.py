@@ -19,6 +19,7 @@ class RunLog:
 
     def __init__(self, folder: Path, kept: bool = True):
         self.path: Path | None = None
+        self.lines: list[dict[str, Any]] = []  # of this run, as they were written
         if not kept:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,6 +32,7 @@ class RunLog:
     def write(self, job: str, event: str, seconds: float, why: Sequence[str], **notes: Any) -> None:
         """Add a line; `event` is built, restored, published or failed."""
         line = {"job": job, "event": event, "seconds": round(seconds, 3), "why": list(why), **notes}
+        self.lines.append(line)
         if self.path is None:
             return
         with self._lock, naming(self.path):

@@ -22,6 +22,7 @@ from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_fault, component_path, model_folders
 from lorabuild.manifest.sources import Sources
+from lorabuild.names import REPORT
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
 from lorabuild.remotes.sharing import Sharing, remote_of
@@ -225,6 +226,6 @@ def selected(names: Sequence[str], engine: Engine) -> list[str]:
     for name in names:
         if name not in known:
             clean = engine.clean
-            near = near_miss(name, [*known, *clean, *(job for jobs in clean.values() for job in jobs)])
+            near = near_miss(name, [*known, REPORT, *clean, *(job for jobs in clean.values() for job in jobs)])
             raise UsageError(f"{name}: no such target{near}; `doit list --all` shows them")
     return list(dict.fromkeys(job for name in names for job in known[name]))

@@ -63,7 +63,7 @@ def _write(path: Path, role: str, digest: str) -> None:
         path.write_text(json.dumps({name: digest_json([digest, name]) for name in COMPONENTS}))
     elif role == "facts.json":
         path.write_text("{}")
-    elif role in ("weights", "latents", "spectrum") or role.startswith("step/"):
+    elif role in ("weights", "latents", "spectrum") or role.startswith("step/") or role.endswith(".safetensors"):
         write_body(path, [("lora_unet_output_blocks_1_1_proj_in.alpha", "F32", (1,), digest.encode()[:4])])
     else:
         path.write_text(f"{role} {digest}")

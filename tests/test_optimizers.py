@@ -34,6 +34,7 @@ class Toy:
     """An adapter of a few weights; their loss is how far they are from what a batch asks for."""
 
     parts = ("te", "unet")
+    leaves_text = False  # it trains all parts
 
     def __init__(self) -> None:
         noise = torch.Generator().manual_seed(3)

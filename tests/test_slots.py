@@ -261,13 +261,14 @@ def test_what_failed_is_named_with_its_log_and_what_needs_it_is_not_run(tmp_path
     stage.world.write("projects/p2/images/1.png", b"not an image")
     result = stage.doit("-n", "4", "--continue")
     assert result.code == 1
-    first, *rest = result.out.splitlines()[-3:]
+    first, *rest, on = result.out.splitlines()[-4:]
     assert re.match(r"10 built, 2 failed, 8 not run in ", first)
     broken, failed = rest
     assert broken.startswith("failed: dataset:p2: projects/p2/images/1.png") and "dataset-p2.log)" in broken
     assert failed == (
         "failed: train:p1: step 3: the loss is not finite (nan): lower unet_lr (log: .lorabuild/logs/train-p1.log)"
     )
+    assert on == "once that is mended, `doit -n 4 --continue` goes on from here"
     assert result.ran["chop:p0"] == "built"
 
 

@@ -13,7 +13,7 @@ import pytest
 from test_plan import damage, edit, kept
 from world import World
 
-from lorabuild.verbs import colours
+from lorabuild import colours
 from lorabuild.verbs.reading import table
 from lorabuild.verbs.status import COLOURS, main
 

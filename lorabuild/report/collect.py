@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lorabuild.checks.last import remembered
 from lorabuild.engine import Engine
 from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.history import Past, failure, history
@@ -77,6 +78,7 @@ def _project(engine: Engine, project: Project, whence: Whence, states: Mapping[s
             paths=paths,
             states=jobs,
             snapshots=_snapshots(engine.root, project.name, states),
+            checked=remembered(engine.state, project.name),
         )
     whole = made.pop(project.name)
     variants = {target.partition("@")[2]: one for target, one in made.items()}

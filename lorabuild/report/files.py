@@ -48,6 +48,7 @@ class ProjectFiles:
     paths: Mapping[str, Path | None]
     states: Mapping[str, StageState]
     snapshots: Mapping[int, Path] = field(default_factory=dict)
+    checked: Mapping[str, Any] | None = None  # what `check` last found: when, findings, tokens of captions
     variants: Mapping[str, ProjectFiles] = field(default_factory=dict)  # by the variant's own name
 
     def path(self, role: str) -> Path | None:

@@ -136,19 +136,20 @@ def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
         "whence": files.whence,
         "paths": {role: told(path) for role, path in files.paths.items()},
         "states": {stage: asdict(one) for stage, one in files.states.items()},
+        "checked": files.checked,
         "snapshots": {str(step): told(path) for step, path in files.snapshots.items()},
         "variants": {name: _plain(one, state) for name, one in files.variants.items()},
     }
 
 
 def commit_line(root: Path) -> str:
-    """`1a2b3c4d5e6f` of the repository, with " and uncommitted changes"; empty where there is no git, or no commit yet."""
+    """`commit 1a2b3c4d5e6f`, and whether there are changes beside it; empty where there is no git, or no commit yet."""
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.strip() + (" and uncommitted changes" if changed.strip() else "")
+    return f"commit {head.strip()}" + (", with uncommitted changes" if changed.strip() else "")
 
 
 def _git(root: Path, *args: str) -> str:

@@ -7,15 +7,17 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from lorabuild.checks.last import remember
 from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
+from lorabuild.colours import coloured, paint
 from lorabuild.findings import Finding
 from lorabuild.session import state_of
 from lorabuild.training.memory import said
 from lorabuild.training.updates import update_count
-from lorabuild.verbs.colours import coloured, paint
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import root_here, table
@@ -43,6 +45,7 @@ def main(args: Sequence[str]) -> int:
     warnings.simplefilter("ignore")  # PIL's, of pictures that it reads all the same: what counts is among the findings
     with state_of(root) as state:
         report = check(root, options.names, state, _told)
+        remember(report, state, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")  # for the report
     if options.json:
         print(json.dumps(_facts(report), indent=2))
     else:

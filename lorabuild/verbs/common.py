@@ -13,7 +13,20 @@ from lorabuild.files import remove_leftovers, staged
 from lorabuild.header import Header, read_header
 from lorabuild.lora.family import misfit
 from lorabuild.names import quoted
+from lorabuild.progress import megabytes
 from lorabuild.writing import Tensor, write_file
+
+__all__ = [
+    "SUFFIX",
+    "NewFile",
+    "block_weights",
+    "check_out",
+    "header_of",
+    "lora_header",
+    "megabytes",
+    "warn",
+    "write_loras",
+]
 
 SUFFIX = ".safetensors"
 
@@ -84,11 +97,6 @@ def block_weights(parts: Iterable[str], where: str) -> dict[str, float]:
         except ValueError:
             raise UsageError(f'{where}: "{part}": expected a block and a number, as in OUT01=0.5') from None
     return found
-
-
-def megabytes(size: float) -> str:
-    """A file's size for people: `112.4 MB`; of a small one `21.5 kB`."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def warn(text: str) -> None:

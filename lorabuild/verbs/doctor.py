@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorabuild.cli import find_root
+from lorabuild.colours import coloured, paint
 from lorabuild.doctor.examine import examine
 from lorabuild.doctor.line import Line
-from lorabuild.verbs.colours import coloured, paint
 from lorabuild.verbs.parser import Parser
 
 HELP = """\

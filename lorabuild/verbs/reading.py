@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabuild.cli import find_root
+from lorabuild.colours import paint
 from lorabuild.engine import Engine
 from lorabuild.errors import UsageError
 from lorabuild.session import opened
-from lorabuild.verbs.colours import paint
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorabuild.colours import coloured
 from lorabuild.engine import Engine
 from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.names import STAGES
-from lorabuild.verbs.colours import coloured
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import reading, table

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.manifest import values
 from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
-from lorabuild.names import BY_DEFAULT, STAGES
+from lorabuild.names import BY_DEFAULT, REPORT, STAGES
 
 
 class BaseTable(Table):
@@ -61,7 +61,9 @@ class SlotsTable(Table):
 
 
 class BuildTable(Table):
-    default: list[Literal[STAGES]] = Field(list(BY_DEFAULT), description="The stages that plain `doit` builds.")
+    default: list[Literal[(*STAGES, REPORT)]] = Field(
+        list(BY_DEFAULT), description='The stages that plain `doit` builds; with "report" it also writes the pages.'
+    )
 
 
 class StoreTable(Table):

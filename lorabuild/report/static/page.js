@@ -25,6 +25,7 @@
     button.focus();
     said.textContent = `copied: ${button.dataset.copy}`;
     const label = button.dataset.label || button.textContent;
+    button.style.minWidth = `${button.offsetWidth}px`;
     button.dataset.label = label;
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = label; }, 1200);
