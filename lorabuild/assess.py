@@ -26,7 +26,7 @@ from lorabuild.manifest.sources import Sources
 from lorabuild.progress import Face
 from lorabuild.publish import Made, Publication, Publisher, base_folder, publications
 from lorabuild.reasons import FEW, Reason, changes
-from lorabuild.stage import File, Job, Stage, TextFile, members
+from lorabuild.stage import Artifact, File, Job, Stage, TextFile, is_family, members
 from lorabuild.state import State
 from lorabuild.store import Output, Store
 
@@ -69,7 +69,7 @@ class Assessor:
 
     def assess(self, name: str) -> Assessment:
         """Look at a job whose inputs are built: its key, what the store holds of it, what stands in build/."""
-        job = self.jobs[name]
+        job = self.with_members(self.jobs[name])
         stage = self.stages[job.stage]
         inputs = self._resolver.resolve(job)
         if stage.snapshots:
@@ -167,7 +167,22 @@ class Assessor:
     def known_inputs(self, name: str, roles: Collection[str]) -> dict[str, Resolved]:
         """Some inputs of a job, of which others may not be made yet. Raises JobError."""
         job = self.jobs[name]
-        return self._resolver.resolve(replace(job, inputs={role: job.inputs[role] for role in roles}))
+        known = replace(job, inputs={role: job.inputs[role] for role in roles})
+        return self._resolver.resolve(self.with_members(known))
+
+    def with_members(self, job: Job) -> Job:
+        """The job with the snapshots that are wanted in place of each family of them among its inputs. Raises JobError."""
+        items = {role: item for role, item in job.inputs.items() if isinstance(item, Artifact) and is_family(item.role)}
+        if not items:
+            return job
+        inputs = {role: item for role, item in job.inputs.items() if role not in items}
+        for role, item in items.items():
+            self._outputs_of(item.job)  # looks at it, and it has to be built
+            for one in self.assessed[item.job].job.snapshots:
+                member = one.removeprefix(item.role)
+                if one.startswith(item.role) and int(member) % item.every == 0:
+                    inputs[f"{role}{member}"] = Artifact(item.job, one)
+        return replace(job, inputs=inputs)
 
     def _publications(self, found: Assessment, outputs: Mapping[str, Output] | None = None) -> list[Publication]:
         project = self.projects.get(found.job.project, {})

@@ -14,6 +14,10 @@ from lorabuild.names import REPOSITORY_VERBS
 USAGE = """\
 lorabuild: make for LoRAs
 
+  lorabuild init [DIR]         make a folder a repository; adds what is missing, overwrites nothing
+  lorabuild new NAME           a project: --images DIR, --from RECIPE or project, --base, --kind, --trigger
+  lorabuild set NAME KEY=VALUE edit a manifest in place: resize.thr=-3.2, chop.keep=TE,OUT01
+
   lorabuild build [TARGET …]   build what is stale; a target is a project, a stage or stage:project
                                -n 4 (jobs at once)  --continue (after a failure)  -a (build anew)
   lorabuild list [--all]       the targets
@@ -24,6 +28,9 @@ lorabuild: make for LoRAs
   lorabuild diff A B           two projects, two commits (HEAD~3:ember ember), or two files
   lorabuild pull [NAME …]      restore artifacts by lora.lock, without the data set
   lorabuild push [NAME …]      upload what the remote store lacks
+  lorabuild export NAME --to P copies for a1111, comfy or diffusers, or a folder with a model card; of any LoRA file, too
+
+  lorabuild import FILE        an sd-scripts command, config or data set, or a LoRA's metadata -> a manifest (anywhere)
 
   lorabuild check [NAME …]     manifests, images, captions, tokens, buckets, adapter: all that is wrong, at once
   lorabuild explain CODE       what a finding means, and what helps
@@ -32,6 +39,8 @@ lorabuild: make for LoRAs
   lorabuild why TARGET         the value that makes it stale, with its file and line
   lorabuild status             projects and stages at a glance
   lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
+
+  lorabuild completion SHELL   a script for bash, zsh or fish that completes all this
 
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
 
@@ -46,7 +55,12 @@ Any LoRA file, without a repository (each has --help):
 DOIT_VERBS = ("build", "run", "list", "clean", "forget")  # doit's, in our form; in a repository
 FILE_VERBS = ("resize", "chop", "merge", "show")
 # `doit report` is a target: it builds first.
-VERBS = (*FILE_VERBS, "report", *REPOSITORY_VERBS)  # a module each in verbs/, with main(args) -> exit code
+VERBS = (
+    *FILE_VERBS,
+    "report",
+    "completion",
+    *REPOSITORY_VERBS,
+)  # a module each in verbs/, with main(args) -> exit code
 
 
 def main() -> None:
@@ -60,6 +74,10 @@ def _main(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
+    if args[0] == "_complete":  # asked at each press of Tab
+        from lorabuild.completing.candidates import main as complete
+
+        return complete(args[1:])
     from lorabuild.errors import near_miss
 
     if args[0] in VERBS:
@@ -69,7 +87,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
+        sys.stderr.write(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)\n"
+        )
         return 2
     from lorabuild.graph import main as run
 

@@ -18,13 +18,13 @@ from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.bases.layout import stored_bytes
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
-from lorabuild.files import empty_folder, remove_empty
+from lorabuild.files import empty_folder, is_empty, remove_empty
 from lorabuild.inputs import Resolved
 from lorabuild.locks.lockfile import Locks
 from lorabuild.progress import one_line
 from lorabuild.remotes.sharing import FROM_REMOTE, Sharing
 from lorabuild.runlog import RunLog
-from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, present
+from lorabuild.stage import SOURCE, Artifact, Component, File, Images, Input, Job, TextFile, present
 from lorabuild.store import Output, Record
 from lorabuild.workers.pool import Pool
 from lorabuild.workers.slots import Place
@@ -306,6 +306,23 @@ class Engine(Assessor):
             self.pool.slots.shut_down()  # who waits for a slot is not begun any more
         with suppress(OSError):  # a disk that is full is told of already
             self.log.write(name, "failed", seconds, [message])
+        self.face.failed(name, message)
+
+    def unfilled(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of the jobs that read an image folder in which nothing lies yet, and what is said of it."""
+        found = {}
+        for name in names:
+            images = [item for item in self.jobs[name].inputs.values() if isinstance(item, Images) and item.captions]
+            for subset in [one for item in images for one in item.subsets]:
+                if is_empty(subset.folder):
+                    found[name] = f"{subset.shown}: no images in it yet"
+        return found
+
+    def leave_out(self, name: str, message: str) -> None:
+        """The job cannot be built yet, which is told as a failure, and is no reason to stop others."""
+        self.counts["failed"] += 1
+        self.failures[name] = message
+        self.log.write(name, "failed", 0.0, [message])
         self.face.failed(name, message)
 
     # the end of a run

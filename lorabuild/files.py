@@ -125,6 +125,15 @@ def empty_folder(folder: Path) -> Path:
     return folder
 
 
+def is_empty(folder: Path) -> bool:
+    """Is it a folder, and nothing but hidden files in it?"""
+    try:
+        with os.scandir(folder) as entries:
+            return not any(not entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return False
+
+
 def remove_empty(folder: Path, top: Path) -> None:
     """Remove the folder if nothing is in it, and then those that it is in, up to `top`, which stays."""
     while folder != top and folder.is_relative_to(top):

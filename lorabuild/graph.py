@@ -299,6 +299,9 @@ class Run(_Command, DoitRun):
             self._facts = facts(current, 0.0)
             _report(current, pos_args)
             return 0
+        left_out: dict[str, str] = {}
+        if not named and not continue_:  # a project that waits for its images keeps no other one waiting
+            wanted, left_out = _filled(current, wanted)
         if not continue_:  # then the others are built, and its own jobs tell what is wrong
             current.check_sources(wanted)
         if not named or REPORT in pos_args:
@@ -307,6 +310,8 @@ class Run(_Command, DoitRun):
             current.anew = frozenset(wanted)
             self._announce(current, wanted)
         current.keep_going = continue_
+        for name, message in left_out.items():
+            current.leave_out(name, message)
         if num_process:
             current.pool.slots.limit(num_process)
         reporter, start = Reporter(outfile, {}), time.monotonic()
@@ -315,6 +320,7 @@ class Run(_Command, DoitRun):
             code = super()._execute(
                 outfile, verbosity, False, continue_, reporter, threads, "thread", single=single, pdb=pdb
             )
+        code = code or int(bool(left_out))
         if code:
             current.counts["not run"] = reporter.not_run(current.failures)
         self._on = go_on(self.said_as, pos_args, num_process, continue_)
@@ -358,7 +364,7 @@ class Run(_Command, DoitRun):
     def _reason(current: Engine, names: Sequence[str]) -> str:
         """Why there is no job."""
         if not current.projects:
-            return "no projects/**/lora.toml here"
+            return "no projects/**/lora.toml here (`lorabuild new NAME` makes one)"
         if not names:
             return "no project has a job of the stages in [build] default"
         return f"without [resize] and [chop], nothing is made of a project that starts from a file: {', '.join(names)}"
@@ -390,6 +396,17 @@ class _Stopped:
 
     def say(self, text: str) -> None:
         self.current.face.warn(text)
+
+
+def _filled(current: Engine, wanted: list[str]) -> tuple[list[str], dict[str, str]]:
+    """`wanted` without what needs images that are not there yet, and what is said of those; all, if nothing else is left."""
+    unfilled = current.unfilled(wanted)
+    if unfilled:
+        from lorabuild.forecast.outlook import in_order
+
+        if rest := [name for name in wanted if not unfilled.keys() & in_order([name], current.jobs)]:
+            return rest, unfilled
+    return wanted, {}
 
 
 def _report(current: Engine, names: Sequence[str]) -> None:
@@ -459,9 +476,16 @@ def _verb(name: str) -> type[Command]:
     """A verb of ours as a command of doit: `doit plan` is `lorabuild plan`. It opens the repository by itself."""
 
     def parse_execute(self: Command, args: list[str]) -> int:
-        return import_module("lorabuild.cli").run_verb(name, args)  # by name: faces are above us
+        return import_module("lorabuild.cli").run_verb(name, _typed(name, args))  # by name: faces are above us
 
     return type(name.capitalize(), (Command,), {"name": name, "parse_execute": parse_execute})
+
+
+def _typed(name: str, args: list[str]) -> list[str]:
+    """What stands behind a verb on the command line. doit itself takes every `a=b` out, for variables of its own."""
+    words = sys.argv[1:]
+    behind = words[words.index(name) + 1 :] if name in words else []
+    return behind if [word for word in behind if word.startswith("-") or "=" not in word] == args else args
 
 
 # Commands of doit's that speak of its own books, which are not kept here, and what to say instead.

@@ -88,7 +88,7 @@ class Resolver:
 
     def _one(self, item: Input, job: Job) -> Resolved:
         match item:
-            case Artifact(job, role):
+            case Artifact(job, role):  # a family has become its members: see Assessor.with_members
                 digest, path = self.artifact(job, role)
                 return Resolved(digest, path, told=("input", job, role))
             case Component(base, name):

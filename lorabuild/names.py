@@ -18,6 +18,9 @@ BY_DEFAULT = STAGES[:-1]  # what plain `doit` builds, unless [build] default say
 # Verbs of ours that a repository registers with doit, too: `doit blocks` is `lorabuild blocks`.
 REPOSITORY_VERBS = (
     "blocks", "check", "explain", "doctor", "plan", "why", "status", "verify", "gc", "diff", "pull", "push",
+    "init", "new", "set",
+    "import",
+    "export",
 )  # fmt: skip
 
 # A project is a target beside stages and commands, so it may not have the name of one.

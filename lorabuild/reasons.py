@@ -87,7 +87,7 @@ def _values(name: str, old: Any, new: Any, few: int) -> list[Reason]:
         keys = sorted({*old, *new})
         return [reason for key in keys for reason in _values(f"{name}.{key}", old.get(key), new.get(key), few)]
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    parts = [f"{key} {_plain(old.get(key))} -> {_plain(new.get(key))}" for key in keys]
+    parts = [f"{key} {plain(old.get(key))} -> {plain(new.get(key))}" for key in keys]
     return [Reason("key", name, f"{name}: {', '.join(_few(parts, 'more', few))}", tuple(keys))]
 
 
@@ -100,7 +100,7 @@ def _continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
 
 
 def _value(name: str, old: Any, new: Any) -> Reason:
-    return Reason("key", name, f"{name}: {_plain(old)} -> {_plain(new)}")
+    return Reason("key", name, f"{name}: {plain(old)} -> {plain(new)}")
 
 
 def _input(role: str, old: Any, new: Any, was: Sequence[str], now: Sequence[str], few: int) -> list[Reason]:
@@ -166,7 +166,7 @@ def _of_folders(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Reason]:
     for folder in sorted(known):
         was, now = (side.get("told", {}).get("settings", {}).get(folder, {}) for side in (old, new))
         for key in sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key)):
-            text = f"dataset.subset.{key}: {folder} {_plain(was.get(key))} -> {_plain(now.get(key))}"
+            text = f"dataset.subset.{key}: {folder} {plain(was.get(key))} -> {plain(now.get(key))}"
             reasons.append(Reason("key", f"dataset.subset.{key}", text, (folder,)))
     return reasons
 
@@ -175,7 +175,8 @@ def _few(lines: list[str], rest: str, few: int) -> list[str]:
     return lines if len(lines) <= few + 1 else [*lines[:few], f"and {len(lines) - few} {rest}"]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value as a line shows it: 3e-4."""
     if isinstance(value, float) and value == int(value):
         value = int(value)
     if isinstance(value, float) and abs(value) < SMALL:

@@ -17,10 +17,12 @@ MOST_REPEATS = 10_000  # of an image in an epoch
 
 @dataclass(frozen=True)
 class Artifact:
-    """Output `role` of the job named `job`."""
+    """Output `role` of the job named `job`. "step/" stands for all snapshots that are wanted of it, of which `every` divides
+    the step: which they are may be known only when the job before has told."""
 
     job: str
     role: str
+    every: int = 1
 
 
 @dataclass(frozen=True)

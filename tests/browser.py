@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from world import World
 
+from lorabuild.report.page import FAULT
 from lorabuild.verbs.report import refresh
 
+STILL = {"name": "prefers-reduced-motion", "value": "reduce"}  # a click must not miss what still scrolls
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 PAUSED = "none of Chromium and its driver is here (LORABUILD_BROWSER_TESTS=1 makes that an error)"
 
@@ -26,7 +29,7 @@ class Browser:
 
     def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a page and forget what was said of those before."""
-        self._emulate("Emulation.setEmulatedMedia", features=[_scheme(dark)])
+        self._emulate("Emulation.setEmulatedMedia", features=[_scheme(dark), STILL])
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._emulate("Emulation.setDeviceMetricsOverride", **metrics)
         self.driver.get("about:blank")
@@ -45,6 +48,13 @@ class Browser:
 
     def js(self, code: str, *args: Any) -> Any:
         return self.driver.execute_script(code, *args)
+
+    def wait(self, code: str, seconds: float = 10) -> None:
+        """Wait until the code returns something true; then go on, or fail."""
+        deadline = time.monotonic() + seconds
+        while not self.js(code):
+            assert time.monotonic() < deadline, f"never true: {code}"
+            time.sleep(0.02)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
@@ -98,4 +108,5 @@ def browser() -> Iterator[Browser]:
 def report_site(built: World) -> World:
     """A built repository with its report: the page of its project is `build/report/ember.html`."""
     refresh(built.root)
+    assert FAULT not in (built.root / "build/report/ember.html").read_text()
     return built

@@ -24,6 +24,7 @@ from world import World
 
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.hashing import digest_json
+from lorabuild.stage import is_family
 from lorabuild.stages import STAGES
 from lorabuild.stages.base import COMPONENTS_FILE
 from lorabuild.writing import write_body
@@ -34,7 +35,7 @@ standin.install()
 from lorabuild.graph import DOIT_CONFIG, task_lorabuild
 """
 COMPONENTS = ("vae", "unet", "te1", "te2", "tokenizer1", "tokenizer2")
-QUICK = ("base", "norms", "latents", "train", "spectrum", "resize", "chop")  # the data set is read as ever
+QUICK = ("base", "norms", "latents", "train", "spectrum", "resize", "chop", "samples")  # the data set is read as ever
 
 
 def install(names: tuple[str, ...] = QUICK) -> None:
@@ -52,7 +53,7 @@ def quick(job: Any, workspace: Any, progress: Any) -> None:
     finally:
         _note("end", job.name)
     digest = digest_json([job.stage, job.params, dict(workspace.digests)])
-    for role in job.outputs:
+    for role in (one for one in job.outputs if not is_family(one)):
         _write(workspace.output(role), role, digest)
     for role in job.snapshots:
         _write(workspace.output(role), role, digest)

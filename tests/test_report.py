@@ -15,7 +15,7 @@ from standin import Stage
 from lorabuild.report import curves, dataset, recipe, words
 from lorabuild.report.collect import ALL_ROLES
 from lorabuild.report.files import ProjectFiles, StageState, page_name
-from lorabuild.report.page import _safe_json, render_index, render_project
+from lorabuild.report.page import FAULT, _safe_json, render_index, render_project
 from lorabuild.report.site import write_report
 from lorabuild.state import State
 
@@ -108,6 +108,13 @@ def test_a_file_that_cannot_be_read_is_one_line_of_its_section(files: ProjectFil
     assert "ember.safetensors" in page and "Traceback" not in page
 
 
+def test_a_file_of_build_that_was_edited_costs_its_section_alone(files: ProjectFiles):
+    assert FAULT not in render_project(files)
+    files.paths["dataset"].write_text("{")
+    page = render_project(files)
+    assert FAULT in page and 'id="plot-loss"' in page
+
+
 def test_every_section_has_one_heading_and_a_link_to_it(files: ProjectFiles):
     page = render_project(files)
     sections = re.findall(r'<section id="(\w+)" aria-labelledby="\1-title">', page)
@@ -133,6 +140,17 @@ def test_pages_are_made_anew_only_where_something_has_changed(files: ProjectFile
     log = files.paths["log"]
     log.write_text(log.read_text() + '{"event": "step", "step": 4, "loss": 0.1, "lr": {}}\n')
     assert written(tmp_path, [changed, both[1]], state) == ("ember", "index")
+
+
+def test_a_picture_that_is_gone_makes_its_page_anew(files: ProjectFiles, state: State, tmp_path: Path):
+    picture = tmp_path / "samples/00-base.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"png")
+    drawn = replace(files, paths={**files.paths, "pictures": tmp_path})
+    written(tmp_path, [drawn], state)
+    assert written(tmp_path, [drawn], state) == ()
+    picture.unlink()
+    assert written(tmp_path, [drawn], state) == ("ember", "index")
 
 
 def test_a_page_that_was_edited_is_made_anew(files: ProjectFiles, state: State, tmp_path: Path):
@@ -271,7 +289,10 @@ def test_doit_report_builds_and_tells_of_what_failed(tmp_path: Path):
     stage.plan()
     done = stage.doit("report")
     assert done.code == 0 and "3 pages, 2 made anew" in done.out
-    assert stage.doit("report").out.endswith("3 pages, fresh\n")
+    done = stage.doit("report", PYTHONPROFILEIMPORTTIME="1")
+    assert done.out.endswith("3 pages, fresh\n")
+    loaded = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+    assert "lorabuild.report.site" in loaded and not loaded & {"torch", "numpy", "transformers", "diffusers"}
 
 
 def test_a_build_writes_the_pages_if_its_default_says_so(tmp_path: Path):

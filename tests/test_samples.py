@@ -16,15 +16,21 @@ from world import World
 
 from lorabuild.data.prompts import Prompt
 from lorabuild.errors import JobError
-from lorabuild.hashing import digest_file
+from lorabuild.hashing import digest_bytes, digest_file
+from lorabuild.header import read_header
+from lorabuild.lora.chopping import Blocks, chopped
+from lorabuild.names import BLOCKS
+from lorabuild.nn.applied import applied
 from lorabuild.nn.sampler import draw
 from lorabuild.nn.vae import load_vae
+from lorabuild.sampling.differences import mean_difference, pixels_of
 from lorabuild.sampling.pictures import parameters, png, settings_of, sheet
 from lorabuild.sampling.samples import default_size, sample_steps, too_long
 from lorabuild.stage import Artifact, Component, Job, TextFile
 from lorabuild.stages.samples import STAGE as SAMPLES
 from lorabuild.stages.train import STAGE as TRAIN
 from lorabuild.workspace import Workspace
+from lorabuild.writing import write_body
 
 PROMPTS = "ember, red --w 64 --h 64 --s 2 --d 3\n# not this\nember, sit --w 64 --h 64 --s 2 --n red\n"
 TABLE = {
@@ -270,6 +276,46 @@ def test_the_stage_finds_what_was_drawn_from_a_snapshot(watched: SimpleNamespace
     assert [line[:61] for line in warnings] == ["prompts.txt:3: 80 and 80 tokens by the two tokenizers: more t"]
     with pytest.raises(JobError, match=r"^prompts.txt:1: --s x: a whole number"):
         run("ember --s x")
+
+
+def test_each_block_is_drawn_left_out_and_alone(watched: SimpleNamespace, tmp_path: Path):
+    whole, few = watched.folder / "staging/weights", tmp_path / "few.safetensors"
+    tensors = read_header(whole).tensors
+    weights = {block: float(block in ("OUT01", "TE2")) for block in BLOCKS}
+    write_body(few, list(chopped(whole, tensors, Blocks.read(tensors), weights)))
+    (job,) = SAMPLES.jobs(project(recipe={"max_train_steps": 2, **RECIPE}, samples={**TABLE, "blocks_ablation": True}))
+    assert job.params["samples"] == {"sample_sampler": "euler_a", "parity": False, "blocks_ablation": True}
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ember, red --w 64 --h 64 --s 2 --d 3\n")
+    paths = {"prompts": prompts, **{name: tiny_folder() for name in NAMES}, "trained": few}
+    digests = {role: digest_file(paths[role]) for role in ("prompts", "trained")} | tiny_digests()
+    workspace = Workspace(tmp_path / "staging", tmp_path, tmp_path / "pieces", paths, digests)
+    job = Job(job.name, job.params, {}, job.outputs, options={"prompts": "prompts.txt"})
+    SAMPLES.run(job, workspace, lambda *told: None)
+    told = json.loads((tmp_path / "staging/samples.json").read_bytes())["pictures"]
+    parts = {(one["shown"], one["block"]): one for one in told if "block" in one}
+    assert set(parts) == {(kind, block) for kind in ("without", "only") for block in ("OUT01", "TE2")}
+    pictures = {one["file"]: (tmp_path / "staging" / one["file"]).read_bytes() for one in told}
+    assert all(digest_bytes(pictures[one["file"]]) == one["picture"] for one in told)
+    pixels = {name: pixels_of(data) for name, data in pictures.items()}
+    of = {key: pixels[one["file"]] for key, one in parts.items()}
+    # With two blocks in the file, one left out is the other alone; and neither is the whole or nothing.
+    assert np.array_equal(of["without", "OUT01"], of["only", "TE2"])
+    assert np.array_equal(of["without", "TE2"], of["only", "OUT01"])
+    assert not np.array_equal(of["only", "TE2"], of["only", "OUT01"])
+    for block in ("OUT01", "TE2"):
+        assert not np.array_equal(of["only", block], pixels["samples/00-trained.png"])
+        assert not np.array_equal(of["only", block], pixels["samples/00-base.png"])
+        found = parts["only", block]["difference"]
+        assert found == {"trained": mean_difference(of["only", block], pixels["samples/00-trained.png"])}
+    alone = tmp_path / "alone.safetensors"
+    tensors = read_header(few).tensors
+    write_body(alone, list(chopped(few, tensors, Blocks.read(tensors), {"TE2": 0.0})))
+    with applied(base := tiny_base(), alone):
+        settings = {key: told[0][key] for key in of_prompt(Prompt("a"))}
+        found = draw(base, lambda: load_vae(tiny_folder(), tiny_digests()["vae"]), settings)
+    assert np.array_equal(found, of["only", "OUT01"]), "as a chop of these blocks would draw"
+    assert workspace.notes["drawn"] == 4, "one left out is the other alone: a picture is drawn once"
 
 
 # by doit

@@ -38,9 +38,9 @@ def edit(stage: Stage, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def planned(stage: Stage) -> dict[str, Any]:
+def planned(stage: Stage, *targets: str) -> dict[str, Any]:
     """job -> its line of the plan."""
-    result = stage.world.lorabuild("plan", "--json", **stage.env)
+    result = stage.world.lorabuild("plan", "--json", *targets, **stage.env)
     assert result.code in (0, 1), result.err
     return {job["job"]: job for job in json.loads(result.out)["jobs"]}
 
@@ -48,6 +48,34 @@ def planned(stage: Stage) -> dict[str, Any]:
 def files(stage: Stage) -> list[int]:
     """The steps whose snapshots stand in build/."""
     return sorted(int(path.stem[-8:]) for path in (stage.world.root / "build/p0").glob("p0-step*"))
+
+
+def drawn_with(stage: Stage) -> list[str]:
+    """The snapshots among the inputs of the last drawing."""
+    found = [json.loads(path.read_text()) for path in (stage.world.root / ".lorabuild/store/record").rglob("*.json")]
+    last = max((one for one in found if one["stage"] == "samples"), key=lambda one: len(one["inputs"]))
+    return sorted(role for role in last["inputs"] if role.startswith("step"))
+
+
+def test_snapshots_by_epochs_are_drawn_as_those_by_steps_are(stage: Stage):
+    edit(stage, "save_every_n_steps = 2", "save_every_n_epochs = 1")
+    edit(stage, "max_train_steps = 4", "max_train_epochs = 3")
+    stage.world.write("projects/p0/prompts.txt", "ember --s 1")
+    with (stage.world.root / MANIFEST).open("a") as manifest:
+        manifest.write('\n[samples]\nprompts = "prompts.txt"\n')
+    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "built"
+    built = stage.doit("samples:p0")
+    assert built.code == 0, built.out + built.err
+    assert drawn_with(stage) == ["step/2", "step/4"], "the end of the third epoch is what was trained"
+    assert stage.doit("samples:p0").ran == {}
+    assert planned(stage, "samples:p0") == {}
+    edit(stage, 'keep = ["TE", "OUT01"]', 'keep = ["OUT01"]')
+    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "maybe", (
+        "a chop that is not made yet is all that is unknown"
+    )
+    assert set(stage.doit("samples:p0").built) == {"chop:p0", "samples:p0"}
+    edit(stage, "save_every_n_epochs = 1", "save_every_n_epochs = 2")
+    assert stage.doit("samples:p0").built == {"samples:p0"}, "one picture less, and nothing is trained for it"
 
 
 @pytest.mark.parametrize(

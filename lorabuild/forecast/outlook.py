@@ -15,7 +15,7 @@ from lorabuild.inputs import Resolved, components, key_of
 from lorabuild.publish import is_published
 from lorabuild.reasons import FEW, RENAMED, Reason, changes
 from lorabuild.session import dependencies, makers
-from lorabuild.stage import Job
+from lorabuild.stage import Job, declared
 
 # As the run log will say it. maybe: only if what is made before it comes out otherwise than last time · failed: it
 # cannot even be looked at · blocked: what it needs fails
@@ -113,7 +113,7 @@ def _later(engine: Engine, job: Job, unmade: Sequence[str], before: Mapping[str,
         reasons = [Reason("store", "", "never built")]
     else:
         old = json.loads(last[1])
-        known = {role: content for role, content in old["inputs"].items() if role not in waiting}
+        known = {role: content for role, content in old["inputs"].items() if not declared(role, [*waiting])}
         reasons = [one for one in changes({**old, "inputs": known}, parts, few) if one != RENAMED]
     return Outlook(job, "built" if reasons else "maybe", tuple(reasons), tuple(unmade), identity)
 

@@ -19,6 +19,10 @@ FORGE_TOLERATES = 12  # unmatched keys; with one more, it skips the whole LoRA
 INVOKE_PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_")
 INVOKE_DROPS = "bundle_emb"  # embeddings that some trainers pack into a LoRA
 INVOKE_WIDTHS = {2048, 1280}  # of the text, of the time embedding
+NOT_SDXL = (
+    "it does not recognise SDXL: no cross-attention of width 2048, no attention of both text encoders (768 and 1280), no "
+    "transformer block above 1"
+)
 
 
 @dataclass(frozen=True)
@@ -114,26 +118,43 @@ def _refuses_kinds(loader: Loader, file: LoraFile) -> Iterator[Finding]:
         yield Finding("no", f"KeyError, it has DoRA only of LoRA: {shown(dora)}", file.keys_of(dora))
 
 
-def _recognises_base(loader: Loader, file: LoraFile) -> Iterator[Finding]:
-    """By the width of the text or of the time embedding, else by transformers of more than two blocks.
+@dataclass(frozen=True)
+class Signs:
+    """By what it tells the base of a file. Of several files together, the signs are those of each.
+
+    Widths of what U-Net layers read, and the text encoders; whether a transformer has more than two blocks.
+    """
+
+    unet: frozenset[int]
+    te1: frozenset[int]
+    te2: frozenset[int]
+    deep: bool
+
+    @property
+    def is_sdxl(self) -> bool:
+        text = {one + other for one in self.te1 for other in self.te2}
+        return bool((self.unet | text) & INVOKE_WIDTHS) or self.deep
+
+
+def invoke_signs(file: LoraFile) -> Signs:
+    """The width of the text or of the time embedding, and transformers of more than two blocks.
 
     The time embedding counts only under diffusers' name of the layer: SGM's is emb_layers_1.
     """
 
-    def widths(prefix: str, tells: Callable[[str], bool]) -> set[int]:
+    def widths(prefix: str, tells: Callable[[str], bool]) -> frozenset[int]:
         found = (input_width(one) for name, one in file.modules.items() if name.startswith(prefix) and tells(name))
-        return {width for width in found if width}
+        return frozenset(width for width in found if width)
 
     unet = widths("lora_unet_", lambda name: is_cross_attention(name) or name.endswith("time_emb_proj"))
     te1, te2 = (widths(prefix, lambda name: "_self_attn_" in name) for prefix in ("lora_te1_", "lora_te2_"))
-    text = {one + other for one in te1 for other in te2}
     blocks = (re.match(r"lora_unet_.+_transformer_blocks_(\d+)_", name) for name in file.modules)
-    if not (unet | text) & INVOKE_WIDTHS and not any(block and int(block[1]) >= 2 for block in blocks):
-        yield Finding(
-            "no",
-            "it does not recognise SDXL: no cross-attention of width 2048, no attention of both text encoders (768 and "
-            "1280), no transformer block above 1",
-        )
+    return Signs(unet, te1, te2, any(block and int(block[1]) >= 2 for block in blocks))
+
+
+def _recognises_base(loader: Loader, file: LoraFile) -> Iterator[Finding]:
+    if not invoke_signs(file).is_sdxl:
+        yield Finding("no", NOT_SDXL)
 
 
 _KOHYA = ("kohya, SGM blocks", "kohya, diffusers blocks", "kohya, text", "kohya, text projection 2")

@@ -176,21 +176,21 @@ def choose(
     found = {name: scores(recipe, layer) for name, layer in layers.items() if not layer.is_zero}
     orders = {name: (-one).argsort(kind="stable") for name, one in found.items()}  # by subspace not the order of σ
     ranked = {name: found[name][order] for name, order in orders.items()}
-    most = {name: min(len(ranked[name]), _cap(recipe, layers[name])) for name in ranked}
+    most = {name: min(len(ranked[name]), cap(recipe, layers[name])) for name in ranked}
     threshold = recipe.get("thr", -math.inf)
     if "size" in recipe:
         threshold = _threshold(recipe["size"] * MIB, ranked, most, file_size)
-    counts = {name: min(most[name], _count(recipe, layers[name], ranked[name], threshold)) for name in ranked}
+    counts = {name: min(most[name], count_of(recipe, layers[name], ranked[name], threshold)) for name in ranked}
     return {name: _sorted(orders[name][: counts.get(name, 0)]) if name in orders else _none() for name in layers}
 
 
-def _cap(recipe: Mapping[str, Any], layer: References) -> float:
+def cap(recipe: Mapping[str, Any], layer: References) -> float:
     """sd-scripts' new_rank and new_conv_rank: the second is for every convolution, 1×1 too, and the first by default."""
     most = recipe.get("max_rank", math.inf)
     return recipe.get("max_conv_rank", most) if layer.convolution else most
 
 
-def _count(recipe: Mapping[str, Any], layer: References, ranked: np.ndarray, threshold: float) -> int:
+def count_of(recipe: Mapping[str, Any], layer: References, ranked: np.ndarray, threshold: float) -> int:
     """How many ranks pass, the best first."""
     own = next((key for key in OWN if key in recipe), None)
     if own:

@@ -50,10 +50,7 @@ class Resize:
         """
 
         def size(counts: Mapping[str, int]) -> int:
-            entries = [(key, info.dtype, info.shape) for key, info in self._staying(counts).items()]
-            entries += [
-                one for name, layer in self.layers.items() for one in layer.entries(counts.get(name, 0), self.dtype)
-            ]
+            entries = self.entries(counts)
             return header_size(entries) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
 
         made = {name for layer in self.layers.values() for name, _, _ in layer.entries(1, self.dtype)}
@@ -77,6 +74,13 @@ class Resize:
             )
         if not stays:
             raise JobError(f"{nothing_left(self.recipe, self.references)} ({remedy})")
+
+    def entries(self, counts: Mapping[str, int]) -> list[Entry]:
+        """What a file with so many ranks of each layer has in its header."""
+        staying = [(key, info.dtype, info.shape) for key, info in self._staying(counts).items()]
+        return staying + [
+            one for name, layer in self.layers.items() for one in layer.entries(counts.get(name, 0), self.dtype)
+        ]
 
     def staying(self, ranks: Ranks) -> dict[str, TensorInfo]:
         """The tensors that stay as they are: all, but for what means nothing without its layer, as its DoRA scale."""

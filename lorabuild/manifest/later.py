@@ -13,7 +13,6 @@ KEYS = {
 VALUES = {
     "RecipeTable.network_module": "networks.lora networks.dylora networks.oft",
     "NetworkArgs.algo": "tlora",
-    "BuildTable.default": "report",
 }
 
 

@@ -59,13 +59,15 @@ class Layer:
 
 
 class Reader:
-    """The TOML files of a repository, each read once."""
+    """The TOML files of a repository, each read once. `instead` has some as they would be, which are not read."""
 
-    def __init__(self, root: Path, memo: Memo | None = None):
+    def __init__(self, root: Path, memo: Memo | None = None, instead: Mapping[Path, bytes] | None = None):
         self.root = root
         self.looked_for: set[Path] = set()
         self._memo = memo
-        self._layers: dict[Path, Layer | None] = {}
+        self._layers: dict[Path, Layer | None] = {
+            path: Layer(root, path, data) for path, data in (instead or {}).items()
+        }
 
     def read(self, path: Path) -> Layer | None:
         """The file, or None if there is none. Raises ConfigError if it cannot be read."""

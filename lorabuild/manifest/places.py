@@ -29,7 +29,7 @@ class Lines:
             return
         if node.type == "pair":
             self._add_pair(node, ())
-        elif node.type in ("table", "table_array_element") and (keys := _keys(node.named_children[0])):
+        elif node.type in ("table", "table_array_element") and (keys := keys_of(node.named_children[0])):
             table = self._header(keys, node)
             for child in node.named_children[1:]:
                 if child.type == "pair":
@@ -53,10 +53,10 @@ class Lines:
 
     def _add_pair(self, node: Any, table: KeyPath) -> None:
         path = table
-        for key in _keys(node.named_children[0]):
+        for key in keys_of(node.named_children[0]):
             path = (*path, key)
             self._note(path, node)
-        self._add_value(node.named_children[-1], path)
+        self._add_value(node.named_children[1], path)  # behind the value may be a comment
 
     def _add_value(self, node: Any, path: KeyPath) -> None:
         if node.type == "inline_table":
@@ -72,7 +72,7 @@ class Lines:
         self._line.setdefault(path, node.start_point.row + 1)
 
 
-def _keys(node: Any) -> KeyPath:
+def keys_of(node: Any) -> KeyPath:
     """The parts of a dotted key. TOML's own reader undoes quotes and escapes; what it cannot read is no key."""
     try:
         table: Any = tomllib.loads(f"{node.text.decode()} = 0")

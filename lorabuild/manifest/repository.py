@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Repository:
     build_default: Sequence[str]
     store: Mapping[str, Any]
     files: Sequence[Path]
+    export: Mapping[str, str] = field(default_factory=dict)  # program -> the folder for its LoRAs, as it was written
 
     @property
     def used_bases(self) -> list[str]:
@@ -105,13 +106,15 @@ def survey(
     memo: Memo | None = None,
     scan: Scan | None = None,
     skip: Callable[[Path], bool] = lambda manifest: False,
+    instead: Mapping[Path, bytes] | None = None,
 ) -> tuple[Repository | None, list[Problem]]:
     """As `load`, but with all that can be read: the projects without a mistake, and every mistake of the others.
 
-    There is no repository at all where lorabuild.toml is wrong.
+    There is no repository at all where lorabuild.toml is wrong. `instead` are files as they would be: an edit is judged
+    before it is written.
     """
     root = Path(os.path.abspath(root))
-    reader = Reader(root, memo)
+    reader = Reader(root, memo, instead)
     remembered = _Remembered(memo)
     problems: list[Problem] = []
 
@@ -126,6 +129,7 @@ def survey(
 
     projects: dict[str, Project] = {}
     manifests, unreadable = (scan or Scan()).manifests(root / "projects")
+    manifests = sorted({*manifests, *(path for path in instead or () if path.name == "lora.toml")})
     for error in unreadable:
         problems.append(Problem(shown(Path(error.filename), root), 1, f"cannot be read: {error.strerror}"))
     first: dict[str, Path] = {}  # the first manifest of each name
@@ -155,6 +159,7 @@ def survey(
         build_default=shared["build"]["default"],
         store=shared["store"],
         files=sorted(reader.looked_for),
+        export=shared["export"],
     )
     return repository, problems
 

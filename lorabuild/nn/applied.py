@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lorabuild.errors import JobError
 from lorabuild.header import TensorInfo, read_header
-from lorabuild.lora.canonical import TEXT_PROJECTION, canonical
+from lorabuild.lora.canonical import TEXT_PROJECTION, block_of_module, canonical
 from lorabuild.lora.keymap import PREFIX, to_sgm
 from lorabuild.lora.layers import Layer, module_of, read_layers, split_key, weight_shape
 from lorabuild.nn.base import Base
@@ -44,8 +44,9 @@ def bare(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def applied(base: Base, path: Path | None, device: str = "cpu") -> Iterator[list[str]]:
-    """`base` with the LoRA at `path` and nothing else on it, within a with block; None is the base alone.
+def applied(base: Base, path: Path | None, device: str = "cpu", without: Collection[str] = ()) -> Iterator[list[str]]:
+    """`base` with the LoRA at `path` and nothing else on it, within a with block; None is the base alone. Blocks that it
+    is to be `without` are as if the file had none of their layers.
 
     The base's weights stay as they are: in half precision a small change added to them would be rounded away. Yields
     the names of modules in the file that the base lacks, or that are of a kind unknown here. Raises JobError for
@@ -53,7 +54,7 @@ def applied(base: Base, path: Path | None, device: str = "cpu") -> Iterator[list
     """
     with bare(base):
         modules = _modules(base)
-        forwards, unknown = _forwards(path, modules, device) if path else ({}, [])
+        forwards, unknown = _forwards(path, modules, device, without) if path else ({}, [])
         for name, forward in forwards.items():
             modules[name].forward = forward
         try:
@@ -79,7 +80,9 @@ def _modules(base: Base) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, (nn.Linear, nn.Conv2d, *NORMS))}
 
 
-def _forwards(path: Path, modules: Mapping[str, nn.Module], device: str) -> tuple[dict[str, Forward], list[str]]:
+def _forwards(
+    path: Path, modules: Mapping[str, nn.Module], device: str, without: Collection[str]
+) -> tuple[dict[str, Forward], list[str]]:
     header = read_header(path)
     layers, rest = read_layers(header.tensors, header.metadata)
     plain = {layer.name: layer for layer in layers}
@@ -88,6 +91,8 @@ def _forwards(path: Path, modules: Mapping[str, nn.Module], device: str) -> tupl
         others.setdefault(module_of(key), {})[key] = info
     forwards, unknown = {}, []
     for name in sorted({*plain, *others}):
+        if without and block_of_module(name) in without:
+            continue
         module = modules.get(canonical(name) or name)
         if module is None:
             unknown.append(name)

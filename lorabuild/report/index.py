@@ -23,6 +23,7 @@ def data(projects: Sequence[ProjectFiles]) -> dict[str, Any]:
 def _row(files: ProjectFiles) -> dict[str, Any]:
     states = {stage: one.state for stage, one in files.states.items()}
     sizes = {role: path.stat().st_size for role in WEIGHTS if (path := files.path(role)) is not None}
+    failure = next((one.failure for one in files.states.values() if one.failure), None)
     return {
         "name": files.name,
         "page": page_name(files.project),
@@ -31,8 +32,8 @@ def _row(files: ProjectFiles) -> dict[str, Any]:
         "kind": files.settings["project"].get("kind") or "",
         "base": files.settings["project"]["base"],
         "states": states,
-        "state": overall(states.values()),
-        "failure": next((one.failure for one in files.states.values() if one.failure), None),
+        "state": "fails" if failure else overall(states.values()),
+        "failure": failure,
         "sizes": sizes,
     }
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # In the order of the page. A module `lorabuild/report/<section>.py` has TITLE, `data(files) -> dict | None` (None: nothing
-# to show, the section is left out), and may have LIBRARIES (files of static/vendor) and `beside(files)`, the files that
-# stand beside the page. templates/<section>.html shows `data`; static/<section>.js and .css are there or not.
+# to show, the section is left out), and may have LIBRARIES (files of static/vendor or static/, for sections that share
+# them) and `beside(files)`, the files that stand beside the page. templates/<section>.html shows `data`;
+# static/<section>.js and .css are there or not; static/<section>.<part>.js is put before it, into one scope.
 SECTIONS = (
     "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
 )  # fmt: skip
+FAULT = "cannot be shown (if nobody has edited build/, a fault in lorabuild)"
 CSP = (
     "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
@@ -80,7 +82,10 @@ def beside(files: ProjectFiles) -> dict[str, Path | bytes]:
     """What stands beside a page, by path from its folder `<project>/`: pictures in full size, say."""
     found: dict[str, Path | bytes] = {}
     for module in _modules().values():
-        found |= module.beside(files) if hasattr(module, "beside") else {}
+        try:
+            found |= module.beside(files) if hasattr(module, "beside") else {}
+        except Exception:  # as in `_sections`, which tells of it
+            continue
     return found
 
 
@@ -95,18 +100,22 @@ def _sections(files: ProjectFiles) -> Iterator[Section]:
     for name, module in _modules().items():
         try:
             data = module.data(files)
+            html = _template(f"{name}.html").render(data=data, files=files) if data is not None else None
         except (UserError, OSError) as error:  # a file of the user's, or one that a build has just taken away
             said = "; ".join(map(str, error.problems)) if isinstance(error, UserError) else told(error, files.root)
             yield Section(name, module.TITLE, "", {}, said)
-            continue
-        if data is not None:
-            yield Section(name, module.TITLE, _template(f"{name}.html").render(data=data, files=files), data)
+        except Exception as error:  # a file in build/ that was edited, or our own mistake: the rest of the page counts
+            said = f"{FAULT}: {type(error).__name__}: {error}"
+            yield Section(name, module.TITLE, "", {}, said)
+        else:
+            if html is not None:
+                yield Section(name, module.TITLE, html, data)
 
 
 def _vendored(names: Sequence[str]) -> list[tuple[str, str]]:
     """(kind, text) of the libraries that these sections use, each once."""
     files = dict.fromkeys(file for name in names for file in getattr(_modules()[name], "LIBRARIES", ()))
-    return [("css" if file.endswith(".css") else "js", _static(f"vendor/{file}")) for file in files]
+    return [("css" if file.endswith(".css") else "js", _static(f"vendor/{file}") or _static(file)) for file in files]
 
 
 def _static(name: str) -> str:
@@ -120,7 +129,14 @@ def _static(name: str) -> str:
 
 
 def _script(name: str) -> str:
-    return _static(f"{name}.js")
+    """The script of a section. Parts of it, `<section>.<part>.js`, share one scope with it, and are of no other."""
+    from markupsafe import Markup
+
+    parts = sorted((HERE / "static").glob(f"{name}.*.js"))
+    if not parts:
+        return _static(f"{name}.js")
+    texts = [_static(path.name) for path in parts] + [_static(f"{name}.js")]
+    return Markup('(() => {\n"use strict";\n%s})();\n') % Markup("").join(texts)
 
 
 def _safe_json(value: Any) -> str:

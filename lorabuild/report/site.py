@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild import __version__
-from lorabuild.files import empty_folder, remove_empty, staged
+from lorabuild.files import empty_folder, remove_empty, remove_leftovers, staged
 from lorabuild.hashing import digest_bytes, digest_json
 from lorabuild.report.files import ProjectFiles, page_name
 from lorabuild.report.page import HERE, beside, render_index, render_project
@@ -38,23 +38,21 @@ def write_report(root: Path, projects: list[ProjectFiles], state: State) -> Writ
     """Bring build/report/ up to date. Nothing outside it is written. Raises OSError."""
     folder = root / "build" / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = root / ".lorabuild" / "store" / "part"
     commit = commit_line(root)
     made = []
     for files in projects:
-        key = digest_json([_code(), _plain(files, state)])
-        if _write(
-            folder / page_name(files.name), parts, key, commit, lambda files=files: render_project(files, commit)
-        ):
+        around = beside(files)
+        key = digest_json([_code(), _plain(files, state), _digests(around, state)])
+        if _write(folder / page_name(files.name), key, commit, lambda files=files: render_project(files, commit)):
             made.append(files.name)
-        _write_beside(folder / files.name, beside(files), parts, state)
+        _write_beside(folder / files.name, around, state)
     key = digest_json([_code(), [_plain(files, state) for files in projects]])
-    if _write(folder / INDEX, parts, key, commit, lambda: render_index(projects, commit)):
+    if _write(folder / INDEX, key, commit, lambda: render_index(projects, commit)):
         made.append("index")
     return Written(folder, len(projects) + 1, tuple(made), tuple(_remove_others(folder, projects)))
 
 
-def _write(path: Path, parts: Path, key: str, commit: str, render: Any) -> bool:
+def _write(path: Path, key: str, commit: str, render: Any) -> bool:
     """Make a page anew unless it stands as it was made under this key. True if its content had to be made."""
     whole = _read(path)
     fresh = whole is not None and whole[0] == key
@@ -64,7 +62,8 @@ def _write(path: Path, parts: Path, key: str, commit: str, render: Any) -> bool:
     text = COMMIT.sub(lambda found: f"{found[1]}{escape(commit)}{found[2]}", text, count=1)
     if not fresh or whole is None or text != whole[1]:
         data = text.encode("utf-8", "replace")
-        with staged(path, parts, durable=False) as part:
+        remove_leftovers(path, path.parent)
+        with staged(path, path.parent, durable=False) as part:
             part.write_bytes(data + f"<!-- key {key} seal {digest_bytes(data)} -->\n".encode())
     return not fresh
 
@@ -81,7 +80,15 @@ def _read(path: Path) -> tuple[str, str] | None:
     return found[1].decode(), data[: found.start()].decode("utf-8")
 
 
-def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], parts: Path, state: State) -> None:
+def _digests(around: Mapping[str, Path | bytes], state: State) -> dict[str, str]:
+    """What stands beside a page, by content: a page that shows a picture is stale when the picture is another, or gone."""
+    return {
+        name: digest_bytes(content) if isinstance(content, bytes) else state.digest(content)
+        for name, content in around.items()
+    }
+
+
+def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], state: State) -> None:
     """The files beside a page; others in its folder, which are ours, go."""
     for name, content in wanted.items():
         target = folder / name
@@ -89,7 +96,7 @@ def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], parts: Path,
         digest = digest_bytes(data) if data is not None else state.digest(Path(content))  # type: ignore[arg-type]
         if not target.is_file() or state.digest(target) != digest:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with staged(target, parts, durable=False) as part:
+            with staged(target, target.parent, durable=False) as part:
                 part.write_bytes(data if data is not None else Path(content).read_bytes())  # type: ignore[arg-type]
     keep = {folder / name for name in wanted}
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
@@ -122,9 +129,11 @@ def _code() -> str:
 def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
     """All that a page is made of, as plain values: paths with the digests of what lies there."""
 
-    def told(path: Path | None) -> list[str] | None:
-        if path is None or path.is_dir():
+    def told(path: Path | None) -> list[Any] | None:
+        if path is None:
             return None
+        if path.is_dir():  # of pictures, which lie in folders of it
+            return [told(one) for one in sorted(path.glob("samples/*.png"))]
         try:
             return [os.path.relpath(path, files.root), state.digest(path)]
         except OSError:

@@ -83,8 +83,11 @@ class Painter:
     drawn: int = 0
 
     @contextmanager
-    def on(self, digest: str | None, weights: Path | None) -> Iterator[Callable[[Settings, str], bytes]]:
-        """What draws a prompt with the LoRA at `weights`, of that digest, on the base; None for the base alone.
+    def on(
+        self, digest: str | None, weights: Path | None, without: Sequence[str] = ()
+    ) -> Iterator[Callable[[Settings, str], bytes]]:
+        """What draws a prompt with the LoRA at `weights`, of that digest, on the base; None for the base alone. `without`
+        are blocks of it that are left out.
 
         It takes the settings and the prompt's place, which a JobError begins with, and gives the PNG. The LoRA is put on
         the base for the first picture that is not there yet.
@@ -94,12 +97,13 @@ class Painter:
 
             def base() -> Base:
                 if not on:
-                    on.append(self._with(weights, stack))
+                    on.append(self._with(weights, without, stack))
                 return on[0]
 
             def draw(settings: Settings, where: str) -> bytes:
                 components = {name: self.components[name] for name in COMPONENTS}
-                shapes = {"version": DRAWING, "weights": digest, "base": components, **settings}
+                part = {"without": sorted(without)} if without else {}
+                shapes = {"version": DRAWING, "weights": digest, **part, "base": components, **settings}
 
                 def make() -> bytes:
                     pixels = self.draw(base(), settings, where)
@@ -110,11 +114,11 @@ class Painter:
 
             yield draw
 
-    def _with(self, weights: Path | None, stack: ExitStack) -> Base:
+    def _with(self, weights: Path | None, without: Sequence[str], stack: ExitStack) -> Base:
         from lorabuild.nn.applied import applied
 
         base = self.base()
-        if unknown := stack.enter_context(applied(base, weights, self.device())):
+        if unknown := stack.enter_context(applied(base, weights, self.device(), without)):
             print(f"without {len(unknown)} modules that are unknown here: {', '.join(unknown[:3])}")  # to the job's log
         return base
 

@@ -70,7 +70,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """
     path, recipe = workspace.path("spectrum"), job.params["resize"]
     room = recipe["header_kib"] * 1024 + _told_bytes(workspace.path("told"), job.target) if "size" in recipe else 0
-    infos, resize = _read(path, SAVE_DTYPES[job.params["recipe"]["save_precision"]])
+    infos, resize = read_spectrum(path, SAVE_DTYPES[job.params["recipe"]["save_precision"]])
     resize = replace(resize, recipe=recipe)
     ranks = resize.choose(lambda entries: room + len(header_bytes(entries)), "resize.allow_empty = true permits it")
 
@@ -96,7 +96,7 @@ def _told_bytes(path: Path, name: str) -> int:
     return len(canonical_json(tags)) * 2 + len(buckets) * 80 + len(repeats) * (70 + len(name))
 
 
-def _read(path: Path, dtype: str) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], Resize]:
+def read_spectrum(path: Path, dtype: str) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], Resize]:
     """Where U [P, O] and Vh [P, I, *k] of each layer lie in a spectrum, and all else that a resize needs of it."""
     tensors = read_header(path).tensors
     layers, _ = read_layers({key: info for key, info in tensors.items() if not key.startswith(VERBATIM)})

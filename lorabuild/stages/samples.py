@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.data.prompts import Prompt, parse_prompts
 from lorabuild.errors import Interrupted, Problem
-from lorabuild.hashing import canonical_json
+from lorabuild.hashing import canonical_json, digest_bytes
+from lorabuild.header import read_header
+from lorabuild.lora.chopping import Blocks
 from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.sources import source_path
+from lorabuild.sampling.differences import differences, pairs
 from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
 from lorabuild.stages.spectrum import targets
-from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base
+from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base, steps_by_data
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
     from lorabuild.nn.base import Base
     from lorabuild.workspace import Progress, Workspace
 
+WITHOUT, ALONE = "without", "only"  # of a block: the LoRA without it, and nothing but it
 SHEET_SIDE, STRIP_SIDE = 512, 256  # pixels of a picture in the sheet, and in the strip, which has many
 
 
@@ -36,7 +40,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
             yield Job(
                 name=f"samples:{name}",
                 params={
-                    "samples": {key: found[key] for key in ("sample_sampler", "parity")},
+                    "samples": {key: found[key] for key in SHAPING if key in found},
                     "dataset": {"resolution": found["size"]},
                     "recipe": drawn,
                     "base": base_params(repository, base),
@@ -51,6 +55,7 @@ def jobs(repository: Repository) -> Iterable[Job]:
             )
 
 
+SHAPING = ("sample_sampler", "parity", "blocks_ablation")  # of [samples], for this stage
 RECIPE = ("seed", "mixed_precision", "zero_terminal_snr")  # what shapes a picture, too
 
 
@@ -61,8 +66,11 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
         found["source"] = File(source, project.settings["project"]["source"])
     else:
         every = project.settings["samples"]["sample_every_n_steps"] or 1
-        steps = [step for step in known_steps(project) if step % every == 0]
-        found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
+        if steps_by_data(project):
+            found["step/"] = Artifact(f"train:{name}", "step/", every)
+        else:
+            steps = [step for step in known_steps(project) if step % every == 0]
+            found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
         found["trained"] = Artifact(f"train:{name}", "weights")
     for target, settings in targets(name, project.settings, project.variants):
         variant = target.partition("@")[2]
@@ -74,15 +82,20 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
 
 @dataclass(frozen=True)
 class Column:
-    """A LoRA that all prompts are drawn with; the base alone has no digest and no path."""
+    """A LoRA that all prompts are drawn with; the base alone has no digest and no path.
+
+    `of`: the column that this one is a part of, `without` some of its blocks.
+    """
 
     role: str
     digest: str | None = None
     path: Path | None = None
+    of: str | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """As files have it: "trained", "step00000010", "mini-chopped"."""
+        """As files have it: "trained", "step00000010", "mini-chopped", "without-OUT01"."""
         family, _, member = self.role.rpartition("/")
         return f"step{int(member):08}" if family == "step" else self.role.replace("/", "-")
 
@@ -103,6 +116,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     told = job.params["base"]["prediction_type"], clip_skip_of(job)
     settings = [settings_of(one, index, samples, recipe, *told) for index, one in enumerate(prompts)]
     columns = list(_columns(workspace))
+    if job.params["samples"].get("blocks_ablation"):
+        columns += list(_ablations(columns))
     total, done = len(columns) * len(prompts), 0
 
     def stepped(step: int, steps: int) -> None:
@@ -113,7 +128,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     tokens = _tokens(workspace, prompts, file)
     pictures: dict[str, list[bytes]] = {}
     for column in columns:
-        with painter.on(column.digest, column.path) as draw:
+        with painter.on(column.digest, column.path, column.without) as draw:
             for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
                 progress(done, total, f"{column.name}, prompt {number + 1} of {len(prompts)}")
                 picture = draw(one, str(Problem(file, prompt.line, "the prompt")))
@@ -121,9 +136,12 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
                 pictures.setdefault(column.role, []).append(picture)
                 done += 1
     _write_pages(workspace, columns, pictures)
+    compared = _compared(columns, pictures, len(prompts))
     drawn = [
-        {"file": f"samples/{_file(number, column)}", "weights": column.role, "digest": column.digest}
+        {"file": f"samples/{_file(number, column)}", "picture": digest_bytes(pictures[column.role][number])}
+        | {"weights": column.of or column.role, "digest": column.digest, **_part(column)}
         | {"line": prompts[number].line, "tokens": tokens[number], **one}
+        | {"difference": compared[number].get(column.role, {})}
         for column in columns
         for number, one in enumerate(settings)
     ]
@@ -138,6 +156,38 @@ def _columns(workspace: Workspace) -> Iterator[Column]:
     yield Column("base")
     for role in sorted(roles, key=lambda role: _place(role, order)):
         yield Column(role, workspace.digests[role], workspace.path(role))
+
+
+def _ablations(columns: Sequence[Column]) -> Iterator[Column]:
+    """For each block of the resized LoRA, or of the trained one where there is none: without it, and it alone.
+
+    What is in no block stays in all of them, as in a chop.
+    """
+    known = {column.role: column for column in columns}
+    whole = next(known[role] for role in ("resized", "trained", "source") if role in known)
+    assert whole.path is not None
+    present = Blocks.read(read_header(whole.path).tensors).present
+    for block in present:
+        yield Column(f"{WITHOUT}/{block}", whole.digest, whole.path, whole.role, (block,))
+        others = tuple(other for other in present if other != block)
+        yield Column(f"{ALONE}/{block}", whole.digest, whole.path, whole.role, others)
+
+
+def _part(column: Column) -> dict[str, Any]:
+    """What samples.json tells of a picture of a part of a LoRA."""
+    if column.of is None:
+        return {}
+    shown, _, block = column.role.partition("/")
+    return {"block": block, "shown": shown, "without": list(column.without)}
+
+
+def _compared(columns: Sequence[Column], pictures: Mapping[str, list[bytes]], prompts: int) -> list[dict[str, Any]]:
+    """For each prompt: role -> other role -> mean absolute difference of 255."""
+    steps = [column.role for column in columns if column.role.startswith("step/")]
+    others = {column.role: column.of for column in columns if column.of}
+    sides = [column.role for column in columns if column.role not in {*steps, *others}]
+    wanted = pairs(sides, steps, others)
+    return [differences({role: own[number] for role, own in pictures.items()}, wanted) for number in range(prompts)]
 
 
 def _place(role: str, order: tuple[str, ...]) -> tuple[Any, ...]:
@@ -187,7 +237,7 @@ def _tokens(workspace: Workspace, prompts: Iterable[Prompt], file: str) -> list[
 def _write_pages(workspace: Workspace, columns: Iterable[Column], pictures: Mapping[str, list[bytes]]) -> None:
     """The sheet, and the strip if there are steps to be seen."""
     steps = [column for column in columns if column.role.startswith("step/")]
-    sides = [column for column in columns if column not in steps]
+    sides = [column for column in columns if column not in steps and column.of is None]
     ways = [column for column in columns if column in steps or column.role in ("base", "trained")] if steps else []
     for name, shown, side in (("sheet", sides, SHEET_SIDE), ("strip", ways, STRIP_SIDE)):
         if shown:
@@ -196,4 +246,4 @@ def _write_pages(workspace: Workspace, columns: Iterable[Column], pictures: Mapp
             workspace.output(f"samples/{name}.png").write_bytes(page)
 
 
-STAGE = Stage("samples", 1, jobs, run, slot="gpu")
+STAGE = Stage("samples", 2, jobs, run, slot="gpu")

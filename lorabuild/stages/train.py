@@ -203,6 +203,12 @@ def known_steps(project: Project) -> list[int]:
     return surely_wanted_steps(recipe, saved)
 
 
+def steps_by_data(project: Project) -> bool:
+    """Do snapshots hang on how many batches the data set has?"""
+    recipe = project.settings["recipe"]
+    return bool(recipe.get("save_every_n_epochs") or recipe.get("max_train_epochs"))
+
+
 def _resized_steps(project: Project) -> list[int]:
     """The steps that resizes of a project and its variants start from."""
     steps = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}

@@ -70,13 +70,13 @@ def main(args: Sequence[str]) -> int:
     path = _found(options.file)
     header = lora_header(path)
     blocks = Blocks.read(header.tensors)
-    *rows, total = _rows(path, header, blocks)
+    *found, total = rows(path, header, blocks)
     strings = vector_strings(blocks.present) if blocks.present else {}
     if options.json:
-        found = {"file": str(path), "blocks": [asdict(row) for row in rows], **dict.fromkeys(STRINGS), **strings}
-        print(json.dumps(found, indent=2))
+        told = {"file": str(path), "blocks": [asdict(row) for row in found], **dict.fromkeys(STRINGS), **strings}
+        print(json.dumps(told, indent=2))
         return 0
-    print(f"{path}\n\n{_table(rows, total)}\n")
+    print(f"{path}\n\n{_table(found, total)}\n")
     if strings:
         print(f"{_commands(path, strings)}\n\n{PLACES}")
     else:
@@ -132,7 +132,7 @@ def _started(root: Path) -> dict[str, Path]:
     }
 
 
-def _rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
+def rows(path: Path, header: Header, blocks: Blocks) -> list[Row]:
     """A row for each block that the file has, in the network's order; what is in none; and all of it."""
     tensors = header.tensors
     with in_file(path):

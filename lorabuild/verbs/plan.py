@@ -152,7 +152,7 @@ def _lines(
     found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Planned]
 ) -> list[str]:
     if not found:
-        return ["nothing to build: no projects/**/lora.toml here"]
+        return ["nothing to build: no projects/**/lora.toml here (`lorabuild new NAME` makes one)"]
     if not stale:
         return [f"nothing to do: {len(found)} jobs are fresh"]
     rows = [_row(outlook, costs[outlook.job.name]) for outlook in stale]

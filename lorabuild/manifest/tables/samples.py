@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lorabuild.data.prompts import SAMPLERS
-from lorabuild.manifest.tables.table import Count, Table, Text
+from lorabuild.manifest.tables.table import Count, Table, Text, off
 from lorabuild.manifest.values import Misfit
 
 
@@ -28,6 +28,12 @@ class SamplesTable(Table):
     sample_at_first: bool = Field(False, description="Draw before the first step, too.")
     parity: bool = Field(
         False, description="Draw as sd-scripts does: k_ means nothing, and ddim clips its guesses to -1..1."
+    )
+
+    blocks_ablation: bool = off(
+        False,
+        "Draw each prompt without each block of the resized LoRA (or the trained one), and with each block alone: twice as "
+        "many pictures a prompt as it has blocks.",
     )
 
     @model_validator(mode="after")

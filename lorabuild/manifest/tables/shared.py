@@ -37,6 +37,7 @@ class BaseTable(Table):
         "A pin: the sha256 of the file, or its first ten digits or more, as Civitai and Hugging Face show it; of a folder that "
         "of its U-Net's weights. Another file is an error.",
     )
+    default: bool = off(False, "The base that `lorabuild new` takes where none is named.")
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseTable:
@@ -80,6 +81,16 @@ class StoreTable(Table):
     read_only: bool = Field(False, description="Fetch from the remote, upload nothing.")
 
 
+Folder = Annotated[Text, AfterValidator(values.folder)]
+
+
+class ExportTable(Table):
+    a1111: Folder | None = off(None, "A1111's or Forge's folder of LoRAs, or the program's own, which has models/Lora.")
+    comfy: Folder | None = off(None, "ComfyUI's folder of LoRAs, or the program's own, which has models/loras.")
+    diffusers: Folder | None = off(None, "A folder that gets a folder for each LoRA.")
+    folder: Folder | None = off(None, "A folder that gets a folder for each LoRA, with a model card.")
+
+
 class SharedFile(Table):
     """lorabuild.toml, and over it lorabuild.local.toml."""
 
@@ -90,3 +101,8 @@ class SharedFile(Table):
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
     store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
+    export: ExportTable = Field(
+        default_factory=ExportTable,
+        description="[export]: where `lorabuild export` puts its copies without -o, seen from the repository; ~ is the home "
+        "folder.",
+    )

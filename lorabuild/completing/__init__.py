@@ -1,0 +1,1 @@
+"""Completion of what is typed in bash, zsh and fish."""

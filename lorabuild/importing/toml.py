@@ -1,0 +1,43 @@
+"""Write values and comments as TOML."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a comment
+
+
+def written(value: Any) -> str:
+    """A value on one line. Whole numbers, floats, text, true and false, lists and tables of them; None is left out."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(written(one) for one in value if one is not None)}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key_written(key)} = {written(one)}" for key, one in value.items() if one is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    return _text(str(value))
+
+
+def key_written(key: str) -> str:
+    """A key, in quotes where it needs them."""
+    return key if _BARE.fullmatch(key) else _text(key)
+
+
+def comment(text: str) -> str:
+    """Text that may stand after a `#`: on one line, without control characters."""
+    return _CONTROL.sub(" ", _unicode(text)).strip()
+
+
+def _text(text: str) -> str:
+    return json.dumps(_unicode(text), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _unicode(text: str) -> str:
+    """Bytes of a name that are not UTF-8 cannot stand in TOML: they are shown escaped."""
+    return text.encode(errors="backslashreplace").decode()

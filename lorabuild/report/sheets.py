@@ -1,0 +1,93 @@
+"""The contact sheet: each prompt with the base, what was trained and what was made of it, at one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorabuild.errors import UserError
+from lorabuild.report.files import ProjectFiles
+from lorabuild.report.pictures import FOLDER, Picture, Thumbnails, prompts, read_pictures, settings_line, title
+
+TITLE = "Contact sheet"
+LIBRARIES = ("viewer.css", "viewer.js")
+MAKERS = {"trained": "train", "resized": "resize", "chopped": "chop"}  # role -> stage
+PARTS = ("step", "without", "only")  # families that have sections of their own
+
+
+def data(files: ProjectFiles) -> dict[str, Any] | None:
+    """Rows of prompts, columns of files. None without [samples]; without pictures, `note` says what draws them."""
+    pictures = read_pictures(files)
+    if pictures is None:
+        if not files.settings.get("samples"):
+            return None
+        return {"note": "never", "columns": [], "rows": [], "why": [], "linked": 0}
+    thumbnails = Thumbnails(files.name)
+    drawn = {picture.role: picture for picture in pictures if picture.role.partition("/")[0] not in PARTS}
+    roles = list(dict.fromkeys([*drawn, *wanted(files)]))
+    rows = [
+        {
+            "prompt": told["prompt"],
+            "negative": told["negative_prompt"],
+            "settings": settings_line(told),
+            "line": told["line"],
+            "cells": [_cell(row.get(role), role, thumbnails) for role in roles],
+        }
+        for told, row in prompts(pictures)
+    ]
+    state = files.states.get("samples")
+    return {
+        "note": "",
+        "columns": [{"role": role, "title": title(role), "note": _note(files, role, drawn)} for role in roles],
+        "rows": rows,
+        "why": list(state.why) if state else [],
+        "linked": thumbnails.linked,
+    }
+
+
+def beside(files: ProjectFiles) -> dict[str, Path | bytes]:
+    """The pictures in full size, of this section and of those of steps and blocks."""
+    try:
+        pictures = read_pictures(files) or []
+    except (UserError, OSError):  # the section says what is wrong
+        return {}
+    return {f"{FOLDER}/{picture.name}": picture.path for picture in pictures if picture.path is not None}
+
+
+def wanted(files: ProjectFiles) -> list[str]:
+    """The columns that the manifest asks for now, in order."""
+    settings = files.settings
+    first = "source" if settings["project"].get("source") else "trained"
+    found = ["base", first]
+    for name, one in [("", files), *files.variants.items()]:
+        found += [f"{name}/{role}".lstrip("/") for role, stage in _made(one, bool(name), files) if stage]
+    return found
+
+
+def _made(one: ProjectFiles, variant: bool, whole: ProjectFiles) -> Iterator[tuple[str, bool]]:
+    """(role, is it made) of the files that a project or its variant makes of what was trained."""
+    for role, stage in (("resized", "resize"), ("chopped", "chop")):
+        state = one.states.get(stage)
+        shared = variant and state is not None and whole.states.get(stage) == state
+        yield role, state is not None and not shared
+
+
+def _cell(picture: Picture | None, role: str, thumbnails: Thumbnails) -> dict[str, Any]:
+    if picture is None:
+        return {"role": role, "title": title(role), "fault": "never drawn"}
+    return thumbnails.cell(picture)
+
+
+def _note(files: ProjectFiles, role: str, drawn: Mapping[str, Picture]) -> str:
+    """What is to be said of a column: it was never drawn, or what it was drawn with has been made anew since."""
+    if role not in drawn:
+        return f"never drawn: doit samples:{files.project}"
+    variant, _, made = role.rpartition("/")
+    if variant and variant not in files.variants:
+        return "no longer in the manifest"
+    owner = files.variants[variant] if variant else files
+    state = owner.states.get(MAKERS.get(made, ""))
+    now = ((state.record or {}).get("outputs", {}).get("weights") or {}).get("digest") if state else None
+    then = drawn[role].told["digest"]
+    return "drawn with an earlier build of this file" if now and now != then else ""
