@@ -40,6 +40,7 @@ lorabuild: make for LoRAs
   lorabuild status             projects and stages at a glance
   lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
 
+  lorabuild schema [KIND]      JSON Schemas of the TOML files, for editors
   lorabuild completion SHELL   a script for bash, zsh or fish that completes all this
 
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
@@ -59,6 +60,7 @@ VERBS = (
     *FILE_VERBS,
     "report",
     "completion",
+    "schema",
     *REPOSITORY_VERBS,
 )  # a module each in verbs/, with main(args) -> exit code
 
@@ -87,7 +89,9 @@ def _main(args: list[str]) -> int:
         return 2
     root = find_root(Path.cwd())
     if root is None:
-        sys.stderr.write("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml\n")
+        sys.stderr.write(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)\n"
+        )
         return 2
     from lorabuild.graph import main as run
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lorabuild.importing.arguments import ARGUMENTS
 from lorabuild.importing.read import imported
 from lorabuild.importing.shell import read_script
+from lorabuild.importing.told import typed
 from lorabuild.importing.toml import comment, written
 from lorabuild.manifest import load
 
@@ -68,8 +69,8 @@ def test_each_argument_of_sd_scripts_becomes_a_key_or_a_comment(name: str):
     told = [note for note in made.notes if note.startswith((f"{name} ", f"{name}:", f"{ARGUMENTS[name].key or name} "))]
     assert ARGUMENTS[name].key in keys or told or (name == "network_args" and "conv_dim" in keys)
     argument = ARGUMENTS[name]
-    if argument.key in made.tables.get(argument.table, ()) and argument.kind == "float":
-        assert made.value(argument.table, argument.key) == pytest.approx(0.7)
+    if not told and name not in ("network_args", "text_encoder_lr"):
+        assert made.value(argument.table, argument.key) == typed(argument.kind, value.split() or True)
 
 
 def test_the_table_has_the_arguments_of_sd_scripts_and_no_other():
@@ -261,6 +262,37 @@ def test_a_data_set_file_has_its_levels():
     assert data["subset"] == [{"image_dir": "one", "num_repeats": 3}, {"image_dir": "two", "keep_tokens": 5}]
     assert any(note.startswith("train_data_dir") for note in made.notes)
     assert any(note.startswith("datasets.subsets.custom_attributes") for note in made.notes)
+
+
+def test_what_kohyas_interface_adds_to_a_config_is_a_comment_without_alarm():
+    made = imported(
+        [("config.toml", 'epoch = 1\nnoise_offset_type = "Original"\nseed = 3\n')], Path("/"), TINY, "tiny", None
+    )
+    assert sum("interface writes it" in note for note in made.notes) == 2
+    assert not made.warnings
+
+
+def test_what_the_data_set_file_goes_before_is_told():
+    made = draft(f"{START} --resolution 512 --train_batch_size 2 --dataset_repeats 7", ("data.toml", DATASET))
+    assert {
+        "resolution = 512: the data set file goes before it",
+        "train_batch_size = 2: the data set file goes before it",
+    } < set(made.notes)
+    assert made.lists["dataset.subset"][1]["num_repeats"].value == 7  # of the folder that has no number of its own
+
+
+def test_a_file_of_something_else_is_nothing_to_import():
+    from lorabuild.errors import JobError
+
+    for name, text in (("x.toml", ""), ("x.toml", "[tool.ruff]\nline = 3\n"), ("x.sh", "ls -la\n")):
+        with pytest.raises(JobError, match="nothing to import"):
+            imported([(name, text)], Path("/"), TINY, None, None)
+
+
+def test_images_outside_of_the_repository_keep_their_path(tmp_path: Path):
+    (tmp_path / "train/3_fox").mkdir(parents=True)
+    made = draft(f"{START} --train_data_dir train", folder=tmp_path, manifest=tmp_path / "repository/projects/ember")
+    assert made.lists["dataset.subset"][0]["image_dir"].value == str(tmp_path / "train/3_fox")
 
 
 def test_a_second_data_set_of_another_resolution_is_told():

@@ -142,6 +142,17 @@ def test_pages_are_made_anew_only_where_something_has_changed(files: ProjectFile
     assert written(tmp_path, [changed, both[1]], state) == ("ember", "index")
 
 
+def test_a_picture_that_is_gone_makes_its_page_anew(files: ProjectFiles, state: State, tmp_path: Path):
+    picture = tmp_path / "samples/00-base.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"png")
+    drawn = replace(files, paths={**files.paths, "pictures": tmp_path})
+    written(tmp_path, [drawn], state)
+    assert written(tmp_path, [drawn], state) == ()
+    picture.unlink()
+    assert written(tmp_path, [drawn], state) == ("ember", "index")
+
+
 def test_a_page_that_was_edited_is_made_anew(files: ProjectFiles, state: State, tmp_path: Path):
     written(tmp_path, [files], state)
     page = tmp_path / "build/report/ember.html"

@@ -60,7 +60,6 @@ def steps(package: Package, force: bool = False) -> list[Step]:
         for name, content in package.sidecars.items()
     ]
     files = {one.path.name: one.sha256 for one in (*others, weights)}
-    files |= {one.path.name: found.files[one.path.name] for one in others if _was_ours(one, found)}
     return [_json_step(package, found, files, force), *others, weights]
 
 
@@ -105,11 +104,6 @@ def _step(path: Path, content: Content, sha256: str, found: Found, force: bool) 
         return Step(path, content, "there", sha256)
     ours = found.ours and found.files.get(path.name) == there
     return Step(path, content, "replaced" if ours or force else "kept", sha256)
-
-
-def _was_ours(one: Step, found: Found) -> bool:
-    """What is kept is compared next time, too, with what was written, not with what it would have been."""
-    return one.action == "kept" and one.path.name in found.files
 
 
 def _json_step(package: Package, found: Found, files: Mapping[str, str], force: bool) -> Step:

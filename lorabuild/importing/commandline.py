@@ -22,7 +22,10 @@ MADE = {  # what a stage does by itself
     "cache_latents.py": "the stage latents does that by itself",
     "cache_text_encoder_outputs.py": "the text encoders run at each step: there is nothing to cache",
 }
-IDLE = ("git", "cd", "pip", "pip3", "source", "conda", "mkdir", "export", "set", "activate", "venv", "sudo", "chmod")
+IDLE = (
+    "git", "cd", "pip", "pip3", "uv", "source", "conda", "mkdir", "export", "set", "activate", "venv", "sudo", "chmod", "echo",
+    "write-output", "write-host", "pause", "deactivate", "nvidia-smi", "tensorboard", "wget", "curl", "sleep", "exit",
+)  # fmt: skip
 # accelerate launch's options that would change the result
 SEVERAL = ("num_processes", "num_machines", "multi_gpu")
 PRECISION = "mixed_precision"
@@ -52,7 +55,7 @@ def tell_script(told: Told, text: str, file: str) -> None:
             handler(told, command.words[at:], where)
         else:
             told.notes.append(f"{' '.join(command.words)}: {_why_not(name, command)}")
-            if name not in MADE and command.words[0] not in IDLE:
+            if name not in MADE and command.words[0].casefold() not in IDLE:
                 told.warnings.append(
                     f"{where}: {name or command.words[0]}: no command that is known here: not taken over"
                 )
@@ -61,7 +64,7 @@ def tell_script(told: Told, text: str, file: str) -> None:
 def _why_not(name: str, command: Command) -> str:
     if name in MADE:
         return MADE[name]
-    return "it prepares the machine" if command.words[0] in IDLE else "no command that is known here"
+    return "it prepares the machine" if command.words[0].casefold() in IDLE else "no command that is known here"
 
 
 def _program(command: Command) -> tuple[str, int]:

@@ -19,6 +19,7 @@ OF_SUBSET = {
     **{key: KINDS[key] for key in KEYS["dataset.subset"]["result"].split() if key in KINDS},
     **{"image_dir": "text", "num_repeats": "int", "is_reg": "flag", "class_tokens": "text"},
 }
+RECIPE_KINDS = {name: kind for kind, names in SAME["recipe"] for name in names.split()}
 OF_FOLDER = ("image_dir", "num_repeats", "is_reg", "class_tokens")  # said of folders, not of the whole data set
 NOTHING = {"flag": False, "int": 0, "float": 0.0, "share": 0}  # what a setting of a kind is where nobody sets it
 # Keys of [[datasets]] that are settings of the training here.
@@ -35,9 +36,10 @@ def seen_from(path: str, folder: Path, manifest: Path | None) -> str:
     if not there.exists():
         return path
     whole = os.path.abspath(there)
-    if manifest is None or os.path.commonpath([whole, os.path.abspath(manifest.parent.parent)]) == os.sep:
+    repository = manifest and os.path.abspath(manifest.parent.parent)
+    if not repository or not Path(whole).is_relative_to(repository):
         return whole
-    return os.path.relpath(whole, os.path.abspath(manifest))
+    return os.path.relpath(whole, manifest)
 
 
 def folders(draft: Draft, told: Told, manifest: Path | None) -> None:
@@ -108,7 +110,7 @@ def _of_file(draft: Draft, told: Told, manifest: Path | None) -> None:
             _set(draft, told, "dataset", key, kind, found)
     for key, name in OF_RECIPE.items():
         if (found := _first(key, first, general)) is not None:
-            draft.set("recipe", name, found)
+            _set(draft, told, "recipe", name, RECIPE_KINDS[name], found)
     usual = {key: DEFAULTS["dataset"].get(key, NOTHING.get(kind)) for key, kind in OF_SUBSET.items()}
     whole = {key: draft.value("dataset", key, usual[key]) for key in OF_SUBSET if key not in OF_FOLDER}
     for number, dataset in enumerate(datasets, 1):
@@ -162,8 +164,12 @@ def _first(key: str, *levels: Mapping[str, Any]) -> Any:
 
 
 def _set(draft: Draft, told: Told, table: str, key: str, kind: str, value: Any) -> None:
+    """A setting of the whole data set. What the command line said of it counts less, and is told."""
     try:
-        draft.set(table, key, typed(kind, value))
+        found = typed(kind, value)
+        if key in draft.tables[table] and draft.value(table, key) != found:
+            told.note(key, draft.value(table, key), "the data set file goes before it")
+        draft.set(table, key, found)
     except ValueError as error:
         told.note(key, value, f"not understood: {error}")
         told.warnings.append(f"{key}: {error}: not taken over")

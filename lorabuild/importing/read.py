@@ -41,6 +41,7 @@ def imported(
     for file, table in tables.items():
         if is_of_datasets(table):
             tell_datasets(told, table, file)
+    told.trains = scripts or bool(told.arguments)
     if not (told.trains or told.datasets is not None or told.resize or told.chop):
         names = ", ".join(file for file, _ in sources)
         raise JobError(f"{names}: no command of sd-scripts, no config and no data set of it: nothing to import")

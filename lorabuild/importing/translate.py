@@ -63,6 +63,9 @@ def _taken(draft: Draft, told: Told, name: str, value: Any) -> None:
     if argument.key:
         draft.set(argument.table, argument.key, value)
         return
+    if name == "dataset_repeats" and told.datasets is not None:
+        told.note(name, value, "it is num_repeats of the folders that the data set file says nothing of")
+        return
     told.note(name, value, argument.why)
     if name in MATTERS and value is not False:
         told.warnings.append(f"{name}: {argument.why}: not taken over")

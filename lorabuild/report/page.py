@@ -82,7 +82,10 @@ def beside(files: ProjectFiles) -> dict[str, Path | bytes]:
     """What stands beside a page, by path from its folder `<project>/`: pictures in full size, say."""
     found: dict[str, Path | bytes] = {}
     for module in _modules().values():
-        found |= module.beside(files) if hasattr(module, "beside") else {}
+        try:
+            found |= module.beside(files) if hasattr(module, "beside") else {}
+        except Exception:  # as in `_sections`, which tells of it
+            continue
     return found
 
 

@@ -129,9 +129,11 @@ def _code() -> str:
 def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
     """All that a page is made of, as plain values: paths with the digests of what lies there."""
 
-    def told(path: Path | None) -> list[str] | None:
-        if path is None or path.is_dir():
+    def told(path: Path | None) -> list[Any] | None:
+        if path is None:
             return None
+        if path.is_dir():  # of pictures, which lie in folders of it
+            return [told(one) for one in sorted(path.glob("samples/*.png"))]
         try:
             return [os.path.relpath(path, files.root), state.digest(path)]
         except OSError:

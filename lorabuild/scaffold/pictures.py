@@ -24,6 +24,7 @@ class Pictures:
     first_tag: str  # the commonest one, "" without captions
     with_tag: int
     named: bool
+    first: str  # the first image's name, without its ending
 
 
 def look(folder: Path) -> Pictures:
@@ -37,7 +38,9 @@ def look(folder: Path) -> Pictures:
     captions = there[extension]
     tags = Counter(tag for path in captions[:ENOUGH] if (tag := _first_tag(path)))
     first_tag, with_tag = tags.most_common(1)[0] if tags else ("", 0)
-    return Pictures(len(images), len(captions), extension, first_tag, with_tag, bool(named))
+    return Pictures(
+        len(images), len(captions), extension, first_tag, with_tag, bool(named), images[0].stem if images else ""
+    )
 
 
 def _first_tag(path: Path) -> str:

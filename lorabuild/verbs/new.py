@@ -56,10 +56,11 @@ def main(args: Sequence[str]) -> int:
     settings = repository.projects[other.parent.name].settings["project"] if other else {}
     base = _base(options.base or settings.get("base"), repository)
     is_tiny = repository.bases[base].get("builtin") is not None
-    kind = options.kind or settings.get("kind") or "character"
-    wanted = Wanted(options.name, kind, base, is_tiny, options.trigger, images, pictures)
+    wanted = Wanted(options.name, options.kind, base, is_tiny, options.trigger, images, pictures)
     if other:
-        text, copies = like(wanted, other.read_bytes(), os.path.relpath(other.parent, folder)), [TINY] * is_tiny
+        was_tiny = repository.bases[settings["base"]].get("builtin") is not None
+        text = like(wanted, other.read_bytes(), os.path.relpath(other.parent, folder), was_tiny)
+        copies = [TINY] * (is_tiny and not was_tiny)
     else:
         recipes = [options.source or RECIPE]
         text, copies = manifest(wanted, recipes), recipes_for(recipes, is_tiny)
@@ -175,7 +176,7 @@ def _tell(root: Path, folder: Path, wanted: Wanted, repository: Repository) -> N
     if pictures is None:
         print(f"  put images into {place}, 10 to 30 for a start, and tags beside each: 01.png, 01.txt ({tags})")
     elif not pictures.captions:
-        print(f"  put tags beside each image, in a file of its name: 01.txt ({tags})")
+        print(f"  put tags beside each image, in a file of its name: {quoted(f'{pictures.first}.txt')} ({tags})")
     if wanted.trigger is None:
         print(f"  lorabuild set {wanted.name} project.trigger={(pictures and pictures.first_tag) or 'WORD'}")
     print(f"  lorabuild check {wanted.name}\n  doit {wanted.name}")

@@ -27,7 +27,9 @@ def root_here() -> Path:
     """The repository of the working folder. Raises UsageError if there is none."""
     root = find_root(Path.cwd())
     if root is None:
-        raise UsageError("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml")
+        raise UsageError(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)"
+        )
     return root
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lorabuild.errors import UsageError, UserError, near_miss
 from lorabuild.files import staged
 from lorabuild.forecast.outlook import outlooks
+from lorabuild.manifest.continued import KEYS as INIT
 from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import Merged, merge
 from lorabuild.reasons import plain
@@ -32,8 +33,13 @@ Change values of a project's manifest in place: comments, order and spacing stay
   lorabuild set ember chop.weights=                      removes a key; so does --unset chop.weights
   lorabuild set "em*" recipe.seed=7                      several projects: all of them, or none"""
 
-# Keys whose new value may have to be read whole first: gigabytes of a base, thousands of images.
-SLOW = ("project", "dataset", "extends")
+# What may have to be read whole first, so that a forecast is not quick: gigabytes of a base, thousands of images.
+SLOW = [
+    ("extends",),
+    ("dataset",),
+    *(("project", key) for key in ("base", "source")),
+    *(("recipe", key) for key in INIT),
+]
 WORDS = {
     "built": "will be built",
     "restored": "will be restored",
@@ -72,7 +78,7 @@ def main(args: Sequence[str]) -> int:
             warn(f"still wrong: {problem}")
     if options.dry_run:
         print("nothing was written (--dry-run)")
-    elif not any(one.path[0] in SLOW for one in assignments):
+    elif not any(one.path[: len(slow)] == slow for one in assignments for slow in SLOW):
         for line in _forecast(root, [path.parent.name for path in manifests]):
             print(line)
     return 0

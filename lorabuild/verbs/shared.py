@@ -15,7 +15,9 @@ from lorabuild.remotes.transport import Unreachable
 def repository_root(folder: Path) -> Path:
     """The repository that `folder` lies in. Raises UsageError if it lies in none."""
     if (root := find_root(folder)) is None:
-        raise UsageError("no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml")
+        raise UsageError(
+            "no repository here or above: no folder holds lorabuild.toml or projects/*/lora.toml (`lorabuild init` makes one)"
+        )
     return root
 
 
