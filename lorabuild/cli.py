@@ -40,6 +40,7 @@ lorabuild: make for LoRAs
   lorabuild status             projects and stages at a glance
   lorabuild report             pages to look at, build/report/index.html, of what stands there; `doit report` builds first
 
+  lorabuild schema [KIND]      JSON Schemas of the TOML files, for editors
   lorabuild completion SHELL   a script for bash, zsh or fish that completes all this
 
 In a repository, `doit` is `lorabuild build`, and `doit VERB` is `lorabuild VERB`.
@@ -59,6 +60,7 @@ VERBS = (
     *FILE_VERBS,
     "report",
     "completion",
+    "schema",
     *REPOSITORY_VERBS,
 )  # a module each in verbs/, with main(args) -> exit code
 

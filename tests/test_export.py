@@ -164,7 +164,9 @@ def test_somebody_elses_file_is_not_replaced(world: World, out: Path):
     with pytest.raises(JobError, match=r"another file, which was not exported from ember: --as NAME .* --force"):
         main(["ember", "--to", "a1111", "-o", str(out)])
     assert names(out) == {"ember-chopped.safetensors"} and theirs.read_bytes() == b"mine"
+    (out / "fire.json").write_text(json.dumps({"preferred weight": 0.3, "stars": 5}))  # nor what it says of a LoRA
     assert main(["ember", "--to", "a1111", "--as", "fire", "-o", str(out)]) == 0
+    assert {"preferred weight": 0.3, "stars": 5, "activation text": "ember"}.items() <= told(out / "fire.json").items()
     renamed, original = read_header(out / "fire.safetensors"), read_header(artifact(world))
     assert renamed.metadata["ss_output_name"] == "fire"
     assert renamed.metadata["sshs_model_hash"] == original.metadata["sshs_model_hash"]

@@ -264,6 +264,14 @@ def test_a_data_set_file_has_its_levels():
     assert any(note.startswith("datasets.subsets.custom_attributes") for note in made.notes)
 
 
+def test_what_kohyas_interface_adds_to_a_config_is_a_comment_without_alarm():
+    made = imported(
+        [("config.toml", 'epoch = 1\nnoise_offset_type = "Original"\nseed = 3\n')], Path("/"), TINY, "tiny", None
+    )
+    assert sum("interface writes it" in note for note in made.notes) == 2
+    assert not made.warnings
+
+
 def test_what_the_data_set_file_goes_before_is_told():
     made = draft(f"{START} --resolution 512 --train_batch_size 2 --dataset_repeats 7", ("data.toml", DATASET))
     assert {

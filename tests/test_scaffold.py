@@ -288,6 +288,23 @@ def test_a_projects_settings_are_copied_and_what_it_is_is_not(repository: Path):
     assert new.settings["samples"]["prompts"] == "../ink/p.txt" and new.settings["dataset"]["flip_aug"] is False
 
 
+def test_a_copys_recipes_change_with_its_base_alone_and_its_captions_are_its_own(repository: Path):
+    with open(repository / "lorabuild.toml", "a") as file:
+        file.write('[bases.pony]\nfile = "pony.safetensors"\n')
+    (repository / "projects/ink").mkdir()
+    text = '[project]\nbase = "tiny"\n[dataset]\ncaption_extension = ".cap"\ntrain_data_dir = "t"\n'
+    (repository / "projects/ink/lora.toml").write_text(text)
+    pictures(repository.parent / "pics")
+    assert _main(["new", "same", "--from", "ink", "--images", "../pics"]) == 0
+    assert _main(["new", "large", "--from", "same", "--base", "pony"]) == 0
+    assert _main(["new", "small", "--from", "large", "--base", "tiny"]) == 0
+    texts = {name: (repository / f"projects/{name}/lora.toml").read_text() for name in ("same", "large", "small")}
+    assert "extends" not in texts["same"] + texts["large"] and 'extends = ["tiny"]' in texts["small"]
+    assert "kind" not in texts["same"]
+    (subset,) = load(repository).projects["same"].settings["dataset"]["subset"]
+    assert subset["caption_extension"] == ".txt"
+
+
 def test_a_folder_without_images_is_not_taken_for_one(repository: Path, capsys: pytest.CaptureFixture):
     for folder in ("..", "nowhere", "lorabuild.toml"):
         assert _main(["new", "ember", "--images", folder]) == 2

@@ -218,6 +218,9 @@ MATTERS = (
     "fp8_base_unet", "v2", "initial_epoch", "initial_step", "resume",
 )  # fmt: skip
 
+# Written into configs by kohya_ss's interface, read by no script: told without a warning.
+UNREAD = dict.fromkeys(("epoch", "noise_offset_type"), "kohya_ss's interface writes it; sd-scripts does not read it")
+
 # What only a file of settings has. Keys of [[datasets]] and [[datasets.subsets]] that are no arguments: key -> why
 OF_DATASETS = {
     "cache_info": ELSEWHERE["flag"]["cache_info"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import near_miss
-from lorabuild.importing.arguments import ARGUMENTS, SECRET
+from lorabuild.importing.arguments import ARGUMENTS, SECRET, UNREAD
 from lorabuild.importing.toml import comment, written
 from lorabuild.training.optimizers import parsed
 
@@ -56,6 +56,9 @@ class Told:
         """The argument that is meant: argparse takes a beginning for the whole where only one argument begins so."""
         if name in ARGUMENTS:
             return name
+        if name in UNREAD:
+            self.note(name, value, UNREAD[name])
+            return None
         begun = [one for one in ARGUMENTS if one.startswith(name)]
         if len(begun) == 1:
             return begun[0]

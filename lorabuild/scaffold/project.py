@@ -29,7 +29,7 @@ class Wanted:
     """What a new project is to be. `images` is the folder as the manifest names it, `pictures` what is in it."""
 
     name: str
-    kind: str
+    kind: str | None
     base: str
     is_tiny: bool
     trigger: str | None
@@ -39,7 +39,7 @@ class Wanted:
 
 def manifest(wanted: Wanted, recipes: Sequence[str]) -> str:
     """A manifest with comments, on one or more recipes."""
-    extends = recipes_for(recipes, wanted.is_tiny)
+    extends, kind = recipes_for(recipes, wanted.is_tiny), wanted.kind or "character"
     value = toml_text(extends[0]) if len(extends) == 1 else f"[{', '.join(map(toml_text, extends))}]"
     line = f"extends = {value}"
     above = f"{line:34}  # recipes/*.toml: how it is trained; what stands here goes over it\n" if extends else ""
@@ -47,7 +47,7 @@ def manifest(wanted: Wanted, recipes: Sequence[str]) -> str:
 # {wanted.name}. `lorabuild check {wanted.name}` looks it over, `doit {wanted.name}` builds it.
 {above}
 [project]
-kind = {toml_text(wanted.kind):27}  # character | style | concept
+kind = {toml_text(kind):27}  # character | style | concept
 base = {toml_text(wanted.base):27}  # the model to train on, of those in lorabuild.toml
 {_trigger(wanted)}
 # title = "…"                       # also author, description, license, tags: they go into the file
@@ -65,7 +65,7 @@ thr = {THR[wanted.is_tiny]}
 
 # The blocks that stay: names, globs, negations. To edit this rebuilds in a blink, so try it out.
 [chop]
-keep = {KEEP[wanted.kind]}
+keep = {KEEP[kind]}
 
 # Pictures of what was learnt, by `doit samples:{wanted.name}`: a text file beside this one, a prompt a line.
 # [samples]
@@ -73,8 +73,11 @@ keep = {KEEP[wanted.kind]}
 """
 
 
-def like(wanted: Wanted, other: bytes, folder: str) -> str:
-    """The manifest of another project, for this one. `folder`: that project's, seen from this one's."""
+def like(wanted: Wanted, other: bytes, folder: str, was_tiny: bool) -> str:
+    """The manifest of another project, for this one. `folder`: that project's, seen from this one's.
+
+    Its recipes stay, unless the one was on the tiny base (`was_tiny`) and the other is not.
+    """
     data = _without_title(other)
     table = tomllib.loads(data.decode("utf-8-sig"))
     for key in OWN:
@@ -84,7 +87,8 @@ def like(wanted: Wanted, other: bytes, folder: str) -> str:
         data = without(data, ("project", "trigger"))
     elif wanted.trigger is not None:
         data = with_value(data, ("project", "trigger"), toml_text(wanted.trigger))
-    data = with_value(data, ("project", "kind"), toml_text(wanted.kind))
+    if wanted.kind is not None:
+        data = with_value(data, ("project", "kind"), toml_text(wanted.kind))
     data = with_value(data, ("project", "base"), toml_text(wanted.base))
     data = _with_images(data, table.get("dataset", {}), wanted)
     for path in _files(table):
@@ -92,7 +96,7 @@ def like(wanted: Wanted, other: bytes, folder: str) -> str:
         data = with_value(data, path, toml_text(moved))
     extends = table.get("extends", [])
     named = [extends] if isinstance(extends, str) else extends
-    if (fitting := recipes_for(named, wanted.is_tiny)) != named:
+    if was_tiny != wanted.is_tiny and (fitting := recipes_for(named, wanted.is_tiny)) != named:
         data = with_value(data, ("extends",), f"[{', '.join(map(toml_text, fitting))}]")
     return f"# {wanted.name}, with the settings of {Path(folder).name}.\n" + data.decode("utf-8-sig")
 
@@ -145,7 +149,7 @@ def _with_images(data: bytes, dataset: dict[str, Any], wanted: Wanted) -> bytes:
             if key != "image_dir":
                 data = without(data, (*first, key))
         data = with_value(data, (*first, "image_dir"), toml_text(wanted.images))
-    if pictures and pictures.captions and pictures.extension != ".txt":
+    if pictures and pictures.captions and (pictures.extension != ".txt" or "caption_extension" in dataset):
         data = with_value(data, (*first, "caption_extension"), toml_text(pictures.extension))
     return data
 

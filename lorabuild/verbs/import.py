@@ -56,7 +56,9 @@ def main(args: Sequence[str]) -> int:
     for line in dict.fromkeys(draft.warnings):
         warn(line)
     if draft.base_lines:
-        sys.stderr.write("lorabuild.toml needs this base (or choose one of its own by --base):\n\n")
+        sys.stderr.write(
+            "lorabuild.toml needs this base, `file` as it lies on this machine (or choose another by --base):\n\n"
+        )
         sys.stderr.writelines(f"  {line}\n" for line in draft.base_lines)
     return 0
 

@@ -56,10 +56,11 @@ def main(args: Sequence[str]) -> int:
     settings = repository.projects[other.parent.name].settings["project"] if other else {}
     base = _base(options.base or settings.get("base"), repository)
     is_tiny = repository.bases[base].get("builtin") is not None
-    kind = options.kind or settings.get("kind") or "character"
-    wanted = Wanted(options.name, kind, base, is_tiny, options.trigger, images, pictures)
+    wanted = Wanted(options.name, options.kind, base, is_tiny, options.trigger, images, pictures)
     if other:
-        text, copies = like(wanted, other.read_bytes(), os.path.relpath(other.parent, folder)), [TINY] * is_tiny
+        was_tiny = repository.bases[settings["base"]].get("builtin") is not None
+        text = like(wanted, other.read_bytes(), os.path.relpath(other.parent, folder), was_tiny)
+        copies = [TINY] * (is_tiny and not was_tiny)
     else:
         recipes = [options.source or RECIPE]
         text, copies = manifest(wanted, recipes), recipes_for(recipes, is_tiny)
