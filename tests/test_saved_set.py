@@ -77,6 +77,9 @@ def test_snapshots_by_epochs_are_drawn_as_those_by_steps_are(stage: Stage):
     assert set(stage.doit("samples:p0").built) == {"chop:p0", "samples:p0"}
     edit(stage, "save_every_n_epochs = 1", "save_every_n_epochs = 2")
     assert stage.doit("samples:p0").built == {"samples:p0"}, "one picture less, and nothing is trained for it"
+    stage.world.picture("projects/p0/images/4.png", 4)
+    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "maybe", "no snapshot is said to be gone"
+    (stage.world.root / "projects/p0/images/4.png").unlink()
     edit(stage, 'prompts = "prompts.txt"', 'prompts = "prompts.txt"\nblocks_ablation = true')
     said = stage.world.lorabuild("plan", "samples:p0", **stage.env).out
     assert "samples.blocks_ablation: unset -> true" in said
