@@ -83,3 +83,13 @@ def test_the_pages_that_are_made_are_up_to_date():
 def test_no_link_leads_nowhere(path: Path):
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
         assert "://" in link or (path.parent / link).exists(), link
+
+
+def test_the_index_leads_to_every_page():
+    links = set(re.findall(r"\]\(([^)#]+)", (REPOSITORY / "docs/README.md").read_text()))
+    assert {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"README.md"} <= links
+
+
+def test_the_glossary_is_in_order():
+    words_ = re.findall(r"^\| \*\*(\w+)", (REPOSITORY / "docs/glossary.md").read_text(), re.M)
+    assert words_ == sorted(set(words_)) and {"finding", "key", "stage", "variant"} <= set(words_)
