@@ -198,9 +198,6 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         stack.enter_context(checkpointing(base, recipe["gradient_checkpointing"]))
         ledger.made = "adapter"
         adapter = stack.enter_context(adapted(base, Shape.of(recipe), 1, trained_parts(recipe)))
-        parameters = list(adapter.parameters().values())
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(lambda one: ledger.called("gradients", [one.grad]))
         ledger.made = "activations"
         data = data_of(recipe)
         loop = trainer._Loop(trainer.Training(base, adapter, data, recipe))
@@ -208,7 +205,9 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         update = list(
             islice(dealt, min(2, recipe["gradient_accumulation_steps"]))
         )  # a third finds what the second does
-        make_moments(loop.optimizer, parameters)
+        ledger.called("adapter", [loop.flat.numbers])  # where the trainer has laid its parameters, and their gradients
+        ledger.called("gradients", [loop.flat.gradients])
+        loop.optimizer.step()  # nothing is learnt: afterwards it has all that it keeps
         moments = [one for state in loop.optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
         ledger.called("optimizer", moments)
         ledger.forget()
@@ -216,21 +215,12 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         networks = {"unet": network} | {name: one for name, one in zip(TEXT_PARTS, encoders, strict=True) if one}
         whole = sum(module.weight.numel() for module in adapter.modules.values() if module.makes_whole)
         counts = {name: numbers(one.parameters()) for name, one in networks.items()}
-        model = Model(counts, unet["block_out_channels"][0], numbers(parameters), whole)
+        model = Model(counts, unet["block_out_channels"][0], numbers(loop.flat.parameters), whole)
         return replace(ledger.reckoned(), model=model)
 
 
 def numbers(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def make_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """A step without anything learnt: afterwards the optimizer has all that it keeps."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:

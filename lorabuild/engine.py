@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.assess import Assessment, Assessor, records_of
-from lorabuild.bases.layout import find_part
+from lorabuild.bases.layout import stored_bytes
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder, is_empty, remove_empty
@@ -282,7 +282,7 @@ class Engine(Assessor):
         if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
             return {}, 0
         paths = [(found.inputs[role].path, component) for role, component in networks.items()]
-        return networks, sum(find_part(path, component).bytes for path, component in paths if path)
+        return networks, sum(stored_bytes(path, component) for path, component in paths if path)
 
     def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
         """A snapshot stands in build/ while its training goes on."""

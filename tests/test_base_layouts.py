@@ -384,6 +384,8 @@ STRANGERS = {
     "playground": ({f"{UNET}label_emb.0.0.weight": (4, 2816), "edm_mean": (4,), TEXT: (2,)}, "EDM"),
     "lora": ({"lora_unet_mid_block_1_proj_in.lora_down.weight": (4, 4)}, "a LoRA; [project] source"),
     "peft": ({"unet.mid_block.attentions.0.proj_in.lora_A.weight": (4, 4)}, "a LoRA; [project] source"),
+    "lora of differences": ({"lora_unet_mid_block_1_proj_in.diff": (4, 4)}, "a LoRA; [project] source"),
+    "diffusers' first lora": ({"unet.mid_block.attn1.processor.to_q_lora.down.weight": (4, 4)}, "a LoRA; [project]"),
     "controlnet": ({"control_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, "a ControlNet"),
     "vae": ({"first_stage_model.encoder.conv_in.weight": (4, 3, 3, 3)}, 'a VAE: [bases.<name>] takes one as vae = "'),
     "bare vae": ({"decoder.conv_in.weight": (4, 4, 3, 3), "encoder.conv_in.bias": (4,)}, "a VAE"),

@@ -293,7 +293,7 @@ def test_what_goes_wrong_while_looking_is_a_line():
 
     for error, said in (
         (JobError("one", "two"), "one"),
-        (OSError(13, "Permission denied", "/root/x"), "/root/x: Permission denied"),
+        (OSError(13, "Permission denied", "/srv/x"), "/srv/x: Permission denied"),
         (ImportError("libfoo"), "libfoo"),
         (ZeroDivisionError("of\nmine"), "ZeroDivisionError: of mine"),
     ):

@@ -50,7 +50,7 @@ def of_file(path: Path, layers: Any) -> Any:  # noqa: F811
     return of_parameters(deltas(path), layers)
 
 
-@pytest.mark.parametrize("name", ["ember", "ember-resized", "ember-chopped"])
+@pytest.mark.parametrize("name", ["ember", pytest.param("ember-resized", marks=pytest.mark.slow), "ember-chopped"])
 def test_every_layer_of_an_artifact_does_the_same(built_once, pipe, layers, tmp_path, name):  # noqa: F811
     path = built_once.root / f"build/ember/{name}.safetensors"
     source = tmp_path / path.name

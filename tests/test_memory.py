@@ -13,6 +13,7 @@ import torch
 from sdxl_shapes import UNET
 
 from lorabuild import memory
+from lorabuild.bases.layout import stored_bytes
 from lorabuild.checks.outputs import memory_findings
 from lorabuild.errors import JobError
 from lorabuild.nn import room, warm
@@ -144,6 +145,22 @@ def test_of_a_small_base_nothing_is_said(tmp_path: Path):
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"0" * 100)
     found = room.room_of(recipe(), tmp_path, SQUARE, "cpu")
     assert found.line == found.short == ""
+
+
+def test_what_a_base_takes_is_never_a_failure_by_itself(tmp_path: Path):
+    """Whatever is wrong with it is told by who loads it."""
+    (tmp_path / "broken.safetensors").write_bytes(b"0" * 100)
+    places = (tmp_path, tmp_path / "broken.safetensors", tmp_path / "gone.safetensors")
+    assert [stored_bytes(place, "unet") for place in places] == [0, 0, 0]
+
+
+def test_on_a_cpu_what_is_kept_warm_counts_as_free(monkeypatch: pytest.MonkeyPatch):
+    """The next training on the same base needs no second one."""
+    monkeypatch.setattr(room, "available_bytes", lambda: 5000)
+    monkeypatch.setattr(warm, "_warm", {"unet": (("digest", torch.float32), torch.nn.Linear(2, 2))})
+    assert room.free_bytes("cpu") == 5000 + 4 * (4 + 2)
+    monkeypatch.setattr(room, "available_bytes", lambda: None)
+    assert room.free_bytes("cpu") is None
 
 
 def test_check_tells_of_a_card_that_is_too_small():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,20 @@ from tiny_base import RECIPE, dataset, latents, outputs, training
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn.batches import Data, micro_batch
 from lorabuild.nn.parallel import WHOLE, part_of, units
-from lorabuild.stages.train import STAGE
+from lorabuild.stages.train import STAGE, device_of
 
 THREE = RECIPE | {"gradient_accumulation_steps": 3, "max_train_steps": 2}
 TWO = {"processes": 2}
+
+
+def test_each_process_takes_its_own_gpu_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for rank in ({}, {"rank": 1}):
+        assert device_of({"device": "cuda", **rank}, RECIPE, SimpleNamespace()) == "cuda"
+    assert device_of({"device": "cpu", "rank": 1}, RECIPE, SimpleNamespace()) == "cpu"
+    assert taken == [0, 1]
 
 
 # how an update is dealt

@@ -12,10 +12,11 @@ import pytest
 from drawn import BLOCKS, PROMPTS, SIDES, draw, files_of, page_of
 
 from lorabuild.errors import JobError
-from lorabuild.report import ablation, sheets, strip
+from lorabuild.report import ablation, page, sheets, site, strip
 from lorabuild.report.files import StageState
 from lorabuild.report.pictures import Thumbnails, read_pictures, title
 from lorabuild.sampling.differences import differences, mean_difference, pairs
+from lorabuild.state import State
 
 
 def cells(found: dict[str, Any], row: int = 0) -> dict[str, Any]:
@@ -122,9 +123,10 @@ def test_blocks_stand_in_the_order_of_the_u_with_their_differences(tmp_path: Pat
     assert found["whole"] == "resized"
     (first, _) = found["rows"]
     assert [one["block"] for one in first["blocks"]] == list(BLOCKS)
-    changes = [cell["change"] for one in first["blocks"] for cell in one["pictures"]]
-    shares = [cell["share"] for one in first["blocks"] for cell in one["pictures"]]
-    assert max(shares) == 100 and shares.index(100) == changes.index(max(changes))
+    for kind in (0, 1):  # left out, alone: the longest bar of each is the largest difference
+        shown = [one["pictures"][kind] for one in first["blocks"]]
+        changes, shares = ([cell[key] for cell in shown] for key in ("change", "share"))
+        assert max(shares) == 100 and shares.index(100) == changes.index(max(changes))
     assert {cell["role"] for one in first["blocks"] for cell in one["pictures"]} >= {"without/OUT01", "only/OUT01"}
 
 
@@ -142,6 +144,23 @@ def test_a_page_stays_small_however_many_pictures_there_are(tmp_path: Path):
 def test_titles_are_those_that_people_use():
     roles = ("base", "step/10", "mini/chopped", "without/OUT01", "only/TE1")
     assert [title(role) for role in roles] == ["base", "step 10", "@mini chopped", "without OUT01", "only TE1"]
+
+
+def test_a_page_is_made_anew_when_a_picture_of_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = page._modules()
+    monkeypatch.setattr(page, "_modules", lambda: {"sheets": whole["sheets"]})
+    monkeypatch.setattr(site, "render_index", lambda projects, commit: "index")
+    draw(tmp_path / "build/ember")
+    files = replace(files_of(tmp_path / "build/ember"), root=tmp_path)
+    state, beside = State(tmp_path / "state.db"), tmp_path / "build/report/ember/samples"
+    assert "ember" in site.write_report(tmp_path, [files], state).made
+    assert site.write_report(tmp_path, [files], state).made == ()
+    assert (beside / "00-base.png").exists()
+    (tmp_path / "build/ember/samples/00-base.png").unlink()
+    assert "ember" in site.write_report(tmp_path, [files], state).made
+    assert not (beside / "00-base.png").exists()
+    assert "the file is gone" in (tmp_path / "build/report/ember.html").read_text()
+    state.close()
 
 
 def test_prompts_are_text_in_the_page(tmp_path: Path):

@@ -63,19 +63,30 @@ def test_snapshots_by_epochs_are_drawn_as_those_by_steps_are(stage: Stage):
     stage.world.write("projects/p0/prompts.txt", "ember --s 1")
     with (stage.world.root / MANIFEST).open("a") as manifest:
         manifest.write('\n[samples]\nprompts = "prompts.txt"\n')
-    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "built"
+    first = planned(stage, "samples:p0")["samples:p0"]
+    assert first["event"] == "built"
+    assert first["pictures"] == {"prompts": 1, "columns": 6, "blocks": 0, "exact": True, "total": 6}
     built = stage.doit("samples:p0")
     assert built.code == 0, built.out + built.err
     assert drawn_with(stage) == ["step/2", "step/4"], "the end of the third epoch is what was trained"
     assert stage.doit("samples:p0").ran == {}
     assert planned(stage, "samples:p0") == {}
     edit(stage, 'keep = ["TE", "OUT01"]', 'keep = ["OUT01"]')
-    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "maybe", (
-        "a chop that is not made yet is all that is unknown"
-    )
+    then = planned(stage, "samples:p0")["samples:p0"]
+    assert then["event"] == "maybe", "a chop that is not made yet is all that is unknown"
     assert set(stage.doit("samples:p0").built) == {"chop:p0", "samples:p0"}
     edit(stage, "save_every_n_epochs = 1", "save_every_n_epochs = 2")
     assert stage.doit("samples:p0").built == {"samples:p0"}, "one picture less, and nothing is trained for it"
+    stage.world.picture("projects/p0/images/4.png", 4)
+    assert planned(stage, "samples:p0")["samples:p0"]["event"] == "maybe", "no snapshot is said to be gone"
+    (stage.world.root / "projects/p0/images/4.png").unlink()
+    edit(stage, 'prompts = "prompts.txt"', 'prompts = "prompts.txt"\nblocks_ablation = true')
+    said = stage.world.lorabuild("plan", "samples:p0", **stage.env).out
+    assert "samples.blocks_ablation: unset -> true" in said
+    assert "1 prompt × (5 files + 2 × 1 blocks) = 7 pictures" in said, "the stand-in's LoRA has but one block"
+    stage.world.picture("projects/p0/images/4.png", 4)
+    unknown = planned(stage, "samples:p0")["samples:p0"]["pictures"]
+    assert unknown == {"prompts": 1, "columns": 4, "blocks": 22, "exact": False, "total": 48}, "nothing is made yet"
 
 
 @pytest.mark.parametrize(

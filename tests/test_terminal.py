@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -199,3 +200,18 @@ def test_every_key_of_the_json_is_documented(tmp_path: Path):
     page = (Path(__file__).resolve().parents[1] / "docs/terminal.md").read_text()
     keys = {*told, *told["jobs"][0], *told["counts"]}
     assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_an_interrupted_build_has_its_json_too(tmp_path: Path):
+    stage = Stage(tmp_path, 1, train_p0="train 400")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "doit", "--json"],
+        cwd=stage.world.root, env=os.environ | stage.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    stage.wait_for("trains")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    told = json.loads(out)
+    assert process.returncode == told["exit_code"] == 130 and "interrupted after" in err
+    (stopped,) = (job for job in told["jobs"] if job["event"] == "stopped")
+    assert stopped["job"] == "train:p0" and re.match(r"step \d+ of 400", stopped["why"][0])

@@ -88,6 +88,17 @@ def test_as_many_captions_are_kept_as_are_allowed_and_the_oldest_goes_first():
     assert ahead(["c", "b", "a"])[0].shape[0] == 3
 
 
+def test_no_more_are_kept_than_are_allowed_however_many_are_to_come():
+    base, told = counted()
+    coming = ["a", "b", "c", "d", "e", "f"]
+    ahead = TextAhead(base, SETTINGS, coming=lambda: iter(coming), ahead=2, kept=3)
+    ahead(["a"]), ahead(["c"]), ahead(["e"])
+    assert len(ahead._known) == 3 and len(told) == 6
+    coming[:] = ["g", "f", "e", "b"]  # of what is known what comes latest makes way
+    ahead(["g"])
+    assert set(ahead._known) == {"e", "f", "g"}
+
+
 def test_encoders_come_for_a_visit_and_go_back():
     """On a device that is called otherwise, as there is no other one here."""
     base, told = counted(device="meta")

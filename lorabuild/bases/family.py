@@ -12,7 +12,11 @@ from lorabuild.header import Header, TensorInfo, read_header
 
 Tensors = Mapping[str, TensorInfo]
 
-_LORA = (".lora_down", ".lora_up", ".lora_A", ".lora_B", ".hada_w1", ".lokr_w1", ".dora_scale", ".diff_b", ".oft_")
+# What only the names of a LoRA have in them: kohya's beginnings, peft's and LyCORIS' ends, those of diffusers' first ones.
+_LORA = (
+    *("lora_unet_", "lora_te", ".lora_down", ".lora_up", ".lora_A", ".lora_B", "_lora.down", "_lora.up"),
+    *(".hada_w1", ".lokr_w1", ".dora_scale", ".diff_b", ".oft_"),
+)
 _UNET = PREFIXES["unet"]
 # A name that begins so, with or without the U-Net's prefix -> the model that has it.
 _OTHERS = {

@@ -88,6 +88,17 @@ def find_part(base: Path, component: str, header: Header | None = None) -> Part:
     return Part(base, inside, sgm, None, header.metadata)
 
 
+def stored_bytes(base: Path, component: str) -> int:
+    """Bytes of a component's tensors as they are stored; 0 where nobody can say.
+
+    It is asked for the memory's sake, before anything is loaded: what is wrong with a base is told where it is loaded.
+    """
+    try:
+        return find_part(base, component).bytes
+    except (JobError, OSError):
+        return 0
+
+
 def component_folder(base: Path, component: str) -> Path:
     """The folder of a component in a base of diffusers' layout; a VAE may lie in a folder of its own."""
     folder = base / FOLDERS[component]

@@ -152,8 +152,6 @@ def joined(
     while store.add("here", 0) < count:
         look()
         time.sleep(LOOK_SECONDS)
-    if device == "cuda":
-        torch.cuda.set_device(rank)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:

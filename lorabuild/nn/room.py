@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from lorabuild.bases.layout import find_part
+from lorabuild.bases.layout import stored_bytes
 from lorabuild.errors import JobError
 from lorabuild.memory import available_bytes
 from lorabuild.nn.dry import dry
+from lorabuild.nn.warm import held
 from lorabuild.training.memory import Model, needs, remedy, said
 
 LARGE = 1_000_000_000  # bytes of a base's files: below it nobody asks what it needs
@@ -59,8 +60,7 @@ class Room:
 def room_of(recipe: Mapping[str, Any], folder: Path, pixels: int, device: str) -> Room:
     """Of a training on the base in `folder`; `recipe` with its `gradient_checkpointing`, `pixels`: of the largest bucket."""
     try:
-        large = find_part(folder, "unet").bytes >= LARGE
-        model = model_of(recipe, folder) if large else None
+        model = model_of(recipe, folder) if stored_bytes(folder, "unet") >= LARGE else None
     except (JobError, OSError):  # whatever is wrong with the base is told where it is loaded
         model = None
     return Room(recipe, pixels, free_bytes(device) if model else None, model)
@@ -74,5 +74,5 @@ def model_of(recipe: Mapping[str, Any], folder: Path | None) -> Model:
 def free_bytes(device: str) -> int | None:
     """What is free, or held by networks of this process that the training uses or that make way for it."""
     if device == "cpu":
-        return available_bytes()
+        return None if (free := available_bytes()) is None else free + sum(held().values())
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -13,9 +13,8 @@ from lorabuild.nn.base import Base
 from lorabuild.nn.present import HOST, present
 from lorabuild.nn.text import caption_ids, hidden_and_pooled, hidden_states
 
-AHEAD = (
-    256  # captions that are encoded in one visit of the encoders to a GPU: seconds of work for a move of less than one
-)
+# Captions that are encoded in one visit of the encoders to a GPU: seconds of work for a move of less than one.
+AHEAD = 256
 LOOKED = 4096  # draws that are looked through for them
 KEPT = 2048  # captions whose encodings are kept, 315 KB each in bf16 at 75 tokens: 650 MB of the host's memory
 TOGETHER = 16  # captions a pass on a GPU; on a CPU one, so that no caption's bytes hang on its company
@@ -46,9 +45,8 @@ class TextAhead:
         on_host = device == HOST  # where the encoders need not come and go, nothing is won by a long wait at the start
         self._coming, self._kept, self._together = coming, kept, 1 if on_host else TOGETHER
         self._ahead = (0 if on_host else AHEAD) if ahead is None else ahead
-        self._known: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # caption -> [T, C1 + C2], [C2]; what was asked for last is last
+        # caption -> [T, C1 + C2], [C2]; what was asked for last is last
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         if any(caption not in self._known for caption in captions):
@@ -62,11 +60,11 @@ class TextAhead:
         soon = islice(self._coming(), LOOKED) if self._ahead else ()
         wanted = list(dict.fromkeys([*captions, *soon]))
         new = [caption for caption in wanted if caption not in self._known][: max(self._ahead, len(set(captions)))]
-        for caption in wanted:
+        for caption in reversed(wanted):  # what comes soonest goes last
             if caption in self._known:
                 self._known[caption] = self._known.pop(caption)
         self._known |= self._encoded(new)
-        for caption in list(self._known)[: -max(self._kept, len(wanted))]:
+        for caption in list(self._known)[: -max(self._kept, len(set(captions)) + len(new))]:
             del self._known[caption]
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorabuild.bases.layout import find_part
+from lorabuild.bases.layout import stored_bytes
 from lorabuild.memory import short_of
 from lorabuild.nn.present import HOST, give_back
 
@@ -71,7 +71,7 @@ def held() -> dict[str, int]:
 
 def loading_bytes(base: Path, component: str) -> int:
     """Memory that loading a component takes at most: from half to single precision it doubles."""
-    return 2 * find_part(base, component).bytes
+    return 2 * stored_bytes(base, component)
 
 
 def _bytes(parameter: Any) -> int:

@@ -32,10 +32,16 @@ def _row(
     told: Mapping[str, Any], row: Mapping[str, Picture], whole: str, blocks: list[str], thumbnails: Thumbnails
 ) -> dict[str, Any]:
     changes = {role: one.told["difference"].get(whole) for role, one in row.items() if "block" in one.told}
-    most = max((change for change in changes.values() if change), default=0) or 1
+    most = {  # each kind has bars of its own scale: one block alone is far from the whole, one left out is near it
+        kind: max((change or 0 for role, change in changes.items() if role.startswith(f"{kind}/")), default=0) or 1
+        for kind in KINDS
+    }
     full = [thumbnails.cell(row[role]) for role in (whole, "base") if role in row]
     cells = [
-        {"block": block, "pictures": [_cell(row[f"{kind}/{block}"], kind, changes, most, thumbnails) for kind in KINDS]}
+        {
+            "block": block,
+            "pictures": [_cell(row[f"{kind}/{block}"], kind, changes, most[kind], thumbnails) for kind in KINDS],
+        }
         for block in blocks
         if all(f"{kind}/{block}" in row for kind in KINDS)
     ]

@@ -13,6 +13,7 @@ from lorabuild.lora.chopping import Blocks
 from lorabuild.lora.layers import split_key
 from lorabuild.lora.loaders import INVOKE_WIDTHS, NOT_SDXL, Signs, invoke_signs, verdicts
 from lorabuild.lora.modules import lora_file, read_alphas
+from lorabuild.metadata import metadata
 from lorabuild.names import BLOCKS, TEXT_ENCODERS, resolve_chop
 from lorabuild.report.files import ProjectFiles
 from lorabuild.tensors import FLOATS
@@ -134,9 +135,18 @@ def _metadata_bytes(files: ProjectFiles, header: Header) -> int:
 
 def _told(files: ProjectFiles, header: Header) -> dict[str, str]:
     """What a header will tell of a file that was never chopped: what its source tells, and that it is chopped."""
-    own = {"lorabuild.inputs": {"weights": "0" * 32}, "lorabuild.stages": 2}
-    facts = {key: {**_json(header.metadata.get(key)), "chop": value} for key, value in own.items()}
-    return amended(header.metadata, f"{files.name.replace('@', '-')}-chopped", facts)
+    name = f"{files.name.replace('@', '-')}-chopped"
+    own = {"lorabuild.inputs": {"weights": "0" * 32}, "lorabuild.stages": 2}  # as long as what will stand there
+    if files.settings["resize"] or not files.settings["project"].get("source"):
+        facts = {key: {**_json(header.metadata.get(key)), "chop": value} for key, value in own.items()}
+        return amended(header.metadata, name, facts)
+    made = {
+        "version": own["lorabuild.stages"],
+        "params": {"chop": {"keep": dict.fromkeys(BLOCKS, 1.0)}},
+        "inputs": own["lorabuild.inputs"],
+    }
+    about = {"name": name, "project_name": files.project, "trained": "weights", "project": files.settings["project"]}
+    return metadata({**about, "made_by": {"chop": made}}, "0" * 64, None, None, header.metadata)
 
 
 def _json(text: str | None) -> dict[str, Any]:

@@ -41,11 +41,10 @@ def write_report(root: Path, projects: list[ProjectFiles], state: State) -> Writ
     commit = commit_line(root)
     made = []
     for files in projects:
-        around = beside(files)
-        key = digest_json([_code(), _plain(files, state), _digests(around, state)])
+        key = digest_json([_code(), _plain(files, state)])
         if _write(folder / page_name(files.name), key, commit, lambda files=files: render_project(files, commit)):
             made.append(files.name)
-        _write_beside(folder / files.name, around, state)
+        _write_beside(folder / files.name, beside(files), state)
     key = digest_json([_code(), [_plain(files, state) for files in projects]])
     if _write(folder / INDEX, key, commit, lambda: render_index(projects, commit)):
         made.append("index")
@@ -78,14 +77,6 @@ def _read(path: Path) -> tuple[str, str] | None:
     if found is None or digest_bytes(data[: found.start()]) != found[2].decode():
         return None
     return found[1].decode(), data[: found.start()].decode("utf-8")
-
-
-def _digests(around: Mapping[str, Path | bytes], state: State) -> dict[str, str]:
-    """What stands beside a page, by content: a page that shows a picture is stale when the picture is another, or gone."""
-    return {
-        name: digest_bytes(content) if isinstance(content, bytes) else state.digest(content)
-        for name, content in around.items()
-    }
 
 
 def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], state: State) -> None:

@@ -96,9 +96,8 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
 
     `options`: `have_steps` names snapshots that need not be written, `have_rest` says the same of all else, so that the
     training ends with the last snapshot; `device` is "cpu" or "cuda", `gradient_checkpointing` saves memory; `torch_compile`
-    compiles, into the folder `compiled`; `processes`
-    work on it, of which this is number `rank`; `watch` says what is shown of it, and where; `samples` which prompts are
-    drawn on the way, and when.
+    compiles, into the folder `compiled`; `processes` work on it, of which this is number `rank`; `watch` says what is shown
+    of it, and where; `samples` which prompts are drawn on the way, and when.
     """
     from lorabuild.lora.adapter_shape import Shape, trained_parts
     from lorabuild.nn.adapter import adapted
@@ -311,7 +310,7 @@ def _wanted_steps(job: Job) -> list[int]:
 
 
 def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
-    """The device to train on."""
+    """The device to train on; of several GPUs this process takes its own."""
     import torch
 
     device = options.get("device", "cpu")
@@ -320,6 +319,8 @@ def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: 
         device = "cpu"
     if device == "cpu" and recipe["mixed_precision"] == "fp16":
         raise JobError('recipe.mixed_precision: "fp16" needs a GPU; on a CPU use "bf16" or "no"')
+    if device != "cpu":  # of several processes each has its own, before it loads the base
+        torch.cuda.set_device(options.get("rank", 0))
     return device
 
 

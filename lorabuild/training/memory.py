@@ -71,7 +71,7 @@ def needs(recipe: Mapping[str, Any], model: Model, pixels: int) -> dict[str, int
         "U-Net": model.networks["unet"] * number,
         "text encoders": text * number,
         "adapter": trained * TRAINED,
-        "gradients": trained * TRAINED if recipe["gradient_accumulation_steps"] > 1 else 0,
+        "gradients": trained * TRAINED,  # all in one line, from the first backward pass to the last
         "optimizer": trained * STATES.get(recipe["optimizer_type"], MOMENTS),
         "activations": _activations(recipe, model, pixels),
         "workspaces": RESERVE,

@@ -11,6 +11,7 @@ from typing import Any
 from lorabuild.engine import Engine
 from lorabuild.forecast.estimate import Cost, Estimates, Steps, steps, total
 from lorabuild.forecast.outlook import Outlook, outlooks
+from lorabuild.forecast.pictures import Pictures, pictures
 from lorabuild.progress import short
 from lorabuild.reasons import FEW
 from lorabuild.session import selected
@@ -55,12 +56,14 @@ def main(args: Sequence[str]) -> int:
         stale = [outlook for outlook in found.values() if outlook.event != "fresh"]
         estimates = Estimates(engine)
         trainings = _trainings(engine, estimates, stale, found)
+        likely = [outlook for outlook in stale if outlook.event in ("built", "maybe")]
+        drawn = {outlook.job.name: one for outlook in likely if (one := pictures(engine, outlook, found))}
         counts = {name: one.steps for name, one in trainings.items()}
         costs = {outlook.job.name: estimates.of(outlook, counts.get(outlook.job.name)) for outlook in stale}
     if options.json:
-        print(json.dumps(_facts(found, stale, costs, trainings), indent=2))
+        print(json.dumps(_facts(found, stale, costs, trainings, drawn), indent=2))
     else:
-        for line in _lines(found, stale, costs, trainings):
+        for line in _lines(found, stale, costs, trainings, drawn):
             print(line)
     return 1 if stale else 0
 
@@ -116,7 +119,11 @@ def _steps(numbers: Sequence[int]) -> str:
 
 
 def _facts(
-    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Planned]
+    found: Mapping[str, Outlook],
+    stale: Sequence[Outlook],
+    costs: Mapping[str, Cost],
+    trainings: Mapping[str, Planned],
+    drawn: Mapping[str, Pictures],
 ) -> dict[str, Any]:
     """The object of --json."""
     seconds, size, unknown = total(costs.values())
@@ -132,11 +139,16 @@ def _facts(
                 "seconds": costs[outlook.job.name].seconds,
                 "bytes": costs[outlook.job.name].bytes,
                 "training": _training(trainings.get(outlook.job.name)),
+                "pictures": _pictures(drawn.get(outlook.job.name)),
             }
             for outlook in stale
         ],
         "total": {"jobs": len(stale), "seconds": seconds, "bytes": size, "unknown": unknown},
     }
+
+
+def _pictures(drawn: Pictures | None) -> dict[str, Any] | None:
+    return asdict(drawn) | {"total": drawn.total} if drawn else None
 
 
 def _training(planned: Planned | None) -> dict[str, Any] | None:
@@ -149,7 +161,11 @@ def _training(planned: Planned | None) -> dict[str, Any] | None:
 
 
 def _lines(
-    found: Mapping[str, Outlook], stale: Sequence[Outlook], costs: Mapping[str, Cost], trainings: Mapping[str, Planned]
+    found: Mapping[str, Outlook],
+    stale: Sequence[Outlook],
+    costs: Mapping[str, Cost],
+    trainings: Mapping[str, Planned],
+    drawn: Mapping[str, Pictures],
 ) -> list[str]:
     if not found:
         return ["nothing to build: no projects/**/lora.toml here (`lorabuild new NAME` makes one)"]
@@ -161,6 +177,8 @@ def _lines(
         lines.append(line)
         if planned := trainings.get(outlook.job.name):
             lines += [f"    {said}" for said in (_arithmetic(planned.steps, planned.snapshot_bytes), *planned.notes)]
+        if shown := drawn.get(outlook.job.name):
+            lines.append(f"    {shown.text}")
     return [*lines, _summary(stale, costs)]
 
 

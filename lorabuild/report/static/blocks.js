@@ -72,7 +72,7 @@ function shape() {
   const group = (name, label, blocks) => element("div", { class: `picker-${name}`, role: "group", "aria-label": label }, ...cells(blocks));
   const centre = element("div", { class: "picker-centre" },
     group("te", "Text encoders", R.text_encoders),
-    element("div", { class: "picker-sums", role: "group", "aria-label": "The chopped file" }, sum("size", "Size of the chopped file"), sum("energy", "Energy kept: the share of ‖ΔW‖², what the file adds to the base")),
+    element("div", { class: "picker-sums", role: "group", "aria-label": "The chopped file" }, sum("size", "Size of the chopped file"), sum("energy", "Energy kept", ": the share of ‖ΔW‖², what the file adds to the base")),
     element("ul", { class: "picker-notes", "aria-live": "polite" }),
     element("p", { class: "picker-key" }, "Colour and bar: a block's share of the energy. Slider: its weight, linear; 0.5 is half the effect. Arrow keys go from block to block, Space keeps or drops, + and − weigh."));
   const found = element("div", { class: "picker-u" }, group("in", "Input blocks", R.sections.INP), centre, group("mid", "Middle blocks", R.sections.MID), group("out", "Output blocks", R.sections.OUT));
@@ -91,7 +91,7 @@ function cell(block) {
   const share = row.share === null ? "no layer" : percentText(row.share);
   const rank = row.rank_median === null ? "" : ` · rank ${decimal(row.rank_median)}`;
   const toggle = element("button", { type: "button", tabindex: "-1", title: `${row.tensors} tensors, ${row.bytes.toLocaleString("en")} bytes, largest rank ${row.rank_max ?? "–"}` },
-    element("b", {}, block, element("i")), element("small", {}, `${share} · ${sizeText(row.bytes)}${rank}`));
+    element("b", {}, block, element("i")), element("small", {}, `${share} · ${sizeText(row.bytes)}${rank}`.replace(/(\S) (?=[^·\s])/g, "$1\u00a0").replace(/·\u00a0/g, "· ")));
   toggle.addEventListener("click", () => flip(block));
   const slider = element("input", { type: "range", min: "0", max: String(MOST), step: "0.05", tabindex: "-1", "aria-label": `Weight of ${block}` });
   slider.addEventListener("input", () => set({ ...selection, [block]: Number(slider.value) }));
@@ -101,8 +101,8 @@ function cell(block) {
   return found;
 }
 
-function sum(name, what) {
-  return element("div", { class: `picker-sum picker-${name}` }, element("p", {}, element("span", { class: "picker-what" }, what), element("strong"), element("span", { class: "muted" })), element("div", { class: "picker-meter", "aria-hidden": "true" }, element("span")));
+function sum(name, what, more = "") {
+  return element("div", { class: `picker-sum picker-${name}` }, element("p", {}, element("span", { class: "picker-what" }, what, element("span", { class: "picker-more" }, more)), element("strong"), element("span", { class: "muted" })), element("div", { class: "picker-meter", "aria-hidden": "true" }, element("span")));
 }
 
 function write() {
