@@ -331,6 +331,27 @@ def test_a_wrong_manifest_is_told_beside_the_findings_of_the_others(world: World
     assert report.exit_code == 3
 
 
+def test_the_line_and_what_is_meant_in_it_stand_below_a_message(world: World, capsys, monkeypatch):
+    world.write("projects/ember/lora.toml", MANIFEST.replace("max_train_steps = 4", "max_train_stesp = 4"))
+    monkeypatch.chdir(world.root)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert verb.main([]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if "[LB001]" in line)
+    assert lines[at].startswith("projects/ember/lora.toml:15: error: recipe.max_train_stesp: unknown key")
+    assert lines[at + 1 : at + 3] == ["  15 | max_train_stesp = 4", "     | ^~~~~~~~~~~~~~~"]
+    verb.main(["--json"])
+    assert json.loads(capsys.readouterr().out)["projects"]["ember"]["findings"][0]["line"] == 15
+
+
+def test_a_clash_with_a_recipe_names_the_manifest_that_has_it(world: World):
+    world.write("recipes/text.toml", "[recipe]\nnetwork_train_text_encoder_only = true\n")
+    world.write("projects/ember/lora.toml", f'extends = "text"\n{MANIFEST}network_train_unet_only = true\n')
+    (one,) = checked(world).others
+    assert str(one).startswith("recipes/text.toml:2: error: recipe.network_train_text_encoder_only: ")
+    assert one.message.endswith("nothing would be trained (in projects/ember/lora.toml)")
+
+
 def test_wrong_shared_files_and_recipes_are_of_no_project(world: World):
     world.write("lorabuild.toml", "[base]\n")
     report = checked(world, "ember")
