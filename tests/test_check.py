@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from world import World
 
 from lorabuild.checks import repository
+from lorabuild.checks.batches import share_findings
 from lorabuild.checks.captions import doubled, holds
 from lorabuild.checks.images import twins
 from lorabuild.checks.pictures import dhash, facts_of
@@ -392,6 +393,57 @@ def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monke
     assert "LB075" not in told(world)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=11_000_000))
     assert told(world)["LB075"] == ["lora.toml:14: recipe: the weights that are saved take 12 MB, and 11 MB are free"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "batch", "said"),
+    [
+        (1, 6, 1, ""),
+        (2, 6, 1, ""),
+        (4, 6, 1, "6 micro-batches ÷ 4 processes: some have 2, others 1 and wait"),
+        (4, 1, 4, ""),
+        (4, 1, 2, "1 micro-batch, cut into 2 parts, ÷ 4 processes: 2 idle"),
+        (2, 1, 1, "1 micro-batch ÷ 2 processes: 1 idle"),
+        (4, 3, 8, "3 micro-batches, cut into 6 parts, ÷ 4 processes: some have 2, others 1 and wait"),
+    ],
+)
+def test_the_shares_of_processes_are_those_that_are_dealt(processes: int, accumulation: int, batch: int, said: str):
+    from lorabuild.nn.parallel import units
+
+    recipe = {"processes": processes, "gradient_accumulation_steps": accumulation, "train_batch_size": batch}
+    lines = [one.message for one in share_findings(recipe, "lora.toml", 3)]
+    assert lines == ([f"recipe.processes: an update's {said}"] if said else [])
+    assert bool(said) == bool(len(units([batch] * accumulation, processes)) % processes)
+
+
+def test_several_processes_and_prompts_are_told(world: World):
+    world.write("projects/ember/prompts.txt", "a cat\na dog\na bird\n")
+    extra = 'processes = 2\n[samples]\nprompts = "prompts.txt"\n'
+    world.write("projects/ember/lora.toml", MANIFEST + extra)
+    found = told(world)
+    assert found["LB083"] == [
+        "lora.toml:18: samples.prompts: 3 prompts ÷ 2 processes: one draws, 1 wait for it each time"
+    ]
+    assert found["LB062"][0].startswith("lora.toml:16: ")
+    world.write("projects/ember/lora.toml", MANIFEST + extra.replace("= 2", "= 1"))
+    assert not {"LB083", "LB062"} & told(world).keys()
+
+
+def test_a_base_that_is_not_the_pinned_one_is_an_error_at_its_pin(world: World):
+    from tiny_base import tiny_folder
+
+    from lorabuild.components import pinned_file
+    from lorabuild.hashing import sha256_from
+
+    right = sha256_from(pinned_file(tiny_folder()))
+    world.write("projects/ember/lora.toml", MANIFEST.replace('"tiny"', '"mine"'))
+    world.write("lorabuild.toml", f'[bases.mine]\nfile = "{tiny_folder()}"\ndigest = "{right[:12]}"\n')
+    assert checked(world).others == []
+    wrong = f"{'0' * 12}"
+    world.write("lorabuild.toml", f'[bases.mine]\nfile = "{tiny_folder()}"\ndigest = "{wrong}"\n')
+    (one,) = checked(world).others
+    assert (one.code, one.file, one.line) == ("LB025", "lorabuild.toml", 3)
+    assert f"its sha256 is {right}, not {wrong}" in one.message
 
 
 def test_prompts_are_judged_at_their_lines(world: World):
