@@ -535,6 +535,22 @@ def test_the_light_part_imports_no_torch(world: World):
     assert done.stdout.strip() == "set()", done.stderr
 
 
+def test_of_a_usual_recipe_no_process_has_torch(empty: World, monkeypatch: pytest.MonkeyPatch):
+    def start(tasks: Any) -> Any:
+        raise AssertionError("started")
+
+    monkeypatch.setattr("lorabuild.checks.recipe._start", start)
+    empty.write("projects/ember/lora.toml", MANIFEST)
+    picture(empty, "1.png")
+    empty.write("projects/ember/images/1.txt", "ember")
+    report = checked(empty)
+    adapter = report.projects["ember"].adapter
+    assert report.findings["ember"] == [] and adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
+    empty.write("projects/ember/lora.toml", MANIFEST + 'optimizer_type = "Prodigy"\n')
+    with pytest.raises(AssertionError, match="started"):
+        checked(empty)
+
+
 def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, monkeypatch: pytest.MonkeyPatch):
     from tiny_base import tiny_folder
 
