@@ -13,8 +13,8 @@ from lorabuild.scaffold.repository import Step, steps
 from lorabuild.verbs.parser import Parser
 
 HELP = """\
-Make a folder a repository: dodo.py, doit's settings, lorabuild.toml, recipes/, projects/, .gitignore. What stands there
-already is added to (pyproject.toml or doit.cfg, .gitignore) or left; run again, it adds what is missing.
+Make a folder a repository: dodo.py, doit's settings, lorabuild.toml, recipes/, projects/, schema/ for editors, .gitignore.
+What stands there already is added to (pyproject.toml or doit.cfg, .gitignore) or left; run again, it adds what is missing.
 
   lorabuild init            this folder
   lorabuild init my-loras   a folder, made if need be"""
