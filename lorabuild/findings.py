@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -345,5 +347,17 @@ def page() -> str:
     return "\n".join([head, *parts])
 
 
+def index() -> str:
+    """The table at the end of docs/troubleshooting.md: `python -m lorabuild.findings index`."""
+    rows = [f"| [{name}]({_place(name, code)}) | {code.level} | {code.title} |" for name, code in CODES.items()]
+    return "\n".join(["| code | level | |", "|---|---|---|", *rows]) + "\n"
+
+
+def _place(name: str, code: Code) -> str:
+    """Where the page of findings has it: a heading's anchor is its text in small letters, hyphens for spaces, without signs."""
+    words = re.sub(r"[^\w -]", "", f"{name}: {code.title}".lower())
+    return f"findings.md#{words.replace(' ', '-')}"
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    print(index() if sys.argv[1:] == ["index"] else page(), end="")

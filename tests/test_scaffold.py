@@ -12,9 +12,13 @@ from world import REPOSITORY, World
 from lorabuild import __version__
 from lorabuild.cli import _main
 from lorabuild.manifest import load
+from lorabuild.manifest.editors import FILES, SCHEMAS
+from lorabuild.manifest.editors import text as text_of
 from lorabuild.names import RESERVED
 from lorabuild.scaffold.recipes import packaged
 from lorabuild.scaffold.repository import REGISTERED, SHARED
+
+NAMED = "#:schema ../../schema/lora.schema.json\n"
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def test_init_makes_a_repository_and_a_second_one_changes_nothing(here: Path, ca
     assert said.endswith("next:\n  lorabuild new NAME --images FOLDER\n  doit\n") and "made dodo.py" in said
     made = files(here)
     recipes = {f"recipes/{path.name}" for path in (REPOSITORY / "recipes").glob("*.toml")}
-    assert made.keys() == {"dodo.py", "doit.cfg", "lorabuild.toml", ".gitignore", *recipes}
+    schemas = {f"schema/{kind}.schema.json" for kind in SCHEMAS}
+    assert made.keys() == {"dodo.py", "doit.cfg", "lorabuild.toml", ".gitignore", *recipes, *schemas}
     assert (here / "projects").is_dir()
     assert load(here).bases.keys() == {"tiny"}
     assert _main(["init"]) == 0
@@ -63,7 +68,7 @@ def test_init_makes_a_repository_and_a_second_one_changes_nothing(here: Path, ca
 def test_a_copied_recipe_says_where_it_came_from_and_says_the_same(repository: Path):
     for name, path in packaged().items():
         copy = (repository / "recipes" / f"{name}.toml").read_text()
-        assert f"recipe {name} of lorabuild {__version__}" in copy.splitlines()[0]
+        assert f"recipe {name} of lorabuild {__version__}" in copy.splitlines()[1]
         assert tomllib.loads(copy) == tomllib.loads(path.read_text())
 
 
@@ -71,6 +76,27 @@ def test_the_recipes_are_in_the_wheel():
     said = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert said["package-dir"] == {"lorabuild.recipes": "recipes"} and "lorabuild.recipes" in said["packages"]
     assert said["package-data"]["lorabuild.recipes"] == ["*.toml"]
+
+
+def test_what_is_made_names_its_schema_in_its_first_line(repository: Path):
+    """By a path from the file that names it, as taplo reads it: editors complete and check with no setting."""
+    assert _main(["new", "ember"]) == _main(["new", "frost", "--from", "ember", "--trigger", "frost"]) == 0
+    assert _main(["set", "ember", "project.trigger=ember"]) == 0
+    found = [(kind, path) for kind, patterns in FILES.items() for one in patterns for path in repository.glob(one)]
+    assert {path.name for _, path in found} >= {"lorabuild.toml", "lora.toml", "tiny.toml"}
+    for kind, path in found:
+        directive, _, schema = path.read_text().splitlines()[0].partition(" ")
+        assert directive == "#:schema" and schema.startswith(("./", "../")), path
+        assert (path.parent / schema).read_text() == text_of(SCHEMAS[kind]()), path
+    assert (repository / "projects/frost/lora.toml").read_text().count("#:schema") == 1
+
+
+def test_without_a_schema_in_the_repository_none_is_named(repository: Path):
+    for path in [*(repository / "schema").iterdir(), *(repository / "recipes").iterdir()]:
+        path.unlink()
+    assert _main(["new", "ember"]) == 0
+    made = [*(repository / "recipes").iterdir(), repository / "projects/ember/lora.toml"]
+    assert len(made) == 3 and not [path for path in made if "#:schema" in path.read_text()]
 
 
 def test_init_overwrites_nothing_and_says_what_it_left(here: Path, capsys: pytest.CaptureFixture):
@@ -301,7 +327,7 @@ def test_a_projects_settings_are_copied_and_what_it_is_is_not(repository: Path):
     pictures(repository.parent / "pics")
     assert _main(["new", "wash", "--from", "ink", "--images", "../pics", "--trigger", "wash"]) == 0
     text = (repository / "projects/wash/lora.toml").read_text()
-    assert text.startswith("# wash, with the settings of ink.\nextends") and "thr = -2.0   # tried" in text
+    assert text.startswith(f"{NAMED}# wash, with the settings of ink.\nextends") and "thr = -2.0   # tried" in text
     old, new = (load(repository).projects[name] for name in ("ink", "wash"))
     for table in ("recipe", "resize", "chop"):
         assert new.settings[table] == old.settings[table]

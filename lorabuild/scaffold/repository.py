@@ -14,6 +14,7 @@ from lorabuild.errors import ConfigError, Problem
 from lorabuild.graph import COMMANDS
 from lorabuild.scaffold.edit import with_value
 from lorabuild.scaffold.recipes import copied, packaged
+from lorabuild.scaffold.schemas import files, first_line
 
 DODO = '''\
 """Hands lorabuild's tasks to doit."""
@@ -65,9 +66,12 @@ class Step:
 
 def steps(root: Path) -> list[Step]:
     """All that a repository needs at `root`, also what is there already. Writes nothing. Raises ConfigError."""
-    found = [_of_others(root)] if is_of_others(root) else [_dodo(root), _registered(root)]
-    found += [_made(root / "lorabuild.toml", SHARED.encode(), "lorabuild.toml")]
-    found += [_made(root / "recipes" / path.name, copied(path), f"recipes/{path.name}") for path in packaged().values()]
+    made = {"lorabuild.toml": (first_line("lorabuild", "lorabuild.toml") + SHARED).encode()}
+    made |= {f"recipes/{path.name}": copied(path, schema=True) for path in packaged().values()}
+    found = [
+        *([_of_others(root)] if is_of_others(root) else [_dodo(root), _registered(root)]),
+        *(_made(root / name, data, name) for name, data in (made | files()).items()),
+    ]
     return [*found, _ignored(root)]
 
 

@@ -13,9 +13,9 @@ from lorabuild.scaffold.repository import Step, is_of_others, steps
 from lorabuild.verbs.parser import Parser
 
 HELP = """\
-Make a folder a repository: dodo.py, doit's settings, lorabuild.toml, recipes/, projects/, .gitignore. What stands there
-already is added to (pyproject.toml or doit.cfg, .gitignore) or left; run again, it adds what is missing. Beside a dodo.py
-of your own doit stays yours, and `lorabuild build` builds.
+Make a folder a repository: dodo.py, doit's settings, lorabuild.toml, recipes/, projects/, schema/ for editors, .gitignore.
+What stands there already is added to (pyproject.toml or doit.cfg, .gitignore) or left; run again, it adds what is missing.
+Beside a dodo.py of your own doit stays yours, and `lorabuild build` builds.
 
   lorabuild init            this folder
   lorabuild init my-loras   a folder, made if need be"""
