@@ -108,6 +108,14 @@ def test_a_file_that_cannot_be_read_is_one_line_of_its_section(files: ProjectFil
     assert "ember.safetensors" in page and "Traceback" not in page
 
 
+def test_a_page_names_no_folder_of_the_machine(files: ProjectFiles, tmp_path: Path):
+    broken = tmp_path / "build/ember/ember.safetensors"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"x" * 100)
+    page = render_project(replace(files, paths={**files.paths, "trained": broken}))
+    assert "ember.safetensors" in page and str(tmp_path) not in page
+
+
 def test_a_file_of_build_that_was_edited_costs_its_section_alone(files: ProjectFiles):
     assert FAULT not in render_project(files)
     files.paths["dataset"].write_text("{")
@@ -204,6 +212,13 @@ def test_curves_join_the_log_and_pass_over_a_line_that_is_cut_off(files: Project
     assert found["rates"] == {"lr unet": [1e-3] * 3}  # a group that never learns is not drawn
     assert found["norms"] == {"gradient norm": [0.5] * 3}
     assert found["table"]["rows"][1][:4] == [2, 0.5, 0.75, 1.25]
+
+
+def test_a_line_of_a_log_that_somebody_edited_costs_no_curve(files: ProjectFiles):
+    with files.paths["log"].open("a") as log:
+        log.write('\n{"event": "step"}\n{"event": "step", "step": 4, "loss": NaN}\n')
+    found = curves.data(files)
+    assert found["steps"] == [1, 2, 3, 4] and found["series"]["smoothed"][-1] == pytest.approx(11 / 18)
 
 
 def test_a_trailing_mean_is_of_what_is_known():

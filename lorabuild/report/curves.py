@@ -26,7 +26,7 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
     if path is None:
         return None
     records = read_log(path)
-    steps = [one for one in records if one.get("event") == "step"]
+    steps = [{"lr": {}} | one for one in records if one.get("event") == "step" and "step" in one]
     if not steps:
         return None
     stride = -(-len(steps) // MOST_POINTS)
