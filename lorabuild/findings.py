@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -73,6 +75,12 @@ CODES: dict[str, Code] = {
         "warn",
         "Checkpoints that predict v hold an empty tensor v_pred or say so in their metadata, folders in scheduler_config.json. What counts is "
         "prediction_type of [bases.<name>]: trained as the wrong one, a LoRA comes out grey or noisy.",
+    ),
+    "LB025": Code(
+        "the base is not the one that is pinned",
+        "error",
+        "The file's sha256 does not begin with digest of [bases.<name>]: it is another file, or another version of it. Nothing is built on it. "
+        "It is read whole for that once, by check or by a build, and again only if the file changes.",
     ),
     "LB030": Code(
         "an image folder is missing or empty",
@@ -201,6 +209,12 @@ CODES: dict[str, Code] = {
         "warn",
         "train_batch_size x gradient_accumulation_steps is at least as many images as an epoch has: one update takes all of them, some twice.",
     ),
+    "LB062": Code(
+        "the processes have unequal shares",
+        "warn",
+        "An update's gradient_accumulation_steps micro-batches are dealt to the processes; where they do not come out even, some wait for the "
+        "others at each update. The weights are the same; a multiple of processes takes no longer.",
+    ),
     "LB070": Code(
         "the adapter cannot be made",
         "error",
@@ -256,6 +270,12 @@ CODES: dict[str, Code] = {
         "a prompt is too long",
         "warn",
         "By one of the two CLIP tokenizers it has more than 75 tokens: it is drawn in chunks of 75, each encoded by itself. Programs that know no chunks cut it.",
+    ),
+    "LB083": Code(
+        "processes wait while prompts are drawn",
+        "warn",
+        "With several processes the first one draws all prompts on the way of a training, and the others wait. Any number of prompts is right, "
+        "a multiple of processes or not; fewer of them, or a larger sample_every_n_steps, take less time.",
     ),
     "LB090": Code(
         "the output cannot be written",
@@ -345,5 +365,17 @@ def page() -> str:
     return "\n".join([head, *parts])
 
 
+def index() -> str:
+    """The table at the end of docs/troubleshooting.md: `python -m lorabuild.findings index`."""
+    rows = [f"| [{name}]({_place(name, code)}) | {code.level} | {code.title} |" for name, code in CODES.items()]
+    return "\n".join(["| code | level | |", "|---|---|---|", *rows]) + "\n"
+
+
+def _place(name: str, code: Code) -> str:
+    """Where the page of findings has it: a heading's anchor is its text in small letters, hyphens for spaces, without signs."""
+    words = re.sub(r"[^\w -]", "", f"{name}: {code.title}".lower())
+    return f"findings.md#{words.replace(' ', '-')}"
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    print(index() if sys.argv[1:] == ["index"] else page(), end="")

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from world import World
 
 from lorabuild.checks import repository
+from lorabuild.checks.batches import share_findings
 from lorabuild.checks.captions import doubled, holds
 from lorabuild.checks.images import twins
 from lorabuild.checks.pictures import dhash, facts_of
@@ -331,6 +332,27 @@ def test_a_wrong_manifest_is_told_beside_the_findings_of_the_others(world: World
     assert report.exit_code == 3
 
 
+def test_the_line_and_what_is_meant_in_it_stand_below_a_message(world: World, capsys, monkeypatch):
+    world.write("projects/ember/lora.toml", MANIFEST.replace("max_train_steps = 4", "max_train_stesp = 4"))
+    monkeypatch.chdir(world.root)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert verb.main([]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if "[LB001]" in line)
+    assert lines[at].startswith("projects/ember/lora.toml:15: error: recipe.max_train_stesp: unknown key")
+    assert lines[at + 1 : at + 3] == ["  15 | max_train_stesp = 4", "     | ^~~~~~~~~~~~~~~"]
+    verb.main(["--json"])
+    assert json.loads(capsys.readouterr().out)["projects"]["ember"]["findings"][0]["line"] == 15
+
+
+def test_a_clash_with_a_recipe_names_the_manifest_that_has_it(world: World):
+    world.write("recipes/text.toml", "[recipe]\nnetwork_train_text_encoder_only = true\n")
+    world.write("projects/ember/lora.toml", f'extends = "text"\n{MANIFEST}network_train_unet_only = true\n')
+    (one,) = checked(world).others
+    assert str(one).startswith("recipes/text.toml:2: error: recipe.network_train_text_encoder_only: ")
+    assert one.message.endswith("nothing would be trained (in projects/ember/lora.toml)")
+
+
 def test_wrong_shared_files_and_recipes_are_of_no_project(world: World):
     world.write("lorabuild.toml", "[base]\n")
     report = checked(world, "ember")
@@ -371,6 +393,57 @@ def test_what_is_saved_is_counted_and_has_to_fit_on_the_disk(world: World, monke
     assert "LB075" not in told(world)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=11_000_000))
     assert told(world)["LB075"] == ["lora.toml:14: recipe: the weights that are saved take 12 MB, and 11 MB are free"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "batch", "said"),
+    [
+        (1, 6, 1, ""),
+        (2, 6, 1, ""),
+        (4, 6, 1, "6 micro-batches ÷ 4 processes: some have 2, others 1 and wait"),
+        (4, 1, 4, ""),
+        (4, 1, 2, "1 micro-batch, cut into 2 parts, ÷ 4 processes: 2 idle"),
+        (2, 1, 1, "1 micro-batch ÷ 2 processes: 1 idle"),
+        (4, 3, 8, "3 micro-batches, cut into 6 parts, ÷ 4 processes: some have 2, others 1 and wait"),
+    ],
+)
+def test_the_shares_of_processes_are_those_that_are_dealt(processes: int, accumulation: int, batch: int, said: str):
+    from lorabuild.nn.parallel import units
+
+    recipe = {"processes": processes, "gradient_accumulation_steps": accumulation, "train_batch_size": batch}
+    lines = [one.message for one in share_findings(recipe, "lora.toml", 3)]
+    assert lines == ([f"recipe.processes: an update's {said}"] if said else [])
+    assert bool(said) == bool(len(units([batch] * accumulation, processes)) % processes)
+
+
+def test_several_processes_and_prompts_are_told(world: World):
+    world.write("projects/ember/prompts.txt", "a cat\na dog\na bird\n")
+    extra = 'processes = 2\n[samples]\nprompts = "prompts.txt"\n'
+    world.write("projects/ember/lora.toml", MANIFEST + extra)
+    found = told(world)
+    assert found["LB083"] == [
+        "lora.toml:18: samples.prompts: 3 prompts ÷ 2 processes: one draws, 1 wait for it each time"
+    ]
+    assert found["LB062"][0].startswith("lora.toml:16: ")
+    world.write("projects/ember/lora.toml", MANIFEST + extra.replace("= 2", "= 1"))
+    assert not {"LB083", "LB062"} & told(world).keys()
+
+
+def test_a_base_that_is_not_the_pinned_one_is_an_error_at_its_pin(world: World):
+    from tiny_base import tiny_folder
+
+    from lorabuild.components import pinned_file
+    from lorabuild.hashing import sha256_from
+
+    right = sha256_from(pinned_file(tiny_folder()))
+    world.write("projects/ember/lora.toml", MANIFEST.replace('"tiny"', '"mine"'))
+    world.write("lorabuild.toml", f'[bases.mine]\nfile = "{tiny_folder()}"\ndigest = "{right[:12]}"\n')
+    assert checked(world).others == []
+    wrong = f"{'0' * 12}"
+    world.write("lorabuild.toml", f'[bases.mine]\nfile = "{tiny_folder()}"\ndigest = "{wrong}"\n')
+    (one,) = checked(world).others
+    assert (one.code, one.file, one.line) == ("LB025", "lorabuild.toml", 3)
+    assert f"its sha256 is {right}, not {wrong}" in one.message
 
 
 def test_prompts_are_judged_at_their_lines(world: World):
@@ -460,6 +533,22 @@ def test_the_light_part_imports_no_torch(world: World):
     here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, str(world.root), here], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_of_a_usual_recipe_no_process_has_torch(empty: World, monkeypatch: pytest.MonkeyPatch):
+    def start(tasks: Any) -> Any:
+        raise AssertionError("started")
+
+    monkeypatch.setattr("lorabuild.checks.recipe._start", start)
+    empty.write("projects/ember/lora.toml", MANIFEST)
+    picture(empty, "1.png")
+    empty.write("projects/ember/images/1.txt", "ember")
+    report = checked(empty)
+    adapter = report.projects["ember"].adapter
+    assert report.findings["ember"] == [] and adapter is not None and adapter["modules"] == {"unet": 788, "te": 264}
+    empty.write("projects/ember/lora.toml", MANIFEST + 'optimizer_type = "Prodigy"\n')
+    with pytest.raises(AssertionError, match="started"):
+        checked(empty)
 
 
 def test_recipes_are_tried_dry_and_what_went_well_is_remembered(empty: World, monkeypatch: pytest.MonkeyPatch):

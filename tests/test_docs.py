@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import errno
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lorabuild.completing.commands import commands
-from lorabuild.findings import page
+from lorabuild.findings import CODES, index, page
 from lorabuild.manifest.reference import reference
 from lorabuild.names import REPORT
 
@@ -77,6 +80,44 @@ def test_every_verb_has_a_page_that_shows_it():
 def test_the_pages_that_are_made_are_up_to_date():
     assert (REPOSITORY / "docs/findings.md").read_text() == page()
     assert (REPOSITORY / "docs/manifest.md").read_text() == reference() + "\n"
+
+
+TROUBLES = (REPOSITORY / "docs/troubleshooting.md").read_text()
+SEEN = [line for block in re.findall(r"^```text\n(.*?)^```", TROUBLES, re.M | re.S) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def messages() -> set[tuple[str, ...]]:
+    """Every text of the source, as its parts between the values that are put in."""
+    found = {(os.strerror(errno.ENOSPC),)}  # the system's
+    for path in (REPOSITORY / "lorabuild").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.add(tuple(one.value.strip("\n") for one in node.values if isinstance(one, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add((node.value,))
+    return {parts for parts in found if len("".join(parts)) > 8}
+
+
+@pytest.mark.parametrize("line", SEEN)
+def test_a_line_of_the_troubles_is_one_that_the_program_says(line: str, messages: set[tuple[str, ...]]):
+    """Most of its letters, but for the file before it, are those of texts in the source that it matches."""
+    matching = [parts for parts in messages if all(map(line.__contains__, parts)) and _in_order(parts, line)]
+    where = re.match(r"(\S+/\S+: )?", line)
+    assert where and sum(len("".join(parts)) for parts in matching) >= (len(line) - where.end()) * 0.6, matching
+
+
+def _in_order(parts: tuple[str, ...], line: str) -> object:
+    return re.search(".*".join(map(re.escape, parts)), line)
+
+
+def test_the_troubles_have_every_code():
+    assert TROUBLES.endswith(f"\n\n{index()}"), "python -m lorabuild.findings index"
+    headings = {
+        "findings.md#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^## (.*)", page(), re.M)
+    }
+    assert set(re.findall(r"\[LB\d+\]\(([^)]*)\)", TROUBLES)) == headings and len(headings) == len(CODES)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

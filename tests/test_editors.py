@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from manifest_world import GOOD, Files
 
-from lorabuild.manifest.editors import FILES, SCHEMAS, SPELLINGS, taplo
-from lorabuild.verbs.schema import KINDS, main, text
+from lorabuild.manifest.editors import FILES, SCHEMAS, SPELLINGS, taplo, text
+from lorabuild.verbs.schema import KINDS, main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = sorted((REPOSITORY / "tests/samples").glob("*.toml"))

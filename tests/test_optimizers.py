@@ -20,10 +20,11 @@ from lorabuild.checks import dry
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.nn import trainer
 from lorabuild.nn.batches import Data, MicroBatch
-from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore, state, try_out, warnings
+from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore, state, try_out
 from lorabuild.nn.resume import StateFile
 from lorabuild.nn.trainer import Observer, Training, train
 from lorabuild.training import optimizers as known
+from lorabuild.training.optimizers import warnings
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 NAMES = [name for name, one in known.OPTIMIZERS.items() if one.extra != "bitsandbytes" or HAS_BITSANDBYTES]

@@ -12,9 +12,13 @@ from world import REPOSITORY, World
 from lorabuild import __version__
 from lorabuild.cli import _main
 from lorabuild.manifest import load
+from lorabuild.manifest.editors import FILES, SCHEMAS
+from lorabuild.manifest.editors import text as text_of
 from lorabuild.names import RESERVED
 from lorabuild.scaffold.recipes import packaged
 from lorabuild.scaffold.repository import REGISTERED, SHARED
+
+NAMED = "#:schema ../../schema/lora.schema.json\n"
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def test_init_makes_a_repository_and_a_second_one_changes_nothing(here: Path, ca
     assert said.endswith("next:\n  lorabuild new NAME --images FOLDER\n  doit\n") and "made dodo.py" in said
     made = files(here)
     recipes = {f"recipes/{path.name}" for path in (REPOSITORY / "recipes").glob("*.toml")}
-    assert made.keys() == {"dodo.py", "doit.cfg", "lorabuild.toml", ".gitignore", *recipes}
+    schemas = {f"schema/{kind}.schema.json" for kind in SCHEMAS}
+    assert made.keys() == {"dodo.py", "doit.cfg", "lorabuild.toml", ".gitignore", *recipes, *schemas}
     assert (here / "projects").is_dir()
     assert load(here).bases.keys() == {"tiny"}
     assert _main(["init"]) == 0
@@ -63,7 +68,7 @@ def test_init_makes_a_repository_and_a_second_one_changes_nothing(here: Path, ca
 def test_a_copied_recipe_says_where_it_came_from_and_says_the_same(repository: Path):
     for name, path in packaged().items():
         copy = (repository / "recipes" / f"{name}.toml").read_text()
-        assert f"recipe {name} of lorabuild {__version__}" in copy.splitlines()[0]
+        assert f"recipe {name} of lorabuild {__version__}" in copy.splitlines()[1]
         assert tomllib.loads(copy) == tomllib.loads(path.read_text())
 
 
@@ -71,6 +76,27 @@ def test_the_recipes_are_in_the_wheel():
     said = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert said["package-dir"] == {"lorabuild.recipes": "recipes"} and "lorabuild.recipes" in said["packages"]
     assert said["package-data"]["lorabuild.recipes"] == ["*.toml"]
+
+
+def test_what_is_made_names_its_schema_in_its_first_line(repository: Path):
+    """By a path from the file that names it, as taplo reads it: editors complete and check with no setting."""
+    assert _main(["new", "ember"]) == _main(["new", "frost", "--from", "ember", "--trigger", "frost"]) == 0
+    assert _main(["set", "ember", "project.trigger=ember"]) == 0
+    found = [(kind, path) for kind, patterns in FILES.items() for one in patterns for path in repository.glob(one)]
+    assert {path.name for _, path in found} >= {"lorabuild.toml", "lora.toml", "tiny.toml"}
+    for kind, path in found:
+        directive, _, schema = path.read_text().splitlines()[0].partition(" ")
+        assert directive == "#:schema" and schema.startswith(("./", "../")), path
+        assert (path.parent / schema).read_text() == text_of(SCHEMAS[kind]()), path
+    assert (repository / "projects/frost/lora.toml").read_text().count("#:schema") == 1
+
+
+def test_without_a_schema_in_the_repository_none_is_named(repository: Path):
+    for path in [*(repository / "schema").iterdir(), *(repository / "recipes").iterdir()]:
+        path.unlink()
+    assert _main(["new", "ember"]) == 0
+    made = [*(repository / "recipes").iterdir(), repository / "projects/ember/lora.toml"]
+    assert len(made) == 3 and not [path for path in made if "#:schema" in path.read_text()]
 
 
 def test_init_overwrites_nothing_and_says_what_it_left(here: Path, capsys: pytest.CaptureFixture):
@@ -89,7 +115,10 @@ def test_init_overwrites_nothing_and_says_what_it_left(here: Path, capsys: pytes
     assert {name: (here / name).read_bytes() for name in mine} == mine
     for name in ("lorabuild.toml", "recipes/schnell.toml"):
         assert f"left {name} as it is" in said
-    assert "left dodo.py as it is: for `doit` to build LoRAs, add to it: from lorabuild.graph import" in said
+    assert "left dodo.py and doit's settings as they are" in said and said.endswith("  lorabuild build\n")
+    assert not (here / "doit.cfg").exists()  # under our commands doit would not find the task mine
+    (here / "recipes/schnell.toml").write_text("")
+    assert _main(["new", "ember"]) == 0 and capsys.readouterr().out.endswith("  lorabuild build ember\n")
     ignored = (here / ".gitignore").read_bytes()
     assert ignored.startswith(b"*.log\r\n.lorabuild\r\n/build/\r\n") and ignored.count(b"lorabuild/") == 0
 
@@ -116,11 +145,32 @@ def test_init_adds_to_a_doit_cfg(here: Path):
     assert _main(["init"]) == 0 and (here / "doit.cfg").read_text() == text
 
 
-@pytest.mark.parametrize("content", ["[project\n", "\n[COMMAND]\n[COMMAND]\n"])
+def test_what_init_adds_to_keeps_its_line_ends_its_mode_and_its_place(here: Path, tmp_path: Path):
+    (here / "doit.cfg").write_bytes(b"[GLOBAL]\r\nverbosity = 2\r\n")
+    (tmp_path / "ignored").write_text("*.log\n")
+    (tmp_path / "ignored").chmod(0o600)
+    (here / ".gitignore").symlink_to(tmp_path / "ignored")
+    (here / "lorabuild.toml").symlink_to(tmp_path / "nowhere")
+    assert _main(["init"]) == 0
+    settings = (here / "doit.cfg").read_bytes()
+    assert (
+        settings.startswith(b"[GLOBAL]\r\nverbosity = 2\r\n") and settings.count(b"\n") == settings.count(b"\r\n") > 9
+    )
+    assert (here / ".gitignore").is_symlink() and "/build/" in (tmp_path / "ignored").read_text()
+    assert (tmp_path / "ignored").stat().st_mode & 0o777 == 0o600
+    assert (here / "lorabuild.toml").is_symlink() and not (tmp_path / "nowhere").exists()
+
+
+def test_init_without_a_name_is_not_this_folder(here: Path, capsys: pytest.CaptureFixture):
+    assert _main(["init", ""]) == 2  # "$UNSET"
+    assert "this folder" in capsys.readouterr().err and not files(here)
+
+
+@pytest.mark.parametrize("content", ["[project\n", "\n[COMMAND]\n[COMMAND]\n", "\n\udce4 = 1\n"])
 def test_settings_that_cannot_be_read_are_one_line_and_nothing_is_written(
     here: Path, capsys: pytest.CaptureFixture, content: str
 ):
-    (here / ("pyproject.toml" if "project" in content else "doit.cfg")).write_text(content)
+    (here / ("pyproject.toml" if "project" in content else "doit.cfg")).write_text(content, errors="surrogateescape")
     assert _main(["init"]) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1 and len(files(here)) == 1
 
@@ -277,7 +327,7 @@ def test_a_projects_settings_are_copied_and_what_it_is_is_not(repository: Path):
     pictures(repository.parent / "pics")
     assert _main(["new", "wash", "--from", "ink", "--images", "../pics", "--trigger", "wash"]) == 0
     text = (repository / "projects/wash/lora.toml").read_text()
-    assert text.startswith("# wash, with the settings of ink.\nextends") and "thr = -2.0   # tried" in text
+    assert text.startswith(f"{NAMED}# wash, with the settings of ink.\nextends") and "thr = -2.0   # tried" in text
     old, new = (load(repository).projects[name] for name in ("ink", "wash"))
     for table in ("recipe", "resize", "chop"):
         assert new.settings[table] == old.settings[table]

@@ -9,14 +9,16 @@ from typing import Any
 
 from lorabuild.bases.configs import network_config
 from lorabuild.bases.family import folder_stranger, prediction_warning
-from lorabuild.components import PREFIXES, component_files, parts_of
+from lorabuild.components import PREFIXES, component_files, parts_of, pinned_file
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, of_problems
+from lorabuild.hashing import sha256_from
 from lorabuild.header import read_header
 from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_path, model_folders
 from lorabuild.manifest.whence import Whence
+from lorabuild.state import State
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,24 @@ def check_base(repository: Repository, name: str, components: Collection[str], w
         file, line = at("prediction_type")
         findings.append(found("LB024", file, f"bases.{name}: {said}", line))
     return CheckedBase(path, not faults, findings)
+
+
+def pin_findings(repository: Repository, name: str, path: Path, state: State, whence: Whence) -> Iterator[Finding]:
+    """Is the file at `path` the one that `digest` pins? Its sha256 is remembered, so that it is read once, here or by a build."""
+    if not (pin := repository.bases[name].get("digest")):
+        return
+    file, line = whence.base(name, "digest") or ("lorabuild.toml", 0)
+    try:
+        pinned = pinned_file(path)
+        sha256 = state.digest_of([pinned], "sha256", lambda: sha256_from(pinned))
+    except JobError as error:
+        yield found("LB025", file, f"bases.{name}.digest: {error}", line)
+    except OSError as error:
+        yield found("LB025", file, f"bases.{name}.digest: {path}: {error.strerror}", line)
+    else:
+        if not sha256.startswith(pin):
+            said = f"{pinned}: its sha256 is {sha256}, not {pin}: another file, or another version of it"
+            yield found("LB025", file, f"bases.{name}.digest: {said}", line)
 
 
 def _faults(path: Path, components: Collection[str], dirs: Sequence[Path]) -> Iterator[str]:

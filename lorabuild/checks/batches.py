@@ -50,6 +50,23 @@ def with_repeats(placed: Sequence[Placed]) -> list[tuple[Placed, int]]:
     return trained + [(one, count) for one, count in zip(others, repeats, strict=True) if count]
 
 
+def share_findings(recipe: Mapping[str, Any], file: str, line: int) -> Iterator[Finding]:
+    """Have all `processes` as much to do? `file` and `line`: where they stand.
+
+    An update is dealt in micro-batches, which are cut only if there are fewer than processes (nn/parallel.py).
+    """
+    processes, accumulation = recipe.get("processes", 1), recipe["gradient_accumulation_steps"]
+    parts = min(-(-processes // accumulation), recipe["train_batch_size"]) if accumulation < processes else 1
+    units = accumulation * parts
+    if units % processes == 0:
+        return
+    what = f"{accumulation} micro-batch{'es' * (accumulation != 1)}"
+    what += f", cut into {units} parts," if parts > 1 else ""
+    most, idle = -(-units // processes), processes - units
+    waits = f"{idle} idle" if idle > 0 else f"some have {most}, others {units // processes} and wait"
+    yield found("LB062", file, f"recipe.processes: an update's {what} ÷ {processes} processes: {waits}", line)
+
+
 def batch_findings(buckets: Sequence[Bucket], recipe: Mapping[str, Any], manifest: str, line: int) -> Iterator[Finding]:
     """`manifest` and `line`: where train_batch_size stands, or the table that it has its default in."""
     batch, accumulation = recipe["train_batch_size"], recipe["gradient_accumulation_steps"]

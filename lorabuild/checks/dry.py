@@ -53,7 +53,8 @@ def _adapter(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
 def _optimizer(recipe: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
     import torch
 
-    from lorabuild.nn.optimizers import try_optimizer, warnings
+    from lorabuild.nn.optimizers import try_optimizer
+    from lorabuild.training.optimizers import warnings
 
     try:
         try_optimizer(recipe)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.checks.base import CheckedBase
-from lorabuild.checks.batches import Bucket, batch_findings, bucket_rows
+from lorabuild.checks.batches import Bucket, batch_findings, bucket_rows, share_findings
 from lorabuild.checks.captions import caption_findings, seen_texts, too_long
 from lorabuild.checks.files import Entry, Named, look_into
 from lorabuild.checks.images import Placed, place, twins
@@ -121,6 +121,7 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
             item,
             places.of("samples.prompts"),
             lambda texts: _tokens(checked, places, base, state, [_bare(text) for text in texts]),
+            settings["recipe"].get("processes", 1) if checked.trains else 1,
         )
     if not settings["dataset"]:
         return
@@ -131,6 +132,7 @@ def finish(checked: Checked, places: Places, facts: Mapping[Path, Facts], base: 
     checked.buckets = bucket_rows(checked.placed, settings["recipe"])
     if checked.trains:
         checked.findings += _precision(settings["recipe"], places)
+        checked.findings += share_findings(settings["recipe"], *places.of("recipe.processes"))
         checked.findings += batch_findings(checked.buckets, settings["recipe"], *places.of("recipe.train_batch_size"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lorabuild
+from lorabuild.checks.reckoned import reckoned
 from lorabuild.components import FOLDERS, component_files
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found
@@ -40,13 +41,18 @@ class Task:
 
 
 class Trials:
-    """The trials of all projects. Those whose outcome is not remembered run, together, in one process beside this one."""
+    """The trials of all projects. A usual recipe is reckoned by tables; others whose outcome is not remembered are tried,
+    together, in one process beside this one: it alone imports torch."""
 
     def __init__(self, tasks: Mapping[str, Task], state: State):
         self._state = state
-        tools = _tools()
-        self._keys = {name: f"check recipe {digest_json([tools, *_identity(task)])}" for name, task in tasks.items()}
-        self._known = {name: json.loads(text) for name, key in self._keys.items() if (text := state.get(key))}
+        self._known: dict[str, Tried] = {
+            name: told for name, task in tasks.items() if (told := reckoned(task.recipe, task.base))
+        }
+        others = {name: task for name, task in tasks.items() if name not in self._known}
+        tools = _tools() if others else ""
+        self._keys = {name: f"check recipe {digest_json([tools, *_identity(task)])}" for name, task in others.items()}
+        self._known |= {name: json.loads(text) for name, key in self._keys.items() if (text := state.get(key))}
         self._unknown = [name for name in tasks if name not in self._known]
         self._process = _start([tasks[name].plain for name in self._unknown]) if self._unknown else None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabuild.checks.base import CheckedBase, check_base
+from lorabuild.checks.base import CheckedBase, check_base, pin_findings
 from lorabuild.checks.files import Entry
 from lorabuild.checks.outputs import memory_findings, output_findings, room_findings, snapshot_count
 from lorabuild.checks.pictures import look_at
@@ -85,6 +85,9 @@ def _checked(
     finally:
         trials.close()
     found = [one for base in bases.values() for one in base.findings]
+    for name, base in bases.items():
+        if base.path:
+            found += pin_findings(repository, name, base.path, state, whence)
     return projects, [*found, *output_findings(repository.root, ["build", ".lorabuild"])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorabuild.errors import ConfigError
@@ -32,8 +33,17 @@ def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, part
     for name in _variant_names(merged):
         variants[name], wrong = _validated(model, variant(merged, name), bases)
         found += [fault for fault in wrong if fault.path not in told]
-    _raise(fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER)))
+    found = [fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER))]
+    _raise(_for_whom(fault, layers[-1]) for fault in found)
     return {"settings": settings, "variants": variants, "idle": _idle(merged, layers[-1])}
+
+
+def _for_whom(fault: Fault, manifest: Layer) -> Fault:
+    """A clash that is told at the line of a recipe may be one in this manifest alone: it is named."""
+    problem = fault.problem
+    if fault.kind != TOGETHER or problem.file == manifest.file:
+        return fault
+    return replace(fault, problem=replace(problem, message=f"{problem.message} (in {manifest.file})"))
 
 
 def check_shared(layers: Sequence[Layer]) -> dict[str, Any]:

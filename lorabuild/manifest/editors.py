@@ -6,6 +6,7 @@ What a schema cannot say (a sum that must come out, a base that exists, argument
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -154,6 +155,11 @@ FILES = {
     "recipe": ["recipes/*.toml"],
     "lorabuild": ["lorabuild.toml", "lorabuild.local.toml"],
 }
+
+
+def text(schema: Schema) -> str:
+    """A schema as its file has it."""
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def taplo(folder: str) -> str:

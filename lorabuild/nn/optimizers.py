@@ -19,7 +19,6 @@ from lorabuild.training import optimizers as known
 from lorabuild.training.phases import phases
 
 KEY = "recipe.optimizer_type"
-LOW_RATE = 0.1  # below it sd-scripts warns of optimizers that find the rate's scale: they multiply it by about 1
 Groups = list[dict[str, Any]]  # each {"params": [...], "name": ..., "lr": ...}
 
 
@@ -113,19 +112,6 @@ def _rates(recipe: Mapping[str, Any]) -> list[float]:
     text = recipe["text_encoder_lr"]
     rates = [recipe["unet_lr"], *(text if isinstance(text, list) else [text])]
     return sorted({rate for rate in rates if rate}) or [1e-4]
-
-
-def warnings(recipe: Mapping[str, Any]) -> list[str]:
-    """What can be meant, but seldom is."""
-    name, found = recipe["optimizer_type"], []
-    rates = [recipe["unet_lr"], recipe["text_encoder_lr"]]
-    highest = max(max(rate) if isinstance(rate, list) else rate for rate in rates)
-    if known.optimizer(name).finds_rate and highest <= LOW_RATE:
-        found.append(f"recipe: {name} finds the rate itself and multiplies it by {highest:g}: 1 is usual")
-    updates, warmup = recipe.get("max_train_steps"), recipe.get("lr_warmup_steps") or 0
-    if updates and not recipe.get("max_train_epochs") and not recipe.get("phases") and warmup >= updates:
-        found.append(f"recipe.lr_warmup_steps: {warmup} of {updates} updates: the rate never comes to its height")
-    return found
 
 
 @contextmanager

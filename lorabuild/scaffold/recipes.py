@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorabuild import __version__
+from lorabuild.scaffold.schemas import first_line
 
 HERE = Path(__file__).resolve().parents[1]
 FOLDERS = (
@@ -19,9 +20,10 @@ def packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def copied(recipe: Path) -> bytes:
-    """A recipe as a repository gets it: it says where it came from."""
-    said = f"# The recipe {recipe.stem} of lorabuild {__version__}, copied here to be changed at will.\n\n"
+def copied(recipe: Path, schema: bool) -> bytes:
+    """A recipe as a repository gets it: it says where it came from, and names its schema if there is one for editors."""
+    said = first_line("recipe", f"recipes/{recipe.name}") * schema
+    said += f"# The recipe {recipe.stem} of lorabuild {__version__}, copied here to be changed at will.\n\n"
     return said.encode() + recipe.read_bytes()
 
 

@@ -103,9 +103,10 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     from lorabuild.nn.adapter import adapted
     from lorabuild.nn.base import checkpointing
     from lorabuild.nn.export import write_adapter
-    from lorabuild.nn.optimizers import try_out, warnings
+    from lorabuild.nn.optimizers import try_out
     from lorabuild.nn.trainer import Observer, Training, train
     from lorabuild.team import team
+    from lorabuild.training.optimizers import warnings
 
     options, recipe = job.options, job.params["recipe"]
     dataset, held_back = _split(json.loads(workspace.path("dataset").read_bytes()), recipe)

@@ -121,6 +121,7 @@ RANGES = {name: (0.0, 1.0, False) for name in ("betas", "beta1", "beta3", "momen
     "warmup_steps": (0, math.inf, False),
     "min_8bit_size": (0, math.inf, False),
 }
+LOW_RATE = 0.1  # below it sd-scripts warns of optimizers that find the rate's scale: they multiply it by about 1
 POSITIVE = ("eps", "d0", "d_coef", "growth_rate", "clip_threshold")
 CHOICES = {"normalization_mode": ("full", "lerp")}
 
@@ -205,6 +206,19 @@ def _as(default: Any, value: Any) -> Any:
     if isinstance(default, list):
         return [float(one) for one in value]
     return float(value) if isinstance(default, float) else value
+
+
+def warnings(recipe: Mapping[str, Any]) -> list[str]:
+    """What can be meant, but seldom is."""
+    name, found = recipe["optimizer_type"], []
+    rates = [recipe["unet_lr"], recipe["text_encoder_lr"]]
+    highest = max(max(rate) if isinstance(rate, list) else rate for rate in rates)
+    if optimizer(name).finds_rate and highest <= LOW_RATE:
+        found.append(f"recipe: {name} finds the rate itself and multiplies it by {highest:g}: 1 is usual")
+    updates, warmup = recipe.get("max_train_steps"), recipe.get("lr_warmup_steps") or 0
+    if updates and not recipe.get("max_train_epochs") and not recipe.get("phases") and warmup >= updates:
+        found.append(f"recipe.lr_warmup_steps: {warmup} of {updates} updates: the rate never comes to its height")
+    return found
 
 
 def plain(value: Any) -> bool:

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from lorabuild.checks.last import remember
@@ -15,6 +16,7 @@ from lorabuild.checks.project import Checked
 from lorabuild.checks.repository import Report, check
 from lorabuild.colours import coloured, paint
 from lorabuild.findings import Finding
+from lorabuild.pointing import pointed
 from lorabuild.session import state_of
 from lorabuild.training.memory import said
 from lorabuild.training.updates import update_count
@@ -49,7 +51,7 @@ def main(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(_facts(report), indent=2))
     else:
-        print("\n".join(_lines(report, options.images)))
+        print("\n".join(_lines(root, report, options.images)))
     return report.exit_code
 
 
@@ -69,7 +71,7 @@ def _facts(report: Report) -> dict[str, Any]:
     return {"projects": projects, "findings": [one.facts for one in report.others]}
 
 
-def _lines(report: Report, images: bool) -> Iterator[str]:
+def _lines(root: Path, report: Report, images: bool) -> Iterator[str]:
     if not report.findings and not report.others:
         yield "no projects/**/lora.toml here"
         return
@@ -77,9 +79,9 @@ def _lines(report: Report, images: bool) -> Iterator[str]:
         yield f"{name}:"
         if name in report.projects:
             yield from (f"  {line}" for line in _summary(report.projects[name], images))
-        yield from _told_findings(findings)
+        yield from _told_findings(root, findings)
         yield ""
-    yield from _told_findings(report.others)
+    yield from _told_findings(root, report.others)
     everything = [*report.others, *(one for findings in report.findings.values() for one in findings)]
     counts = Counter(one.level for one in everything)
     yield ", ".join(
@@ -92,9 +94,15 @@ def _counted(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-def _told_findings(findings: Iterable[Finding]) -> Iterator[str]:
+def _told_findings(root: Path, findings: Iterable[Finding]) -> Iterator[str]:
+    """A line each, and below it the line of TOML that it is about, with ^~~~ under what is meant."""
     for one in findings:
-        yield paint(str(one), COLOURS[one.level]) if coloured() else str(one)
+        colour = COLOURS[one.level] if coloured() else ""
+        yield paint(str(one), colour) if colour else str(one)
+        if excerpt := pointed(root, one.file, one.line, one.message):
+            text, below = excerpt
+            yield text
+            yield paint(below, colour) if colour else below
 
 
 def _summary(checked: Checked, images: bool) -> Iterator[str]:

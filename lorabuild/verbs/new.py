@@ -15,6 +15,8 @@ from lorabuild.names import RESERVED, name_problem, quoted
 from lorabuild.scaffold.pictures import Pictures, look
 from lorabuild.scaffold.project import KEEP, TINY, Wanted, like, manifest, recipes_for
 from lorabuild.scaffold.recipes import available, copied, packaged
+from lorabuild.scaffold.repository import is_of_others
+from lorabuild.scaffold.schemas import first_line, there
 from lorabuild.scan import Scan
 from lorabuild.verbs.common import warn
 from lorabuild.verbs.parser import Parser
@@ -145,8 +147,10 @@ def _base(given: str | None, repository: Repository) -> str:
 def _write(root: Path, folder: Path, text: str, recipes: Sequence[str]) -> None:
     """Write the manifest and recipes that it needs, if a build would take them. Raises ConfigError, and writes nothing."""
     path = folder / "lora.toml"
-    files = {root / "recipes" / f"{name}.toml": copied(packaged()[name]) for name in recipes if name in packaged()}
-    files[path] = text.encode()
+    own = [packaged()[name] for name in recipes if name in packaged()]
+    files = {root / "recipes" / recipe.name: copied(recipe, there("recipe", root)) for recipe in own}
+    schema = first_line("lora", f"projects/{folder.name}/lora.toml") * there("lora", root)
+    files[path] = (schema + text).encode()
     known = set(map(str, survey(root, skip=lambda one: True)[1]))
     wrong = [one for one in survey(root, skip=lambda one: one != path, instead=files)[1] if str(one) not in known]
     if wrong:
@@ -179,4 +183,5 @@ def _tell(root: Path, folder: Path, wanted: Wanted, repository: Repository) -> N
         print(f"  put tags beside each image, in a file of its name: {quoted(f'{pictures.first}.txt')} ({tags})")
     if wanted.trigger is None:
         print(f"  lorabuild set {wanted.name} project.trigger={(pictures and pictures.first_tag) or 'WORD'}")
-    print(f"  lorabuild check {wanted.name}\n  doit {wanted.name}")
+    build = "lorabuild build" if is_of_others(root) else "doit"
+    print(f"  lorabuild check {wanted.name}\n  {build} {wanted.name}")

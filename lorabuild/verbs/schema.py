@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ JSON Schemas for editors that complete and check TOML: keys, their values, a lin
   lorabuild schema -o schema     write all three into a folder, and a .taplo.toml at the top of the repository, if
                                  there is none, by which Even Better TOML (VS Code) and taplo find them
 
-Other editors: a manifest's first line may be  #:schema ../../schema/lora.schema.json"""
+`lorabuild init` writes them into schema/, and what it and `new` make names them in its first line, as any file may:
+#:schema ../../schema/lora.schema.json"""
 KINDS = ("lora", "recipe", "lorabuild")
 
 
@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> int:
     options = parser().parse_args(args)
     if (options.kind is None) == (options.out is None):
         raise UsageError(f"lorabuild schema: either one of {', '.join(KINDS)}, or -o DIR for all")
-    from lorabuild.manifest.editors import SCHEMAS, taplo
+    from lorabuild.manifest.editors import SCHEMAS, taplo, text
 
     if options.kind:
         print(text(SCHEMAS[options.kind]()), end="")
@@ -50,7 +50,3 @@ def main(args: Sequence[str]) -> int:
             part.write_text(content)
         print(f"wrote {path}")
     return 0
-
-
-def text(schema: dict[str, object]) -> str:
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
