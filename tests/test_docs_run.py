@@ -85,7 +85,7 @@ def typed(line: str) -> list[str]:
     plain = re.sub(r"[\[\]…]", " ", re.sub(r" \| [^\]]*", "", line))  # of `[--name NAME | -o OUT]` the first
     words = shlex.split(plain, comments=True)
     names = STANDS_FOR | {name: one for (verb, name), one in OF_A_VERB.items() if verb in words[1:2]}
-    return [names.get(word, word) for word in dict.fromkeys(words)]  # of `KEY=VALUE [KEY=VALUE …]` one
+    return [names.get(word, word) for number, word in enumerate(words) if "=" not in word or word not in words[:number]]
 
 
 COMMANDS = {line: typed(line) for page, line in LINES if page != "tutorial.md"}  # which tests/test_tutorial.py runs
