@@ -16,8 +16,8 @@ from lorabuild.importing.arguments import ARGUMENTS
 from lorabuild.importing.read import imported
 from lorabuild.importing.shell import read_script
 from lorabuild.importing.told import typed
-from lorabuild.importing.toml import comment, written
 from lorabuild.manifest import load
+from lorabuild.tomltext import comment, written
 
 SAMPLES = Path(__file__).with_name("samples")
 GUIDES = {"schnell": SAMPLES / "schnell-guide.sh", "pony": SAMPLES / "pony-guide.sh"}
