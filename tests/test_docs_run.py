@@ -61,12 +61,13 @@ STANDS_FOR = {
 OF_A_VERB = {("import", "FILE"): "train.sh", ("new", "DIR"): "~/pictures"}
 # Command -> why it cannot run here
 NOT_RUN = {
+    "lorabuild doctor": "tests/test_doctor.py runs it: it imports torch to ask for GPUs, which takes seconds",
     "lorabuild doctor --fetch-tokenizer": "asks the internet",
     "lorabuild doctor [--json] [--fetch-tokenizer]": "asks the internet",
 }
 # Named in a sentence, without what they need: that is a usage error of one line
 NAMED = """
-doit forget, doit new, doit set, lorabuild blocks, lorabuild chop, lorabuild diff, lorabuild export, lorabuild forget,
+doit forget, doit new, doit set, lorabuild blocks, lorabuild chop, lorabuild diff, lorabuild export,
 lorabuild import, lorabuild merge, lorabuild new, lorabuild resize, lorabuild show, lorabuild why
 """
 # Command -> its exit code, where that is not 0
@@ -84,7 +85,7 @@ def typed(line: str) -> list[str]:
     plain = re.sub(r"[\[\]…]", " ", re.sub(r" \| [^\]]*", "", line))  # of `[--name NAME | -o OUT]` the first
     words = shlex.split(plain, comments=True)
     names = STANDS_FOR | {name: one for (verb, name), one in OF_A_VERB.items() if verb in words[1:2]}
-    return [names.get(word, word) for word in words]
+    return [names.get(word, word) for word in dict.fromkeys(words)]  # of `KEY=VALUE [KEY=VALUE …]` one
 
 
 COMMANDS = {line: typed(line) for page, line in LINES if page != "tutorial.md"}  # which tests/test_tutorial.py runs
