@@ -63,7 +63,7 @@ def _made_of(job, workspace) -> str:
 def _write(path: Path, role: str, made_of: str) -> None:
     if role == "weights" or "/" in role:
         data = digest_bytes(f"{made_of} {role}".encode()).encode()
-        write_body(path, [(f"{LAYER}.lora_{part}.weight", "F32", (2, 4), data) for part in ("down", "up")])
+        write_body(path, [(f"{LAYER}.lora_{part}.weight", "F16", (4, 4), data) for part in ("down", "up")])
     else:
         path.write_text(json.dumps(SAID.get(role, {}) | {"of": made_of}))
 

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,19 @@ class staged:  # reads as a verb: `with staged(path, parts) as part`
             os.replace(beside, self.path)
         if self.durable:
             sync_folder(self.path.parent)
+
+
+def rewrite(path: Path, data: bytes, parts: Path) -> None:
+    """Give a file of the user's other bytes, whole or not at all: through the link that it may be, with the mode it had.
+
+    `parts` as in `staged`. Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    with staged(target, parts) as part:
+        part.write_bytes(data)
+    if mode is not None:
+        target.chmod(mode)
 
 
 def remove_leftovers(path: Path, parts: Path) -> None:

@@ -110,6 +110,16 @@ def test_a_new_table_stands_where_it_belongs():
     assert edited("extends", '"schnell"', "# Mine.\n\n# on project\n[project]\n").startswith('# Mine.\n\nextends = "schnell"\n\n# on p')  # fmt: skip
 
 
+def test_a_table_of_dotted_keys_gets_one_more():
+    text = 'recipe.seed = 1 # drawn\nchop.keep = ["TE"]\n\n[project]\nbase = "tiny"\n'
+    assert edited("recipe.unet_lr", "1e-4", text) == text.replace("drawn\n", "drawn\nrecipe.unet_lr = 1e-4\n")
+    assert "recipe.network_args.algo = 1\n" in edited("recipe.network_args.algo", "1", text)
+
+
+def test_what_is_equal_to_nothing_is_written_all_the_same():
+    assert edited("resize.thr", "nan") == TEXT.replace("thr = -2.5", "thr = nan")
+
+
 def test_a_key_takes_another_ones_line():
     new = with_value(TEXT.encode(), key_path("resize.size"), "16", key_path("resize.thr")).decode()
     assert new == TEXT.replace("thr = -2.5", "size = 16")

@@ -84,7 +84,7 @@ def test_an_option_that_there_is_not(verb: str, places: Path, capsys):
     assert said.code == 2 and said.mistake
 
 
-@pytest.mark.parametrize("verb", ["build", "clean", "forget", "plan", "why", "check", "verify", "pull"])
+@pytest.mark.parametrize("verb", ["build", "clean", "forget", "list", "plan", "why", "check", "verify", "pull"])
 def test_a_name_that_there_is_not(verb: str, places: Path, capsys):
     said = Said(places / REPOSITORY, capsys, verb, *(["--json"] if has_json(verb) else []), "embr")
     assert said.code == 2 and 'did you mean "ember"?' in said.mistake

@@ -175,6 +175,15 @@ def test_somebody_elses_file_is_not_replaced(world: World, out: Path):
     assert theirs.read_bytes() == artifact(world).read_bytes()
 
 
+def test_a_link_that_leads_nowhere_is_somebodys(world: World, out: Path):
+    """To a disk that is not there just now."""
+    theirs = out / "ember-chopped.safetensors"
+    theirs.symlink_to(out / "nowhere")
+    with pytest.raises(JobError, match="another file"):
+        main(["ember", "--to", "a1111", "-o", str(out)])
+    assert theirs.is_symlink()
+
+
 def test_a_file_that_was_edited_since_is_not_replaced(world: World, tmp_path: Path):
     """Exported once, then somebody put another file in its place."""
     assert main(["ember", "--to", "a1111", "-o", str(tmp_path)]) == 0
@@ -262,6 +271,7 @@ def test_what_was_not_built_is_one_line_with_the_command(world: World, tmp_path:
         (["ember", "-o", "x", "--as", "../a"], "cannot be the name of a LoRA"),
         (["ember", "-o", "lorabuild.toml"], "is a file; a folder was expected"),
         (["nothing.safetensors", "-o", "x"], "no such file"),
+        (["ember", "-o", ""], "argument -o/--out: a name was expected, and it is empty"),
     ],
 )
 def test_mistakes_are_one_line(world: World, args: list[str], said: str):
@@ -287,7 +297,7 @@ def test_any_file_is_exported_without_a_repository(built_once: World, tmp_path: 
     path.write_bytes((built_once.root / "build/ember/ember.safetensors").read_bytes())
     path.with_suffix(".png").write_bytes(b"picture")
     for to in LAYOUTS:
-        assert main([str(path), "--to", to, "-o", to]) == 0
+        assert main([path.name, f"./{path.name}", "--to", to, "-o", to]) == 0  # one file, however it is named
     assert names(tmp_path / "comfy") == {f"some lora.{end}" for end in ("safetensors", "png", "json", "txt")}
     assert (tmp_path / "diffusers/some lora/pytorch_lora_weights.png").read_bytes() == b"picture"
     with pytest.raises(UsageError, match="--artifact is for projects"):

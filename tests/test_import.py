@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorabuild.errors import JobError
 from lorabuild.importing.arguments import ARGUMENTS
 from lorabuild.importing.read import imported
 from lorabuild.importing.shell import read_script
@@ -390,3 +391,26 @@ def test_windows_paths_stay_whole():
         .words
     )
     assert words[-3:] == ("C:\\loras\\new", "--logging_dir", "D:\\my logs")
+
+
+def test_quotes_and_dashes_of_a_web_page_are_plain_ones():
+    text = "accelerate launch sdxl_train_network.py\n  —network_dim=8 –-train_data_dir ‘img dir’ \u200b--seed=“7”\n"
+    made = draft(f'{text}  ––metadata_title=it’s --metadata_description "it’s “a” – fox"')
+    assert made.value("recipe", "network_dim") == 8 and made.value("recipe", "seed") == 7
+    assert made.value("dataset", "train_data_dir").endswith("img dir")
+    assert made.value("project", "title") == "it’s" and made.value("project", "description") == "it’s “a” – fox"
+    assert sum("typographic" in one for one in made.warnings) == 1
+    assert not any("typographic" in one for one in draft(f'{START} --metadata_title "it’s — “a”"').warnings)
+
+
+def test_what_was_told_and_not_understood_is_not_called_untold():
+    made = draft(f"{START} stray --max_train_steps $((9*9)) --network_dim --seed x")
+    for key in ("max_train_steps", "network_dim", "seed"):
+        line = next(line for line in made.text().splitlines() if line.startswith(f"{key} = "))
+        assert line.endswith("what was told was not understood")
+    assert any("stray: an argument without a name" in one for one in made.warnings)
+
+
+def test_json_of_an_interface_says_what_to_import_instead():
+    with pytest.raises(JobError, match="Print training command"):
+        draft('{"LoRA_type": "Standard", "max_train_steps": 10}')

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from standin import Stage
 
-from lorabuild.report import curves, dataset, recipe, words
+from lorabuild.report import curves, dataset, overview, recipe, words
 from lorabuild.report.collect import ALL_ROLES
 from lorabuild.report.files import ProjectFiles, StageState, page_name
 from lorabuild.report.page import FAULT, _safe_json, render_index, render_project
@@ -106,6 +106,14 @@ def test_a_file_that_cannot_be_read_is_one_line_of_its_section(files: ProjectFil
     broken.write_bytes(b"no header")
     page = render_project(replace(files, paths={**files.paths, "trained": broken}))
     assert "ember.safetensors" in page and "Traceback" not in page
+
+
+def test_a_page_names_no_folder_of_the_machine(files: ProjectFiles, tmp_path: Path):
+    broken = tmp_path / "build/ember/ember.safetensors"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"x" * 100)
+    page = render_project(replace(files, paths={**files.paths, "trained": broken}))
+    assert "ember.safetensors" in page and str(tmp_path) not in page
 
 
 def test_a_file_of_build_that_was_edited_costs_its_section_alone(files: ProjectFiles):
@@ -206,9 +214,17 @@ def test_curves_join_the_log_and_pass_over_a_line_that_is_cut_off(files: Project
     assert found["table"]["rows"][1][:4] == [2, 0.5, 0.75, 1.25]
 
 
+def test_a_line_of_a_log_that_somebody_edited_costs_no_curve(files: ProjectFiles):
+    with files.paths["log"].open("a") as log:
+        log.write('\n{"event": "step"}\n{"event": "step", "step": 4, "loss": NaN}\n')
+    found = curves.data(files)
+    assert found["steps"] == [1, 2, 3, 4] and found["series"]["smoothed"][-1] == pytest.approx(11 / 18)
+
+
 def test_a_trailing_mean_is_of_what_is_known():
     assert curves.trailing_mean([2.0, 4.0, None, 9.0], 2) == [2, 3, 4, 9]
     assert curves.trailing_mean([None], 5) == [None]
+    assert curves.trailing_mean([1e12, float("nan"), 0.25, 0.5], 2) == [1e12, 1e12, 0.25, 0.375]  # a peak passes whole
 
 
 def test_a_long_log_is_thinned_and_keeps_its_end(files: ProjectFiles):
@@ -238,10 +254,27 @@ def test_lengths_mark_the_limit_and_what_is_over_it():
     found = dataset.lengths([3, 4, 75, 76, 80], 75)
     assert found["over"] == 2 and found["longest"] == 80 and sum(one["count"] for one in found["bins"]) == 5
     assert dataset.lengths([], 75) is None
+    assert len(dataset.lengths([3, 20_000], 75)["bins"]) <= dataset.MOST_BINS + 1  # or it is wider than its page
 
 
 def test_equal_pixels_are_told():
     assert [one["count"] for one in dataset.duplicates([row("a"), row("b", digest="a"), row("c")])] == [2]
+
+
+def test_a_page_of_thousands_of_images_stays_small(files: ProjectFiles):
+    rows = [row(f"ember, {number}", digest=str(number // 40)) for number in range(4000)]
+    files.paths["dataset"].write_text(json.dumps({"settings": {"caption_separator": ","}, "images": rows}))
+    checked = files.checked | {"findings": [finding(f"message {number}") for number in range(4000)]}
+    page = render_project(replace(files, checked=checked))
+    assert len(page) < len(render_project(files)) + 60_000  # (with all of them it would be 160 kB more)
+    assert "3,950 more" in page and "and 35 more" in page and "And 80 images more" in page
+
+
+def test_snapshots_are_named_in_a_short_line(files: ProjectFiles):
+    files.paths["log"].touch()
+    snapshots = dict.fromkeys(range(10, 2010, 10), files.paths["log"])
+    *_, found = overview.data(replace(files, snapshots=snapshots))["files"]
+    assert found["file"] == "200 snapshots" and found["role"] == "step 10, 20, 30, 40, 50, 60, …, 2000"
 
 
 def test_findings_come_under_their_code_with_what_explain_says():

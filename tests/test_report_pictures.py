@@ -12,7 +12,9 @@ import pytest
 from drawn import BLOCKS, PROMPTS, SIDES, draw, files_of, page_of
 
 from lorabuild.errors import JobError
+from lorabuild.hashing import digest_file
 from lorabuild.report import ablation, page, sheets, site, strip
+from lorabuild.report import pictures as report_pictures
 from lorabuild.report.files import StageState
 from lorabuild.report.pictures import Thumbnails, read_pictures, title
 from lorabuild.sampling.differences import differences, mean_difference, pairs
@@ -139,6 +141,14 @@ def test_a_page_stays_small_however_many_pictures_there_are(tmp_path: Path):
     assert 0 < len(embedded) < len(shown) and thumbnails.linked == len(shown) - len(embedded)
     assert sum(map(len, embedded[:-1])) <= 3000
     assert shown[-1] == f"ember/samples/{pictures[-1].name}"
+
+
+def test_a_page_reads_each_picture_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw(tmp_path)
+    read: list[Path] = []
+    monkeypatch.setattr(report_pictures, "digest_file", lambda path: read.append(path) or digest_file(path))
+    page_of(files_of(tmp_path), tmp_path / "page")
+    assert sorted(read) == sorted((tmp_path / "samples").glob("*.png"))
 
 
 def test_titles_are_those_that_people_use():

@@ -72,6 +72,18 @@ def test_copied_lines_mean_the_selection_by_pythons_rules(rules: Rules):
         assert {block: resolved[block] for block in present} == selection, lines
 
 
+def test_a_weight_that_stands_elsewhere_is_overruled(rules: Rules):
+    """Tables merge, so a recipe's `weights` stay under what is copied: they must not change what was chosen."""
+    cases = []
+    for number, (present, selection) in enumerate(selections(120, fractions=True, seed=2)):
+        cases.append([present, selection, [["OUT01", "TE"], ["TE1"], ["TE", "TE2", "MID01"]][number % 3]])
+    for (present, selection, named), lines in zip(cases, rules("chopLines(R, c[1], c[0], c[2])", cases), strict=True):
+        table = tomllib.loads(f"{lines['keep']}\n{lines['weights']}")
+        merged = table | {"weights": dict.fromkeys(named, 0.25) | table.get("weights", {})}
+        resolved = resolve_chop(merged)
+        assert {block: resolved[block] for block in present} == selection, (named, lines)
+
+
 def test_what_is_kept_is_spelled_short(rules: Rules):
     def spelled(*kept: str) -> list[Any]:
         return [FULL, {block: int(block in kept_blocks(kept)) for block in FULL}]

@@ -115,7 +115,10 @@ def test_init_overwrites_nothing_and_says_what_it_left(here: Path, capsys: pytes
     assert {name: (here / name).read_bytes() for name in mine} == mine
     for name in ("lorabuild.toml", "recipes/schnell.toml"):
         assert f"left {name} as it is" in said
-    assert "left dodo.py as it is: for `doit` to build LoRAs, add to it: from lorabuild.graph import" in said
+    assert "left dodo.py and doit's settings as they are" in said and said.endswith("  lorabuild build\n")
+    assert not (here / "doit.cfg").exists()  # under our commands doit would not find the task mine
+    (here / "recipes/schnell.toml").write_text("")
+    assert _main(["new", "ember"]) == 0 and capsys.readouterr().out.endswith("  lorabuild build ember\n")
     ignored = (here / ".gitignore").read_bytes()
     assert ignored.startswith(b"*.log\r\n.lorabuild\r\n/build/\r\n") and ignored.count(b"lorabuild/") == 0
 
@@ -142,11 +145,32 @@ def test_init_adds_to_a_doit_cfg(here: Path):
     assert _main(["init"]) == 0 and (here / "doit.cfg").read_text() == text
 
 
-@pytest.mark.parametrize("content", ["[project\n", "\n[COMMAND]\n[COMMAND]\n"])
+def test_what_init_adds_to_keeps_its_line_ends_its_mode_and_its_place(here: Path, tmp_path: Path):
+    (here / "doit.cfg").write_bytes(b"[GLOBAL]\r\nverbosity = 2\r\n")
+    (tmp_path / "ignored").write_text("*.log\n")
+    (tmp_path / "ignored").chmod(0o600)
+    (here / ".gitignore").symlink_to(tmp_path / "ignored")
+    (here / "lorabuild.toml").symlink_to(tmp_path / "nowhere")
+    assert _main(["init"]) == 0
+    settings = (here / "doit.cfg").read_bytes()
+    assert (
+        settings.startswith(b"[GLOBAL]\r\nverbosity = 2\r\n") and settings.count(b"\n") == settings.count(b"\r\n") > 9
+    )
+    assert (here / ".gitignore").is_symlink() and "/build/" in (tmp_path / "ignored").read_text()
+    assert (tmp_path / "ignored").stat().st_mode & 0o777 == 0o600
+    assert (here / "lorabuild.toml").is_symlink() and not (tmp_path / "nowhere").exists()
+
+
+def test_init_without_a_name_is_not_this_folder(here: Path, capsys: pytest.CaptureFixture):
+    assert _main(["init", ""]) == 2  # "$UNSET"
+    assert "this folder" in capsys.readouterr().err and not files(here)
+
+
+@pytest.mark.parametrize("content", ["[project\n", "\n[COMMAND]\n[COMMAND]\n", "\n\udce4 = 1\n"])
 def test_settings_that_cannot_be_read_are_one_line_and_nothing_is_written(
     here: Path, capsys: pytest.CaptureFixture, content: str
 ):
-    (here / ("pyproject.toml" if "project" in content else "doit.cfg")).write_text(content)
+    (here / ("pyproject.toml" if "project" in content else "doit.cfg")).write_text(content, errors="surrogateescape")
     assert _main(["init"]) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1 and len(files(here)) == 1
 

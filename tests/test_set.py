@@ -92,6 +92,8 @@ def test_a_value_is_read_as_the_schema_wants_it(
         ("recipe.unet_lr=", 2, "recipe.unet_lr: stands in recipes/small.toml:2, not here"),
         ("resize.thrr=", 2, 'resize.thrr: not in this file (did you mean "resize.thr"?)'),
         ("resize.thr", 2, "expected KEY=VALUE"),
+        ("recipe.unet_lr=nan", 3, "recipe.unet_lr: expected a finite number, got nan"),
+        ("project.title=Vixen", 2, "project.title: stands twice"),
         ("dataset.subset[5].num_repeats=2", 2, "dataset.subset has 1"),
     ],
 )
@@ -168,6 +170,15 @@ def test_line_ends_and_the_missing_end_of_the_last_line_stay(manifest: Path):
     assert _main(["set", "ember", "resize.thr=-3", "recipe.seed=2"]) == 0
     new = manifest.read_bytes()
     assert new.count(b"\n") == new.count(b"\r\n") and new.endswith(b"\r\n[recipe]\r\nseed = 2")
+
+
+def test_a_manifest_behind_a_link_is_changed_there_and_keeps_its_mode(manifest: Path):
+    real = manifest.parents[2] / "shared.toml"
+    manifest.rename(real)
+    real.chmod(0o600)
+    manifest.symlink_to(real)
+    assert _main(["set", "ember", "resize.thr=-3"]) == 0
+    assert manifest.is_symlink() and "thr = -3 " in real.read_text() and real.stat().st_mode & 0o777 == 0o600
 
 
 def test_every_spelling_is_one_value():

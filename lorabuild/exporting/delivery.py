@@ -97,8 +97,8 @@ def _read(package: Package) -> Found:
 def _step(path: Path, content: Content, sha256: str, found: Found, force: bool) -> Step:
     if path.is_dir():
         raise JobError(f"{path}: is a folder")
-    if not path.exists():
-        return Step(path, content, "written", sha256)
+    if not path.exists():  # a link that leads nowhere, as to a disk that is not there, is somebody's, too
+        return Step(path, content, "kept" if path.is_symlink() and not force else "written", sha256)
     there = sha256_from(path)
     if there == sha256:
         return Step(path, content, "there", sha256)

@@ -36,6 +36,8 @@ def tell_script(told: Told, text: str, file: str) -> None:
     script = read_script(text, file)
     for name in script.unset:
         told.warnings.append(f"{file}: ${name} is set nowhere in the text: it stays as it is")
+    if script.typeset:
+        told.warnings.append(f"{file}: typographic quotes or dashes: read as plain ones; look the values over")
     trained = ""
     for command in script.commands:
         name, at = _program(command)
@@ -108,8 +110,10 @@ def _tell_arguments(told: Told, command: Command, at: int, file: str) -> None:
         where = f"{file}:{line}"
         if not name:
             told.notes.append(f"{' '.join(values)}: an argument without a name")
+            told.warnings.append(f"{file}:{command.lines[at]}: {told.notes[-1]}: not taken over")
         elif not values and name in ARGUMENTS and ARGUMENTS[name].kind not in ("flag", "texts", "floats", "pairs"):
             told.note(name, None, "nothing stands behind it")
+            told.misread.add(name)
             told.warnings.append(f"{where}: --{name}: nothing stands behind it: not taken over")
         else:
             told.tell(name, values if values or name not in ARGUMENTS else _nothing(name), where)

@@ -28,6 +28,9 @@ def imported(
     told = Told(folder)
     tables: dict[str, dict[str, Any]] = {}
     for file, text in sources:
+        if _is_json(text):
+            said = 'JSON, as kohya_ss\'s interface keeps its settings: import what its "Print training command" prints'
+            raise JobError(f"{file}: {said}")
         if is_toml(file, text):
             tables[file] = parsed_toml(text, file)
         else:
@@ -56,6 +59,15 @@ def is_toml(file: str, text: str) -> bool:
 
     try:
         return bool(tomllib.loads(text))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_json(text: str) -> bool:
+    import json
+
+    try:
+        return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 

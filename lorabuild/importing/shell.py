@@ -12,12 +12,16 @@ from lorabuild.errors import JobError
 # would end the command there.
 _GOES_ON = re.compile(r"(?:^|(?<=\s))[\\^`]\s*(?:#.*)?$|[\\^`]\s*$")
 # A line that begins so belongs to the command above it, whatever that ended in: an option, a quoted key=value, a bracket.
-_BELONGS = re.compile(r"\s+[\"'](?:\w+=|--)|\s*--\w|\s*\)\s*$")
+_BELONGS = re.compile(r"\s+[\"'](?:\w+=|--)|\s*(?:--|[–—−][-–—−]?)\w|\s*\)\s*$")
 _IGNORED = re.compile(r"\s*(?:```.*|#.*|(?i:rem)\b.*|::.*|@echo\b.*)?$")
 _PROMPT = re.compile(r"^\s*(?:\$|PS [^>]*>|[A-Za-z]:\\[^>]*>)\s+(?=\w)")
 _SET = re.compile(r"\s*(?:export\s+|set\s+|SET\s+|\$env:|\$)?\"?([A-Za-z_]\w*)\s*=\s*(.*)$")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}|\$env:([A-Za-z_]\w*)|\$([A-Za-z_]\w*)|%([A-Za-z_]\w*)%")
 _ENDS = ("&&", "||", ";", "|", "&")
+# What word processors and web pages make of quotes and of --: sign -> what may end what it begins.
+_QUOTES = {'"': '"', "'": "'", **dict.fromkeys("“”„‟", '“”"'), **dict.fromkeys("‘’‚‛", "‘’'")}
+_DASHES = re.compile(r"[-–—−]*[–—−][-–—−]*(?=[A-Za-z]\w)")
+_NO_WIDTH = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Script:
-    """The commands of a text, and the names of variables that they use and nobody sets."""
+    """The commands of a text, and the names of variables that they use and nobody sets.
+
+    `typeset`: some quotes or dashes were typographic, and were read as the plain ones that they were made of.
+    """
 
     commands: tuple[Command, ...]
     unset: tuple[str, ...]
+    typeset: bool = False
 
 
 def read_script(text: str, file: str) -> Script:
@@ -41,6 +49,8 @@ def read_script(text: str, file: str) -> Script:
     variables: dict[str, str] = {}
     commands: list[Command] = []
     unset: dict[str, None] = {}
+    typeset: list[str] = []
+    text = text.translate(_NO_WIDTH)
 
     def filled(word: str) -> str:
         def value(match: re.Match) -> str:
@@ -57,11 +67,11 @@ def read_script(text: str, file: str) -> Script:
         assigned = _assignment(whole)
         if assigned is not None:
             name, rest = assigned
-            found = list(_words(rest, first, file))
+            found = list(_words(rest, first, file, typeset))
             if len(found) <= 1:
                 variables[name] = filled(found[0][0]) if found else ""
                 continue
-        for word, line in [*_words(whole, first, file), (";", first)]:
+        for word, line in [*_words(whole, first, file, typeset), (";", first)]:
             if word in _ENDS:
                 if words:
                     commands.append(Command(tuple(words), tuple(lines)))
@@ -69,7 +79,7 @@ def read_script(text: str, file: str) -> Script:
             else:
                 words.append(filled(word))
                 lines.append(line)
-    return Script(tuple(commands), tuple(unset))
+    return Script(tuple(commands), tuple(unset), bool(typeset))
 
 
 def _assignment(line: str) -> tuple[str, str] | None:
@@ -111,8 +121,11 @@ def _without_sign(line: str) -> str:
     return _GOES_ON.sub("", line)
 
 
-def _words(text: str, first: int, file: str) -> Iterator[tuple[str, int]]:
-    """(word, line) as a shell would split them. A backslash stays, but before a space or a quote: Windows has paths of them."""
+def _words(text: str, first: int, file: str, typeset: list[str]) -> Iterator[tuple[str, int]]:
+    """(word, line) as a shell would split them. A backslash stays, but before a space or a quote: Windows has paths of them.
+
+    Typographic signs that were read as plain ones are added to `typeset`; within other quotes they stay.
+    """
     word: list[str] | None = None
     quote, line, opened = "", first, first
     at = 0
@@ -121,16 +134,22 @@ def _words(text: str, first: int, file: str) -> Iterator[tuple[str, int]]:
         if sign == "\n":
             line += 1
         if quote:
-            if sign == quote:
+            if sign in _QUOTES[quote]:
                 quote = ""
             elif sign == "\\" and quote == '"' and text[at + 1 : at + 2] == '"' and text[at + 2 : at + 3].strip():
                 word.append('"')
                 at += 1
             else:
                 word.append(sign)
-        elif sign in "\"'":
+        elif sign in "\"'" or (sign in _QUOTES and (not word or word[-1] == "=")):
             quote, opened = sign, line
             word = [] if word is None else word
+            typeset += [sign] if sign not in "\"'" else []
+        elif not word and (dashes := _DASHES.match(text, at)):
+            word = ["--"]
+            typeset.append(dashes[0])
+            at = dashes.end()
+            continue
         elif sign.isspace():
             if word is not None:
                 yield "".join(word), line - (sign == "\n")

@@ -18,7 +18,7 @@ class Told:
     """What all files together told.
 
     `arguments`: sd-scripts' names with typed values. `datasets`: of a data set TOML, with its [general]. `notes`: what is
-    taken over nowhere, a line each. `warnings`: what of it changes the result. `folder`: where relative paths are seen from.
+    taken over nowhere, a line each. `warnings`: what of it changes the result. `misread`: what was told and not understood. `folder`: where relative paths are seen from.
     """
 
     folder: Path
@@ -29,6 +29,7 @@ class Told:
     chop: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    misread: set[str] = field(default_factory=set)
     trains: bool = False  # is a training told of, so that sd-scripts' defaults are part of it?
     asked: str = "sd-scripts' default: not told"  # what stands beside a default
 
@@ -46,6 +47,7 @@ class Told:
             found = typed(ARGUMENTS[known].kind, value)
         except ValueError as error:
             self.note(known, value, f"not understood: {error}")
+            self.misread.add(known)
             self.warnings.append(f"{where}: {known}: {error}: not taken over")
             return
         if known in self.arguments and self.arguments[known] != found:

@@ -19,6 +19,7 @@ OWN = (  # what sd-scripts does that nobody can tell it otherwise; lorabuild can
     'sd-scripts\' own ways that lorabuild does better unless it is told so, in [dataset]: crop_conditioning = "peer", '
     'latents = "sample", alpha_policy = "drop"; in [samples]: parity = true'
 )
+MISREAD = "sd-scripts' default: what was told was not understood"
 # What stays also where `check` finds fault with it: without it another LoRA would be trained, and nobody would know.
 KEPT = (
     "base", "source", "image_dir", "train_data_dir", "reg_data_dir", "resolution", "network_module", "network_dim",
@@ -80,9 +81,10 @@ def _defaults(draft: Draft, told: Told) -> None:
             unneeded = UNNEEDED_BY.get(key)
             if key in draft.tables[table] or (unneeded and all(one in draft.tables[table] for one in unneeded)):
                 continue
-            draft.set(table, key, value, told.asked)
+            draft.set(table, key, value, MISREAD if key in told.misread else told.asked)
     if told.trains and "seed" not in draft.tables["recipe"]:
-        draft.set("recipe", "seed", 42, "not told: sd-scripts would draw one")
+        said = "what was told was not understood" if "seed" in told.misread else "not told: sd-scripts would draw one"
+        draft.set("recipe", "seed", 42, said)
 
 
 def _optimizer(draft: Draft, told: Told) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         stat = path.stat()
         return _facts(path, stat.st_size, stat.st_mtime_ns)
     except UserError as error:
-        return {"fault": "; ".join(map(str, error.problems))}
+        return {"fault": "; ".join(map(str, error.problems)).replace(f"{path.parent}{os.sep}", "")}
     except OSError as error:
         return {"fault": f"{path.name}: {error.strerror}"}
 

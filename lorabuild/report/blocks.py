@@ -55,16 +55,19 @@ def _picker(files: ProjectFiles) -> dict[str, Any] | None:
     stage = files.states.get({"resized": "resize", "trained": "train"}.get(role, ""))
     chopped = files.path("chopped")
     weights = resolve_chop(chop)
+    variant = files.name.partition("@")[2]
     return {
         "name": files.name,
-        "variant": files.name.partition("@")[2],
+        "variant": variant,
+        "table": f"variants.{variant}.chop" if variant else "chop",
+        "job": f"chop:{files.name}",
+        "named": list(chop.get("weights") or {}),
         "file": path.name,
         "stem": path.stem,
         "role": role,
         "state": stage.state if stage else "fresh",
         "size": header.size,
         "chopped": chopped.stat().st_size if chopped else None,
-        "in_manifest": files.settings["chop"] is not None,
         "allow_empty": bool(chop.get("allow_empty")),
         "weights": {block: weights[block] for block in blocks.present},
         "blocks": _blocks(path, header, blocks),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ TITLE = "Curves"
 LIBRARIES = ("uplot.css", "uplot.js")
 MOST_POINTS = 4000  # of a curve: more than a screen has pixels; a longer log is thinned
 TABLE_ROWS = 40
+PARTS = 2**60  # of one: far below the six digits that a log has of a loss
 NORMS = {"average_key_norm": "weight norm, mean", "max_key_norm": "weight norm, largest"}
 
 
@@ -23,7 +26,7 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
     if path is None:
         return None
     records = read_log(path)
-    steps = [one for one in records if one.get("event") == "step"]
+    steps = [{"lr": {}} | one for one in records if one.get("event") == "step" and "step" in one]
     if not steps:
         return None
     stride = -(-len(steps) // MOST_POINTS)
@@ -47,7 +50,7 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
         "thinned": stride if stride > 1 else 0,
         "snapshots": list(files.snapshots),
         "phases": _phases(files),
-        "summary": _summary(loss, held, window),
+        "summary": _summary(series["smoothed"], held, window),
         "table": _table(x, series["smoothed"], loss, held, rates, shown),
     }
 
@@ -67,10 +70,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def trailing_mean(values: Sequence[float | None], window: int) -> list[float | None]:
     """At each place the mean of the last `window` values, fewer at the start; None where none of them is a number."""
+    known = [value if value is not None and math.isfinite(value) else None for value in values]
+    # Sums of all before, of which two give that of any window; in whole parts, so that no peak swallows what follows.
+    sums = [0, *accumulate(0 if value is None else int(value * PARTS) for value in known)]
+    counts = [0, *accumulate(value is not None for value in known)]
     found: list[float | None] = []
-    for place in range(len(values)):
-        known = [value for value in values[max(0, place + 1 - window) : place + 1] if value is not None]
-        found.append(sum(known) / len(known) if known else None)
+    for stop in range(1, len(values) + 1):
+        start = max(0, stop - window)
+        count = counts[stop] - counts[start]
+        found.append((sums[stop] - sums[start]) / count / PARTS if count else None)
     return found
 
 
@@ -97,10 +105,10 @@ def _phases(files: ProjectFiles) -> list[int]:
     return list(phase_ends(recipe))[:-1] if recipe.get("phases") else []
 
 
-def _summary(loss: Sequence[float | None], held: Sequence[tuple[int, float]], window: int) -> list[tuple[str, str]]:
+def _summary(smoothed: Sequence[float | None], held: Sequence[tuple[int, float]], window: int) -> list[tuple[str, str]]:
     """What one asks of a training first."""
-    means = [value for value in trailing_mean(loss, window) if value is not None]
-    found = [("steps", f"{len(loss):,}")]
+    means = [value for value in smoothed if value is not None]
+    found = [("steps", f"{len(smoothed):,}")]
     if means:
         found.append(("loss", f"{means[min(window, len(means)) - 1]:.4f} → {means[-1]:.4f}"))
     if held:

@@ -12,7 +12,10 @@ from lorabuild.report.files import ProjectFiles
 
 TITLE = "Data"
 MOST_TAGS = 200
-MOST_CAPTIONS = 20  # that are quoted for a duplicate
+MOST_CAPTIONS = 5  # that are quoted for a duplicate
+MOST_DUPLICATES = 20
+MOST_FINDINGS = 50  # of a code
+MOST_BINS = 60  # of a histogram: a phone has room for them
 CHUNK = 75  # tokens that CLIP reads at once
 
 
@@ -27,6 +30,7 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())
         rows, settings = found["images"], found["settings"]
     tags = tag_counts(rows, settings.get("caption_separator", ","))
+    same = duplicates(rows)
     return {
         "images": len(rows),
         "samples": sum(row["repeats"] for row in rows),
@@ -35,7 +39,8 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
         "tags": tags[:MOST_TAGS],
         "other_tags": max(0, len(tags) - MOST_TAGS),
         "lengths": lengths(checked["tokens"], settings.get("max_token_length", CHUNK)) if checked else None,
-        "duplicates": duplicates(rows),
+        "duplicates": same[:MOST_DUPLICATES],
+        "other_duplicates": max(0, len(same) - MOST_DUPLICATES),
         "checked": checked and {"when": checked["when"], "codes": by_code(checked["findings"])},
     }
 
@@ -81,11 +86,12 @@ def tag_counts(rows: Sequence[Mapping[str, Any]], separator: str) -> list[dict[s
 
 
 def lengths(tokens: Sequence[int], limit: int) -> dict[str, Any] | None:
-    """A histogram of caption lengths in tokens, in bins of five. `over` is how many are above `limit`."""
+    """A histogram of caption lengths in tokens, in bins of five, or of more where some are very long. `over` is how many are above `limit`."""
     if not tokens:
         return None
-    width = 5
-    last = max(max(tokens), limit) // width
+    longest = max(*tokens, limit)
+    width = 5 * (longest // (5 * MOST_BINS) + 1)
+    last = longest // width
     counts = Counter(count // width for count in tokens)
     most = max(counts.values())
     bins = [
@@ -111,11 +117,11 @@ def duplicates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "size": " × ".join(map(str, same[0]["size"])),
             "count": len(same),
-            "captions": [one["caption"] for one in same],
+            "captions": [one["caption"] for one in same[:MOST_CAPTIONS]],
         }
         for same in by_digest.values()
         if len(same) > 1
-    ][:MOST_CAPTIONS]
+    ]
 
 
 def by_code(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -131,8 +137,9 @@ def by_code(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "text": CODES[code].text if code in CODES else "",
             "findings": [
                 {"place": f"{one['file']}:{one['line']}" if one.get("line") else one["file"], "message": one["message"]}
-                for one in found
+                for one in found[:MOST_FINDINGS]
             ],
+            "count": len(found),
         }
         for code, found in sorted(members.items())
     ]

@@ -11,6 +11,7 @@ from lorabuild.report.files import ProjectFiles, StageState
 
 TITLE = "Overview"
 TOLD = ("trigger", "kind", "base", "source", "title", "author", "license", "tags", "description")
+MOST_STEPS = 8  # of snapshots that are named
 
 
 def data(files: ProjectFiles) -> dict[str, Any]:
@@ -71,10 +72,11 @@ def _files(files: ProjectFiles) -> Iterator[dict[str, Any]]:
         }
     if files.snapshots:
         sizes = [path.stat().st_size for path in files.snapshots.values()]
-        steps = ", ".join(map(str, files.snapshots))
+        steps = list(files.snapshots)
+        named = ", ".join(map(str, steps if len(steps) <= MOST_STEPS else [*steps[: MOST_STEPS - 2], "…", steps[-1]]))
         yield {
             "file": f"{len(sizes)} snapshots",
-            "role": f"step {steps}",
+            "role": f"step {named}",
             "size": sum(sizes),
             "fault": None,
             "snapshots": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -103,7 +104,8 @@ def _sections(files: ProjectFiles) -> Iterator[Section]:
             html = _template(f"{name}.html").render(data=data, files=files) if data is not None else None
         except (UserError, OSError) as error:  # a file of the user's, or one that a build has just taken away
             said = "; ".join(map(str, error.problems)) if isinstance(error, UserError) else told(error, files.root)
-            yield Section(name, module.TITLE, "", {}, said)
+            # A page may be sent to somebody: what lies in the repository is told by its place there.
+            yield Section(name, module.TITLE, "", {}, said.replace(f"{files.root}{os.sep}", ""))
         except Exception as error:  # a file in build/ that was edited, or our own mistake: the rest of the page counts
             said = f"{FAULT}: {type(error).__name__}: {error}"
             yield Section(name, module.TITLE, "", {}, said)

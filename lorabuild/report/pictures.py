@@ -61,10 +61,21 @@ def _read(path: Path, folder: Path, project: str) -> Iterator[Picture]:
         place, fault = folder / FOLDER / name, ""
         if not place.is_file():
             fault = GONE.format(name=project)
-        elif "picture" in told and digest_file(place) != told["picture"]:
+        elif "picture" in told and _digest(place, *_stamp(place)) != told["picture"]:
             fault = ANOTHER
         role = f"{told['shown']}/{told['block']}" if "block" in told else told["weights"]
         yield Picture(int(name.partition("-")[0]), role, told, None if fault else place, fault)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=16384)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """A picture is read once, however many sections ask: of a hundred snapshots there are gigabytes."""
+    return digest_file(path)
 
 
 def prompts(pictures: Sequence[Picture]) -> Iterator[tuple[Mapping[str, Any], dict[str, Picture]]]:

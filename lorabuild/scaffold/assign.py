@@ -60,6 +60,9 @@ def edited(root: Path, manifest: Path, assignments: Sequence[Assignment]) -> Edi
 
     Raises ConfigError with what would be wrong that was not before, and UsageError for a key that cannot be edited.
     """
+    for one in assignments:
+        if sum(one.path == other.path for other in assignments) > 1:
+            raise UsageError(f"{one.key}: stands twice: once is enough")
     judge = _Judge(root, manifest)
     data, notes = _read(manifest, root), []
     together = {one.path for one in assignments if one.value}

@@ -22,18 +22,21 @@ def with_value(data: bytes, path: KeyPath, raw: str, instead_of: KeyPath | None 
 
     With `instead_of`, a key of the same table, the value takes that key's line. Raises UsageError for what has no place.
     """
-    table = tomllib.loads(_text(data))
+    table = _said(_text(data))
     if instead_of:
         _drop(table, instead_of)
-    _set_in(table, path, tomllib.loads(f"v = {raw}")["v"])
+    _set_in(table, path, _said(f"v = {raw}")["v"])
     return _checked(
-        data, [table], lambda file: file.replaced(instead_of, path, raw) if instead_of else file.written(path, raw)
+        data,
+        path,
+        [table],
+        lambda file: file.replaced(instead_of, path, raw) if instead_of else file.written(path, raw),
     )
 
 
 def without(data: bytes, path: KeyPath) -> bytes:
     """`data` without the key, table or element of a list at `path`. Raises KeyError if it has none."""
-    table = tomllib.loads(_text(data))
+    table = _said(_text(data))
     _drop(table, path)
     expected = [deepcopy(table)]
     for length in range(len(path) - 1, 0, -1):  # headers may be gone with the last that they were for
@@ -41,7 +44,7 @@ def without(data: bytes, path: KeyPath) -> bytes:
             break
         _drop(table, path[:length])
         expected.append(deepcopy(table))
-    return _checked(data, expected, lambda file: file.removed(path))
+    return _checked(data, path, expected, lambda file: file.removed(path))
 
 
 def dotted(path: KeyPath) -> str:
@@ -112,6 +115,9 @@ class _Nodes(Lines):
                 return self._into_table(self.tables[table], rest, raw)
         if len(path) == 1:
             return self._at_the_top(path, raw)
+        if of_its_table := [node for known, node in self.pairs.items() if known[0] == path[0] and _is_at_the_top(node)]:
+            end = self._line_end(of_its_table[-1].end_byte)  # recipe.seed = 1, and no [recipe]
+            return self._cut(end, end, self.newline + _line(path, raw))
         return self._new_table(path, raw)
 
     def _valued(self, start: int, end: int, raw: str) -> bytes:
@@ -255,6 +261,10 @@ class _Nodes(Lines):
         return self.data[:start] + new + self.data[end:]
 
 
+def _is_at_the_top(node: Any) -> bool:
+    return node.parent is not None and node.parent.type == "document"
+
+
 def _line(path: KeyPath, raw: str) -> bytes:
     return f"{'.'.join(bare(str(part)) for part in path)} = {raw}".encode()
 
@@ -263,16 +273,21 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def _checked(data: bytes, expected: Sequence[Any], change: Callable[[_Nodes], bytes]) -> bytes:
+def _said(text: str) -> dict[str, Any]:
+    """What TOML says, floats as they are written: nan is not equal to itself."""
+    return tomllib.loads(text, parse_float=lambda number: (float, number))
+
+
+def _checked(data: bytes, path: KeyPath, expected: Sequence[Any], change: Callable[[_Nodes], bytes]) -> bytes:
     """What `change` makes of the file, if it then says what is expected and nothing else: an edit is never a guess."""
     mark, body = (BOM, data[len(BOM) :]) if data.startswith(BOM) else (b"", data)
     changed = change(_Nodes(body))
     try:
-        if tomllib.loads(changed.decode()) in expected:
+        if _said(changed.decode()) in expected:
             return mark + changed
     except ValueError:
         pass
-    raise UsageError("written in a way that is not edited here: change the file by hand")
+    raise UsageError(f"{dotted(path)}: written in a way that is not edited here: change the file by hand")
 
 
 def _at(table: Any, path: KeyPath) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from configparser import ConfigParser
@@ -68,25 +69,32 @@ def steps(root: Path) -> list[Step]:
     made = {"lorabuild.toml": (first_line("lorabuild", "lorabuild.toml") + SHARED).encode()}
     made |= {f"recipes/{path.name}": copied(path, schema=True) for path in packaged().values()}
     found = [
-        _dodo(root),
-        _registered(root),
+        *([_of_others(root)] if is_of_others(root) else [_dodo(root), _registered(root)]),
         *(_made(root / name, data, name) for name, data in (made | files()).items()),
     ]
     return [*found, _ignored(root)]
 
 
+def is_of_others(root: Path) -> bool:
+    """Is there a dodo.py that builds something else? Under our commands doit would no longer know its tasks."""
+    path = root / "dodo.py"
+    return os.path.lexists(path) and not (path.exists() and b"lorabuild.graph" in path.read_bytes())
+
+
+def _of_others(root: Path) -> Step:
+    said = (
+        "left dodo.py and doit's settings as they are: doit builds something else here; `lorabuild build` builds LoRAs"
+    )
+    return Step(root / "dodo.py", None, said)
+
+
 def _made(path: Path, data: bytes, name: str) -> Step:
-    return Step(path, None, f"left {name} as it is") if path.exists() else Step(path, data, f"made {name}")
+    """A link that leads nowhere is there, too: it is somebody's."""
+    return Step(path, None, f"left {name} as it is") if os.path.lexists(path) else Step(path, data, f"made {name}")
 
 
 def _dodo(root: Path) -> Step:
-    path = root / "dodo.py"
-    if not path.exists():
-        return Step(path, DODO.encode(), "made dodo.py")
-    if b"lorabuild.graph" in path.read_bytes():
-        return Step(path, None, "left dodo.py as it is")
-    line = DODO.splitlines()[2].partition("  #")[0]
-    return Step(path, None, f"left dodo.py as it is: for `doit` to build LoRAs, add to it: {line}")
+    return _made(root / "dodo.py", DODO.encode(), "dodo.py")
 
 
 def _registered(root: Path) -> Step:
@@ -115,11 +123,13 @@ def _in_pyproject(path: Path) -> Step:
 def _in_ini(path: Path) -> Step:
     if not path.exists():
         return Step(path, _section(REGISTERED).encode(), "made doit.cfg: doit's verbs of this repository")
-    text, parser = path.read_text(), ConfigParser(allow_no_value=True, delimiters=("=",))
+    parser = ConfigParser(allow_no_value=True, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # as doit reads it
     try:
+        whole = path.read_bytes().decode()
+        text = whole.replace("\r\n", "\n")
         parser.read_string(text)
-    except IniError as error:
+    except (IniError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(path.name, 0, " ".join(str(error).split()))) from None
     known = dict(parser["COMMAND"]) if parser.has_section("COMMAND") else {}
     missing = {name: where for name, where in REGISTERED.items() if name not in known}
@@ -130,6 +140,7 @@ def _in_ini(path: Path) -> Step:
         text = re.sub(r"(?m)^\[COMMAND\][^\n]*(\n|\Z)", lambda header: f"{header[0].rstrip()}\n{lines}", text, count=1)
     else:
         text = f"{text.rstrip()}\n\n{_section(missing)}".lstrip()
+    text = text.replace("\n", "\r\n") if "\r\n" in whole else text
     return Step(path, text.encode(), _told("doit.cfg", list(missing)))
 
 

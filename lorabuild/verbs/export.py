@@ -85,7 +85,7 @@ def _loras(options: Any) -> list[Lora]:
     if files and not names and (options.artifact or options.variant):
         said = "--artifact" if options.artifact else "--variant"
         raise UsageError(f"{files[0]}: a file, which has no {said.removeprefix('--')}s: {said} is for projects")
-    loras = [any_file(Path(name)) for name in dict.fromkeys(files)]
+    loras = [any_file(name) for name in dict.fromkeys(map(Path, files))]
     with reading() if names else nullcontext() as engine:
         return loras + (of_projects(engine, names, options.artifact, options.variant) if engine else [])
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from lorabuild.cli import find_root
 from lorabuild.errors import UsageError
-from lorabuild.files import staged
-from lorabuild.scaffold.repository import Step, steps
+from lorabuild.files import rewrite
+from lorabuild.scaffold.repository import Step, is_of_others, steps
 from lorabuild.verbs.parser import Parser
 
 HELP = """\
 Make a folder a repository: dodo.py, doit's settings, lorabuild.toml, recipes/, projects/, schema/ for editors, .gitignore.
 What stands there already is added to (pyproject.toml or doit.cfg, .gitignore) or left; run again, it adds what is missing.
+Beside a dodo.py of your own doit stays yours, and `lorabuild build` builds.
 
   lorabuild init            this folder
   lorabuild init my-loras   a folder, made if need be"""
@@ -28,6 +29,8 @@ def parser() -> Parser:
 
 def main(args: Sequence[str]) -> int:
     given = parser().parse_args(args).folder
+    if not given:
+        raise UsageError('"": no folder\'s name; without one it is this folder')
     root = Path(given).absolute()
     if root.exists() and not root.is_dir():
         raise UsageError(f"{given}: not a folder")
@@ -46,12 +49,13 @@ def main(args: Sequence[str]) -> int:
     for step in found:
         print(step.said)
     there = "" if given == "." else f"cd {shlex.quote(given)} && "
-    print(f"next:\n  {there}lorabuild new NAME --images FOLDER\n  doit")
+    print(
+        f"next:\n  {there}lorabuild new NAME --images FOLDER\n  {'lorabuild build' if is_of_others(root) else 'doit'}"
+    )
     return 0
 
 
 def _write(step: Step, root: Path) -> None:
     step.path.parent.mkdir(parents=True, exist_ok=True)
     assert step.data is not None
-    with staged(step.path, step.path.parent) as part:
-        part.write_bytes(step.data)
+    rewrite(step.path, step.data, step.path.parent)

@@ -15,6 +15,7 @@ from lorabuild.names import RESERVED, name_problem, quoted
 from lorabuild.scaffold.pictures import Pictures, look
 from lorabuild.scaffold.project import KEEP, TINY, Wanted, like, manifest, recipes_for
 from lorabuild.scaffold.recipes import available, copied, packaged
+from lorabuild.scaffold.repository import is_of_others
 from lorabuild.scaffold.schemas import first_line, there
 from lorabuild.scan import Scan
 from lorabuild.verbs.common import warn
@@ -182,4 +183,5 @@ def _tell(root: Path, folder: Path, wanted: Wanted, repository: Repository) -> N
         print(f"  put tags beside each image, in a file of its name: {quoted(f'{pictures.first}.txt')} ({tags})")
     if wanted.trigger is None:
         print(f"  lorabuild set {wanted.name} project.trigger={(pictures and pictures.first_tag) or 'WORD'}")
-    print(f"  lorabuild check {wanted.name}\n  doit {wanted.name}")
+    build = "lorabuild build" if is_of_others(root) else "doit"
+    print(f"  lorabuild check {wanted.name}\n  {build} {wanted.name}")

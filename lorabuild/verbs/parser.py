@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lorabuild.errors import UsageError
@@ -17,9 +18,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.register("action", None, _Once)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def _path(text: str) -> Path:
+    """An empty name, as of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name was expected, and it is empty")
+    return Path(text)
 
 
 class _Once(argparse.Action):

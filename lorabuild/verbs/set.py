@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.errors import UsageError, UserError, near_miss
-from lorabuild.files import staged
+from lorabuild.files import rewrite
 from lorabuild.forecast.outlook import outlooks
 from lorabuild.manifest.continued import KEYS as INIT
 from lorabuild.manifest.layers import KeyPath, Reader, shown
@@ -70,8 +70,7 @@ def main(args: Sequence[str]) -> int:
     for path, change in changes.items():
         lines = list(_lines(root, path, change, assignments))
         if change.data != path.read_bytes() and not options.dry_run:
-            with staged(path, root / ".lorabuild") as part:
-                part.write_bytes(change.data)
+            rewrite(path, change.data, root / ".lorabuild")
         for line in lines:
             print(line)
         for problem in change.left:

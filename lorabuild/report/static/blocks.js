@@ -107,6 +107,8 @@ function sum(name, what, more = "") {
 
 function write() {
   const lines = element("div", { class: "picker-lines" }, element("h3", {}, "Copy"));
+  const code = (text) => element("code", {}, text);
+  const where = element("p", { class: "picker-where" }, code("keep"), " goes into ", code(`[${picker.table}]`), " of the project's lora.toml, in place of ", code("keep"), ", ", code("weights"), " and ", code("vector"), " there; then ", code(`doit ${picker.job}`), " makes the file. Nothing here changes a file.");
   const area = element("textarea", { id: "picker-paste", spellcheck: "false", autocomplete: "off", placeholder: 'keep = ["TE", "OUT01"]', "aria-describedby": "picker-said" });
   const button = element("button", { type: "button" }, "Set");
   const said = element("p", { id: "picker-said", class: "picker-said", role: "status" });
@@ -130,7 +132,7 @@ function write() {
   });
   const paste = element("div", {}, element("h3", {}, element("label", { for: "picker-paste" }, "Paste")), element("div", { class: "picker-paste" }, area, button), said,
     element("p", { class: "muted" }, element("small", {}, "A manifest's lines, 12, 20, 21 or 22 numbers, a preset of Inspire-Pack, its notation with %, <lora:…:lbw=…>, or names and globs with commas. A first number other than 1 is read as Inspire-Pack and LBW do: the weight of the text encoders.")));
-  return element("div", { class: "picker-write" }, lines, paste);
+  return element("div", { class: "picker-write" }, element("div", {}, lines, where), paste);
 }
 
 // Changing.
@@ -239,7 +241,7 @@ function showNotes() {
 
 function showLines() {
   const here = present();
-  const { keep, weights } = chopLines(R, selection, here);
+  const { keep, weights } = chopLines(R, selection, here, picker.named);
   const inspire = here.includes("INP00") ? 22 : 21;
   const vectors = [[`Inspire ${inspire}`, inspire], ["LBW 20", 20], ["LBW 12", 12]].map(([name, count]) => [name, vectorOf(R, count, selection, here)]);
   const lines = [["keep", keep, ""], ...(weights ? [["weights", weights, "goes beside keep"]] : [])];

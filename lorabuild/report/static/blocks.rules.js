@@ -202,16 +202,19 @@ function spellKeep(R, selection, present) {
   return kept.length ? ways.reduce((best, way) => (cost(way) < cost(best) ? way : best)) : [];
 }
 
-function spellWeights(R, selection, present) {
-  const scaled = present.filter((block) => selection[block] !== 0 && selection[block] !== 1);
-  const both = R.text_encoders.every((block) => scaled.includes(block)) && new Set(R.text_encoders.map((block) => selection[block])).size === 1;
+// `named`: what the manifest or a recipe weighs now. Such a weight would stay, as tables merge: 1 is said where it should.
+function spellWeights(R, selection, present, named) {
+  const weighed = (block) => named.includes(block) || (named.includes("TE") && R.text_encoders.includes(block));
+  const scaled = present.filter((block) => selection[block] !== 0 && (selection[block] !== 1 || weighed(block)));
+  const apart = R.text_encoders.some((block) => named.includes(block)); // a weight of TE1 goes before one of TE
+  const both = !apart && R.text_encoders.every((block) => scaled.includes(block)) && new Set(R.text_encoders.map((block) => selection[block])).size === 1;
   const said = both ? [["TE", selection.TE1], ...scaled.filter((block) => !R.text_encoders.includes(block)).map((block) => [block, selection[block]])] : scaled.map((block) => [block, selection[block]]);
   return said.map(([name, weight]) => `${name} = ${decimal(weight)}`);
 }
 
-function chopLines(R, selection, present) {
+function chopLines(R, selection, present, named = []) {
   const keep = `keep = [${spellKeep(R, selection, present).map((entry) => JSON.stringify(entry)).join(", ")}]`;
-  const weights = spellWeights(R, selection, present);
+  const weights = spellWeights(R, selection, present, named);
   return { keep, weights: weights.length ? `weights = { ${weights.join(", ")} }` : "" };
 }
 

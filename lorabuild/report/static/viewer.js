@@ -34,7 +34,7 @@
       <label class="viewer-range gain" hidden>Gain <input type="range" min="1" max="16" value="4" aria-label="Gain of the difference"><span></span></label>
       <button type="button" class="close">Close</button>
     </div>
-    <div class="viewer-stage" tabindex="0" aria-label="Picture. Arrow keys: left and right to other pictures, up and down to other prompts. Space: show B. F, W, D: flip, wipe, difference. Escape: close."><div class="viewer-frame"><img class="a" alt=""><img class="b" alt=""></div></div>
+    <div class="viewer-stage" tabindex="0" role="group" aria-label="Picture. Arrow keys: left and right to other pictures, up and down to other prompts. Space: show B. F, W, D: flip, wipe, difference. Escape: close."><div class="viewer-frame"><img class="a" alt=""><img class="b" alt=""></div></div>
     <div class="viewer-foot"><p class="told" aria-live="polite"></p><p class="prompt-text muted"></p></div>`;
 
   let dialog = null;
