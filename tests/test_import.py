@@ -16,8 +16,8 @@ from lorabuild.importing.arguments import ARGUMENTS
 from lorabuild.importing.read import imported
 from lorabuild.importing.shell import read_script
 from lorabuild.importing.told import typed
-from lorabuild.importing.toml import comment, written
 from lorabuild.manifest import load
+from lorabuild.tomltext import comment, written
 
 SAMPLES = Path(__file__).with_name("samples")
 GUIDES = {"schnell": SAMPLES / "schnell-guide.sh", "pony": SAMPLES / "pony-guide.sh"}
@@ -348,6 +348,11 @@ def test_a_manifest_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "--force" in capsys.readouterr().err
     assert run("-", "--name", "ember", "--force", "--base", "tiny", stdin=text, monkeypatch=monkeypatch) == 0
     assert tomllib.loads(out.read_text())["project"]["base"] == "tiny"
+    (tmp_path / "schema").mkdir()
+    (tmp_path / "schema/lora.schema.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "schema")
+    assert run("-", "--name", "ember", "--force", stdin="--seed 1", monkeypatch=monkeypatch) == 0
+    assert out.read_text().startswith("#:schema ../../schema/lora.schema.json\n[project]\n")
     assert run("-", "--name", "check", stdin=text, monkeypatch=monkeypatch) == 2
     capsys.readouterr()
     assert run("-", stdin=text, monkeypatch=monkeypatch) == 0

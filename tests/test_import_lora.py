@@ -161,7 +161,7 @@ RESIZES = st.one_of(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_any_manifest_comes_back_out_of_its_file(tmp_path: Path, recipe, dataset, resize, chop, title):
-    from lorabuild.importing.toml import written
+    from lorabuild.tomltext import written
 
     files = Files(tmp_path)
     tables = {

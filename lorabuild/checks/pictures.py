@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LOOKING = 2  # raised by hand when the same file should give other facts
+TURN = 2e-4  # seconds
 MOST_AT_ONCE = 8  # a picture of the largest size allowed takes half a gigabyte
 
 Facts = Mapping[
@@ -33,13 +37,24 @@ def look_at(paths: Iterable[Path], state: State, told: Callable[[int], None] = l
     wanted = list(dict.fromkeys(paths))
     fresh: dict[str, str] = {}
     facts: dict[Path, Facts] = {}
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as threads:  # decoders let other threads run
+    with _quick_turns(), ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as threads:
         looks = threads.map(lambda path: _look(path, state, fresh), wanted)
         for done, (path, seen) in enumerate(zip(wanted, looks, strict=True), 1):
             facts[path] = seen
             told(done)
     state.put_all(fresh)
     return facts
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Decoders let go of Python's lock, dozens of times a picture: by default one that wants it back waits up to 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _look(path: Path, state: State, fresh: dict[str, str]) -> Facts:
@@ -67,8 +82,9 @@ def facts_of(data: bytes) -> Facts:
     formats = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(io.BytesIO(data), formats=formats) as stored:  # its header alone: as it was before it became RGB
         kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
-    seen = {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{dhash(picture):016x}"}
-    blank = all(low == high for low, high in picture.getextrema())
+    hash = dhash(picture)
+    seen = {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{hash:016x}"}
+    blank = not hash and all(low == high for low, high in picture.getextrema())
     return {**seen, **kind, "blank": blank, "damage": wrong_checksum(data) if kind["format"] == "PNG" else ""}
 
 
@@ -106,4 +122,9 @@ def dhash(picture: Image) -> int:
 
 def _key(digest: str) -> str:
     """Another Pillow may read what this one does not."""
-    return f"check picture {LOOKING} {version('pillow')} {digest}"
+    return f"check picture {LOOKING} {_pillow()} {digest}"
+
+
+@cache
+def _pillow() -> str:
+    return version("pillow")  # looks through all folders that packages may lie in

@@ -113,7 +113,8 @@ def _judge(
 ) -> None:
     """Decode all images, then go through the projects."""
     paths = [entry.path for entry in _entries(projects.values())]
-    facts = look_at(paths, state, lambda done: told(done, len(set(paths))))
+    count = len(set(paths))
+    facts = look_at(paths, state, lambda done: told(done, count))
     for name, checked in projects.items():
         finish(checked, places[name], facts, bases[checked.base], state)
         checked.findings += of_problems(

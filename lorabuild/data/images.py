@@ -196,7 +196,7 @@ def _rgb(image: Image, alpha_policy: str) -> Image:
     if image.has_transparency_data and alpha_policy == "white":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorabuild.importing.toml import key_written, written
+from lorabuild.tomltext import key_written, written
 
 UNKNOWN = "name-of-the-base"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorabuild.importing.arguments import ORDER
-from lorabuild.importing.toml import comment, key_written, written
+from lorabuild.tomltext import comment, key_written, written
 
 TABLES = ("project", "dataset", "recipe", "recipe.network_args", "resize", "chop", "samples")
 LISTS = {"dataset": "dataset.subset", "recipe.network_args": "recipe.phases"}  # arrays of tables, after which table

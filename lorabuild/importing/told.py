@@ -9,7 +9,7 @@ from typing import Any
 
 from lorabuild.errors import near_miss
 from lorabuild.importing.arguments import ARGUMENTS, SECRET, UNREAD
-from lorabuild.importing.toml import comment, written
+from lorabuild.tomltext import comment, written
 from lorabuild.training.optimizers import parsed
 
 

@@ -11,7 +11,8 @@ from lorabuild.errors import ConfigError, Problem, UsageError, near_miss
 from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import EXCLUSIVE, merge
 from lorabuild.manifest.repository import survey
-from lorabuild.scaffold.edit import dotted, key_path, toml_text, with_value, without
+from lorabuild.scaffold.edit import dotted, key_path, with_value, without
+from lorabuild.tomltext import text_written
 
 ALONE = {"vector": ("vector_style",)}  # what means nothing without a key that another takes the place of
 
@@ -50,9 +51,9 @@ def spellings(value: str) -> list[str]:
     found = [value] if _is_toml(value) else []
     if not value.startswith(("[", "{", '"', "'")):
         parts = [part.strip() for part in value.split(",")]
-        listed = ", ".join(part if _is_toml(part) else toml_text(part) for part in parts if part)
-        found += [toml_text(value), f"[{listed}]"]
-    return found or [toml_text(value)]
+        listed = ", ".join(part if _is_toml(part) else text_written(part) for part in parts if part)
+        found += [text_written(value), f"[{listed}]"]
+    return found or [text_written(value)]
 
 
 def edited(root: Path, manifest: Path, assignments: Sequence[Assignment]) -> Edited:

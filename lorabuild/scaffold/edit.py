@@ -12,6 +12,7 @@ from lorabuild.errors import UsageError
 from lorabuild.manifest.layers import KeyPath
 from lorabuild.manifest.places import Lines, keys_of
 from lorabuild.names import quoted
+from lorabuild.tomltext import key_written
 
 BOM = b"\xef\xbb\xbf"
 _PART = r'("[^"\\]+"|[A-Za-z0-9_-]+)(?:\[(\d{1,6})\])?'  # a key, and which element of its list
@@ -49,7 +50,7 @@ def without(data: bytes, path: KeyPath) -> bytes:
 
 def dotted(path: KeyPath) -> str:
     """`dataset.subset[0].num_repeats`, as `key_path` reads it."""
-    said = "".join(f"[{part}]" if isinstance(part, int) else f".{bare(part)}" for part in path)
+    said = "".join(f"[{part}]" if isinstance(part, int) else f".{key_written(part)}" for part in path)
     return said.removeprefix(".")
 
 
@@ -64,16 +65,6 @@ def key_path(text: str) -> KeyPath:
         name, number = found.groups()
         path = (*path, name.strip('"'), *([int(number)] if number else []))
     return path
-
-
-def bare(key: str) -> str:
-    """A key as TOML writes it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_text(key)
-
-
-def toml_text(text: str) -> str:
-    """Text as TOML writes it, in quotes."""
-    return quoted(text).replace("\x7f", "\\u007f")
 
 
 class _Nodes(Lines):
@@ -199,9 +190,9 @@ class _Nodes(Lines):
     def _new_table(self, path: KeyPath, raw: str) -> bytes:
         """A table of its own at the end; the next element of a list of tables after the last one."""
         *above, key = path
-        header = ".".join(bare(part) for part in above if isinstance(part, str))
+        header = ".".join(key_written(part) for part in above if isinstance(part, str))
         new = above[-1] if isinstance(above[-1], int) else None
-        lines = [f"[[{header}]]" if new is not None else f"[{header}]", f"{bare(str(key))} = {raw}"]
+        lines = [f"[[{header}]]" if new is not None else f"[{header}]", f"{key_written(str(key))} = {raw}"]
         text = self.newline.join(line.encode() for line in lines)
         if new:
             before = (*above[:-1], int(new) - 1)
@@ -266,7 +257,7 @@ def _is_at_the_top(node: Any) -> bool:
 
 
 def _line(path: KeyPath, raw: str) -> bytes:
-    return f"{'.'.join(bare(str(part)) for part in path)} = {raw}".encode()
+    return f"{'.'.join(key_written(str(part)) for part in path)} = {raw}".encode()
 
 
 def _text(data: bytes) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.manifest.values import is_file_name
-from lorabuild.scaffold.edit import toml_text, with_value, without
+from lorabuild.scaffold.edit import with_value, without
 from lorabuild.scaffold.pictures import Pictures
+from lorabuild.tomltext import text_written
 
 TINY = "tiny"  # the recipe that makes another one small enough for the embedded base
 THR = {True: -2.5, False: -3.55}  # for the tiny base, as in its examples; for SDXL the guide's
@@ -40,15 +41,15 @@ class Wanted:
 def manifest(wanted: Wanted, recipes: Sequence[str]) -> str:
     """A manifest with comments, on one or more recipes."""
     extends, kind = recipes_for(recipes, wanted.is_tiny), wanted.kind or "character"
-    value = toml_text(extends[0]) if len(extends) == 1 else f"[{', '.join(map(toml_text, extends))}]"
+    value = text_written(extends[0]) if len(extends) == 1 else f"[{', '.join(map(text_written, extends))}]"
     line = f"extends = {value}"
     above = f"{line:34}  # recipes/*.toml: how it is trained; what stands here goes over it\n" if extends else ""
     return f"""\
 # {wanted.name}. `lorabuild check {wanted.name}` looks it over, `doit {wanted.name}` builds it.
 {above}
 [project]
-kind = {toml_text(kind):27}  # character | style | concept
-base = {toml_text(wanted.base):27}  # the model to train on, of those in lorabuild.toml
+kind = {text_written(kind):27}  # character | style | concept
+base = {text_written(wanted.base):27}  # the model to train on, of those in lorabuild.toml
 {_trigger(wanted)}
 # title = "…"                       # also author, description, license, tags: they go into the file
 
@@ -86,18 +87,18 @@ def like(wanted: Wanted, other: bytes, folder: str, was_tiny: bool) -> str:
     if wanted.trigger is None and "trigger" in table.get("project", {}):
         data = without(data, ("project", "trigger"))
     elif wanted.trigger is not None:
-        data = with_value(data, ("project", "trigger"), toml_text(wanted.trigger))
+        data = with_value(data, ("project", "trigger"), text_written(wanted.trigger))
     if wanted.kind is not None:
-        data = with_value(data, ("project", "kind"), toml_text(wanted.kind))
-    data = with_value(data, ("project", "base"), toml_text(wanted.base))
+        data = with_value(data, ("project", "kind"), text_written(wanted.kind))
+    data = with_value(data, ("project", "base"), text_written(wanted.base))
     data = _with_images(data, table.get("dataset", {}), wanted)
     for path in _files(table):
         moved = Path(os.path.normpath(Path(folder, _at(table, path)))).as_posix()
-        data = with_value(data, path, toml_text(moved))
+        data = with_value(data, path, text_written(moved))
     extends = table.get("extends", [])
     named = [extends] if isinstance(extends, str) else extends
     if was_tiny != wanted.is_tiny and (fitting := recipes_for(named, wanted.is_tiny)) != named:
-        data = with_value(data, ("extends",), f"[{', '.join(map(toml_text, fitting))}]")
+        data = with_value(data, ("extends",), f"[{', '.join(map(text_written, fitting))}]")
     return f"# {wanted.name}, with the settings of {Path(folder).name}.\n" + data.decode("utf-8-sig")
 
 
@@ -110,9 +111,9 @@ def recipes_for(recipes: Sequence[str], is_tiny: bool) -> list[str]:
 def _trigger(wanted: Wanted) -> str:
     pictures, comment = wanted.pictures, "# the word in a prompt that calls it"
     if wanted.trigger is not None:
-        return f"trigger = {toml_text(wanted.trigger):24}  {comment}; the first tag of each caption"
+        return f"trigger = {text_written(wanted.trigger):24}  {comment}; the first tag of each caption"
     if pictures and pictures.first_tag:
-        guess = toml_text(pictures.first_tag)
+        guess = text_written(pictures.first_tag)
         return f"# trigger = {guess:22}  {comment} ({guess} begins {pictures.with_tag} of {pictures.captions} captions)"
     return f'# trigger = "…"                     {comment}; the first tag of each caption'
 
@@ -121,10 +122,10 @@ def _images(wanted: Wanted) -> str:
     pictures = wanted.pictures
     extension = pictures.extension if pictures and pictures.captions else ".txt"
     said = f"# Each image has its tags in a file beside it: 01.png, 01{extension}.\n"
-    captions = f"caption_extension = {toml_text(extension)}\n" if extension != ".txt" else ""
+    captions = f"caption_extension = {text_written(extension)}\n" if extension != ".txt" else ""
     if pictures and pictures.named:
-        return f"{said}[dataset]\ntrain_data_dir = {toml_text(wanted.images)}\n{captions}"
-    line = f"image_dir = {toml_text(wanted.images)}"
+        return f"{said}[dataset]\ntrain_data_dir = {text_written(wanted.images)}\n{captions}"
+    line = f"image_dir = {text_written(wanted.images)}"
     repeats = "# num_repeats = 2                   # show each of them twice as often as those of other folders\n"
     return f"{said}[[dataset.subset]]\n{line:34}  # seen from this file\n{captions}{repeats}"
 
@@ -141,16 +142,16 @@ def _with_images(data: bytes, dataset: dict[str, Any], wanted: Wanted) -> bytes:
     if pictures and pictures.named:
         if subsets:
             data = without(data, ("dataset", "subset"))
-        data = with_value(data, ("dataset", "train_data_dir"), toml_text(wanted.images))
+        data = with_value(data, ("dataset", "train_data_dir"), text_written(wanted.images))
         first: tuple = ("dataset",)
     else:
         first = ("dataset", "subset", 0)
         for key in subsets[0] if subsets else ():
             if key != "image_dir":
                 data = without(data, (*first, key))
-        data = with_value(data, (*first, "image_dir"), toml_text(wanted.images))
+        data = with_value(data, (*first, "image_dir"), text_written(wanted.images))
     if pictures and pictures.captions and (pictures.extension != ".txt" or "caption_extension" in dataset):
-        data = with_value(data, (*first, "caption_extension"), toml_text(pictures.extension))
+        data = with_value(data, (*first, "caption_extension"), text_written(pictures.extension))
     return data
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from lorabuild.cli import find_root
 from lorabuild.errors import UsageError
-from lorabuild.files import staged
+from lorabuild.files import rewrite
 from lorabuild.importing.base import known_bases
 from lorabuild.importing.draft import Draft
 from lorabuild.importing.lora import of_lora
 from lorabuild.importing.read import imported, read_text
 from lorabuild.names import RESERVED, name_problem, quoted
+from lorabuild.scaffold.schemas import first_line, there
 from lorabuild.verbs.common import SUFFIX, header_of, warn
 from lorabuild.verbs.parser import Parser
 
@@ -46,13 +47,12 @@ def main(args: Sequence[str]) -> int:
     if out and out.exists() and not options.force:
         raise UsageError(f"{out}: is there already; --force replaces it")
     draft = _draft(options.files, known_bases(root), options.base, out.parent if out else None)
+    text = draft.text().lstrip("\n")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with staged(out, out.parent) as part:
-            part.write_text(draft.text(), encoding="utf-8")
+        rewrite(out, (_schema(out, root) + text).encode(), out.parent)
         print(f"{out}: {_counted(draft)}")
     else:
-        print(draft.text(), end="")
+        print(text, end="")
     for line in dict.fromkeys(draft.warnings):
         warn(line)
     if draft.base_lines:
@@ -61,6 +61,14 @@ def main(args: Sequence[str]) -> int:
         )
         sys.stderr.writelines(f"  {line}\n" for line in draft.base_lines)
     return 0
+
+
+def _schema(out: Path, root: Path | None) -> str:
+    """The first line of a project's manifest, for editors, as `new` writes it."""
+    path = Path(os.path.abspath(out))  # ../ember is ember, and a link stays one
+    if root is None or not there("lora", root) or not path.is_relative_to(root):
+        return ""
+    return first_line("lora", path.relative_to(root).as_posix())
 
 
 def _draft(files: Sequence[str], bases: dict, base: str | None, manifest: Path | None) -> Draft:

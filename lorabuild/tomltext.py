@@ -21,12 +21,12 @@ def written(value: Any) -> str:
     if isinstance(value, dict):
         inner = ", ".join(f"{key_written(key)} = {written(one)}" for key, one in value.items() if one is not None)
         return f"{{ {inner} }}" if inner else "{}"
-    return _text(str(value))
+    return text_written(str(value))
 
 
 def key_written(key: str) -> str:
     """A key, in quotes where it needs them."""
-    return key if _BARE.fullmatch(key) else _text(key)
+    return key if _BARE.fullmatch(key) else text_written(key)
 
 
 def comment(text: str) -> str:
@@ -34,7 +34,8 @@ def comment(text: str) -> str:
     return _CONTROL.sub(" ", _unicode(text)).strip()
 
 
-def _text(text: str) -> str:
+def text_written(text: str) -> str:
+    """Text in quotes. DEL, which JSON leaves as it is, may not stand in TOML."""
     return json.dumps(_unicode(text), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
