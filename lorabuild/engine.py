@@ -17,7 +17,7 @@ from typing import Any
 from lorabuild.assess import Assessment, Assessor, records_of
 from lorabuild.bases.layout import stored_bytes
 from lorabuild.data.tokenizers import find_vocabulary
-from lorabuild.errors import InputChanged, Interrupted, JobError, UserError, told
+from lorabuild.errors import InputChanged, InputMissing, Interrupted, JobError, UserError, told
 from lorabuild.files import empty_folder, is_empty, remove_empty
 from lorabuild.inputs import Resolved
 from lorabuild.locks.lockfile import Locks
@@ -315,7 +315,8 @@ class Engine(Assessor):
             images = [item for item in self.jobs[name].inputs.values() if isinstance(item, Images) and item.captions]
             for subset in [one for item in images for one in item.subsets]:
                 if is_empty(subset.folder):
-                    found[name] = f"{subset.shown}: no images in it yet"
+                    error = InputMissing(f"{subset.shown}: no images in it yet", "its images are")
+                    found[name] = f"{error}{self.advice(name, error)}"
         return found
 
     def leave_out(self, name: str, message: str) -> None:
