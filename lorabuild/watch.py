@@ -26,6 +26,7 @@ from lorabuild.state import State
 PACKAGE = Path(__file__).parent
 CODE = (  # not its faces, which decide nothing
     "",
+    "bases",
     "data",
     "locks",
     "lora",

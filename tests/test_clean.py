@@ -232,7 +232,18 @@ def test_another_version_of_a_stage_or_of_the_tool_is_looked_at(world: Quick, mo
 
 
 def test_every_folder_of_code_that_decides_is_looked_at(world: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    faces = {"checks", "forecast", "upkeep", "verbs"}
+    faces = {
+        "checks",
+        "completing",
+        "doctor",
+        "exporting",
+        "forecast",
+        "importing",
+        "report",
+        "scaffold",
+        "upkeep",
+        "verbs",
+    }
     package = watch.PACKAGE
     found = {path.parent.relative_to(package).as_posix() for path in package.rglob("__init__.py")} - faces
     assert {folder if folder != "." else "" for folder in found} == set(watch.CODE)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdxl_shapes import UNET
+from sgm_base import FILES
 from test_algos import KINDS
+from test_base_layouts import SDXL, sparse
+from test_base_layouts import sdxl as tensors_of
 from tiny_base import tiny_base
 
 from lorabuild.errors import JobError
@@ -25,16 +27,11 @@ GUIDE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """config.json files of SDXL: nothing else is read."""
+    """SDXL as a diffusers folder, its weights without numbers."""
     folder = tmp_path_factory.mktemp("sdxl")
-    clip = {"text_encoder": (768, 12, 12), "text_encoder_2": (1280, 32, 20)}
-    for name, (width, layers, heads) in clip.items():
-        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-        (folder / name).mkdir()
-        config = sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
-        (folder / name / "config.json").write_text(json.dumps(config))
-    (folder / "unet").mkdir()
-    (folder / "unet/config.json").write_text(json.dumps(UNET))
+    for component in ("unet", "te1", "te2"):
+        sparse(folder / FILES[component], tensors_of(component))
+        (folder / FILES[component]).with_name("config.json").write_text(json.dumps(SDXL[component]))
     return folder
 
 

@@ -103,7 +103,7 @@ def test_what_is_wrong_with_one_blob_keeps_no_other_from_being_uploaded(here: Ma
     rots(here, rotten)
     here.store.blob(here.store.record(gone).outputs["weights"].digest).unlink()
     said: list[str] = []
-    with Sharing(here.remote, None, here.store, False, said.append, said.append) as sharing:
+    with Sharing(here.remote, None, here.store, False, said.append, lambda waiting: None) as sharing:
         sharing.offer([rotten, gone, good], {})
     assert len(said) == 1 and "the rest is" in said[0]
     assert there.remote.fetch(good, ["weights"]) and not there.remote.has(rotten) and not there.remote.has(gone)
