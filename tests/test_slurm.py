@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickletools
 import shutil
@@ -519,6 +518,21 @@ def test_a_job_that_somebody_cancelled_is_not_begun_again(cluster: FakeSlurm):
     slurm_standin.say(cluster.job(handle), "CANCELLED")
     status = cluster.over(handle)
     assert ending(status.events)["lines"] == ["train:ember: its Slurm job 4242 was cancelled"]
+
+
+@pytest.mark.parametrize(
+    "reason", ["PartitionTimeLimit", "QOSMaxGRESPerJob", "AssocMaxWallDurationPerJobLimit", "BadConstraints"]
+)
+def test_a_job_that_asks_for_more_than_there_is_does_not_wait_for_ever(cluster: FakeSlurm, reason: str):
+    (cluster.slurm / "hold").touch()
+    handle = cluster.submit()
+    slurm_standin.say(cluster.job(handle), "PENDING", "QOSMaxJobsPerUserLimit")
+    cluster.until(handle, lambda status: status.text == "PENDING (QOSMaxJobsPerUserLimit)")
+    slurm_standin.say(cluster.job(handle), "PENDING", reason)
+    status = cluster.over(handle)
+    line = f"train:ember: its Slurm job 4242 would wait for ever, and was cancelled: PENDING ({reason})"
+    assert ending(status.events)["lines"] == [line]
+    assert slurm_standin.state(cluster.job(handle)) == "CANCELLED"
 
 
 def test_memory_that_runs_out_names_the_key(cluster: FakeSlurm):

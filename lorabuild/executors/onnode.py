@@ -108,7 +108,7 @@ class Attempt:
         if last and last["event"] != "stopped":
             return False
         if last and self._timed_out() and last.get("kept", "") in ("", self._kept_before()):
-            minutes = f"{self.plan['minutes']:.3g}"
+            minutes = f"{round(self.plan['minutes'], 2):g}"
             line = f"{self.plan['name']}: its time limit ({minutes} min) is over before it came any further: raise [executor] minutes"
             self._append(self.events, json.dumps({"event": "failed", "lines": [line]}))
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import threading
@@ -19,6 +20,10 @@ from lorabuild.executors.squeue import Queue, complaint, missing
 
 UNSEEN_S = 60.0  # a job that was just submitted may not be in the queue yet
 BUSY = ("timed out", "Unable to contact", "temporarily unavailable", "try again")
+# Reasons of a job that asks for more than it may ever have. (Slurm's job_reason_codes page; a QOSMaxJobsPerUserLimit passes.)
+NEVER = re.compile(
+    r"PartitionTimeLimit|BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|(QOS|Assoc)Max\w*PerJob\w*"
+)
 TRIES_S = (5.0, 20.0)  # waits between tries of an sbatch whose controller is busy
 
 
@@ -103,6 +108,9 @@ class Slurm:
                 return Look("waiting", f"Slurm does not list job {job_id}")
             return Look("over", f"Slurm knows no job {job_id} any more")
         self._unseen.pop(job_id, None)
+        if not row.over and NEVER.fullmatch(row.reason):
+            self.cancel(job_id)
+            return Look("over", str(row), f"its Slurm job {job_id} would wait for ever, and was cancelled: {row}")
         if not row.over:
             return Look("running" if row.nodes or row.state == "RUNNING" else "waiting", str(row))
         text = f"Slurm job {job_id}: {row}"
