@@ -188,6 +188,8 @@ class Engine(Builder):
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
         self._clear_scratch()
+        if self.away:
+            self.away.tidy(lambda key: self.store.record(key) is not None)
         self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():

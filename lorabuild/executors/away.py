@@ -44,7 +44,7 @@ class Order:
 class Away:
     """The jobs of one run that an executor of this `kind` has."""
 
-    executor: Executor
+    open: Callable[[], Executor]
     kind: str
     needs: Needs
     remote: Remote
@@ -53,6 +53,7 @@ class Away:
     logs: Path
     kept_logs: dict[str, Path]  # job -> its log, of those that have one
     begins_no_more: Callable[[], bool] = bool
+    _executor: Executor | None = None
     _leaving: float | None = None
     _flying: dict[str, Note] = field(default_factory=dict)  # by key
     _mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -87,6 +88,13 @@ class Away:
     def leave(self) -> None:
         """Wait for nothing any more: what is under way goes on, and is found again by its note."""
         self._leaving = time.monotonic()
+
+    @property
+    def executor(self) -> Executor:
+        """Opened when there is a first job: a build with nothing to do needs none."""
+        with self._mutex:
+            self._executor = self._executor or self.open()
+            return self._executor
 
     @property
     def left(self) -> bool:

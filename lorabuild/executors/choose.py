@@ -41,7 +41,7 @@ def away_of(
     folder = PatientFolder(url, warn, lambda: away.left)
     remote = Remote(folder, store)
     away = Away(
-        executor=import_module(MODULES[kind]).executor(settings, root),
+        open=lambda: import_module(MODULES[kind]).executor(settings, root),
         kind=kind,
         needs=Needs(settings, stages, url),
         remote=remote,

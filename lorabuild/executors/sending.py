@@ -90,7 +90,8 @@ class Sender:
                 for digest, _ in zip(missing, sent, strict=True):
                     there[digest] = sizes[digest]
                     done += sizes[digest]
-                    told(done >> 20, total >> 20, "MiB uploaded")
+                    if total >> 20:
+                        told(done >> 20, total >> 20, "MiB uploaded")
 
     # what a spec says
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import shutil
 import signal
 import socket
@@ -36,6 +35,7 @@ from lorabuild.workers.slots import cuda_devices
 from lorabuild.workers.travel import Travelling
 
 CODES = {"done": DONE, "stopped": AGAIN}
+STOPS = (signal.SIGTERM, signal.SIGINT)
 OLD_SECONDS = 24 * 3600.0  # what a killed worker was writing is nobody's by then
 Event = Mapping[str, Any]
 
@@ -53,12 +53,16 @@ class ErrandLine:
         os.dup2(2, 1)
         self._mutex = threading.Lock()
         self._stop = self._asks = False
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put is safe in a handler
         self.saved: Callable[[Event], None] = lambda event: None
         self.leave: Callable[[], Event] = lambda: {"event": "stopped", "kept": ""}
-        threading.Thread(target=self._wait_for_signal, daemon=True).start()
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, lambda number, frame: self._signals.put(number))
+        inbox, self._outbox = (
+            socket.socketpair()
+        )  # Python writes a signal's number to it, whatever the main thread is at
+        self._outbox.setblocking(False)
+        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        for one in STOPS:
+            signal.signal(one, lambda number, frame: None)
+        threading.Thread(target=self._wait_for_signal, args=(inbox,), daemon=True).start()
 
     def send(self, event: Event) -> None:
         if event["event"] == "saved":
@@ -85,8 +89,9 @@ class ErrandLine:
             except OSError:
                 pass  # nobody listens: what is made goes to the store all the same
 
-    def _wait_for_signal(self) -> None:
-        self._signals.get()
+    def _wait_for_signal(self, inbox: socket.socket) -> None:
+        while int.from_bytes(inbox.recv(1)) not in STOPS:  # a child of the stage has ended, say
+            pass
         self._stop = True
         if not self._asks:
             self._write(self.leave())

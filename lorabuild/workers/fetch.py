@@ -111,7 +111,8 @@ class Fetcher:
                 if not came:
                     lacking.append(blob["digest"])
                 done += blob["size"]
-                self.told(done >> 20, total >> 20, "MiB of inputs")
+                if total >> 20:
+                    self.told(done >> 20, total >> 20, "MiB of inputs")
         if lacking:
             raise Lacking(lacking)
 
