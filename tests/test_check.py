@@ -24,8 +24,9 @@ from lorabuild.checks.captions import doubled, holds
 from lorabuild.checks.images import twins
 from lorabuild.checks.pictures import dhash, facts_of
 from lorabuild.checks.repository import Report, check
+from lorabuild.codes import CODES, LEVELS
 from lorabuild.errors import UsageError
-from lorabuild.findings import CODES, LEVELS, page
+from lorabuild.findings import page
 from lorabuild.session import state_of
 from lorabuild.verbs import check as verb
 
