@@ -15,7 +15,7 @@ from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import Merged, merge
 from lorabuild.reasons import plain
 from lorabuild.scaffold.assign import Assignment, Edited, assignment, edited
-from lorabuild.scaffold.edit import key_path
+from lorabuild.scaffold.keys import key_path
 from lorabuild.scan import Scan
 from lorabuild.session import opened, targets
 from lorabuild.tomltext import written
