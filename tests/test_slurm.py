@@ -216,9 +216,9 @@ def test_resources_become_sbatchs_words():
 
 
 def test_gres_takes_the_place_of_gpus_where_a_job_has_any():
-    settings = Settings(gres="gpu:a100:1", sbatch={"reservation": "lab"})
-    asked = parameters("train:ember", Resources(gpus=1), settings)
-    assert asked["gres"] == "gpu:a100:1" and "gpus_per_node" not in asked
+    settings = Settings(gres="gpu:a100:{gpus}", sbatch={"reservation": "lab"})
+    asked = parameters("train:ember", Resources(gpus=2), settings)
+    assert asked["gres"] == "gpu:a100:2" and "gpus_per_node" not in asked
     assert asked["additional_parameters"] == {"requeue": True, "reservation": "lab"}
     assert "gres" not in parameters("chop:ember", Resources(), settings)
 
