@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors signature scan signals ahead memory hashing files header writing bases components names vectors data streams training tensors git findings colours tomltext pointing",
+    "ground": "errors signature scan signals ahead memory hashing files header writing bases components names vectors data streams training tensors git codes findings colours tomltext pointing",
     "lora": "lora",
     "manifest": "manifest",
     "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
