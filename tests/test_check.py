@@ -18,92 +18,36 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from bad_images import drawn
+from checking import MANIFEST, NoTrials, checked, one_project, picture, without_trials
+from PIL import Image
 from world import World
 
-from lorabuild.checks import repository
 from lorabuild.checks.batches import share_findings
 from lorabuild.checks.captions import doubled, holds
 from lorabuild.checks.images import near, twins
 from lorabuild.checks.pictures import dhash, facts_of
-from lorabuild.checks.repository import Report, check
+from lorabuild.codes import CODES, LEVELS
 from lorabuild.errors import UsageError
-from lorabuild.findings import CODES, LEVELS, page
+from lorabuild.findings import page
 from lorabuild.session import state_of
 from lorabuild.verbs import check as verb
-
-MANIFEST = """\
-[project]
-base = "tiny"
-kind = "character"
-trigger = "ember"
-
-[dataset]
-resolution = [64, 64]
-min_bucket_reso = 32
-max_bucket_reso = 128
-bucket_reso_steps = 32
-[[dataset.subset]]
-image_dir = "images"
-
-[recipe]
-max_train_steps = 4
-"""
-
-
-class NoTrials:
-    """Stands for the process that has torch, where a test is not about it."""
-
-    def __init__(self, tasks: Any, state: Any):
-        self.tasks = tasks
-
-    def outcome(self) -> dict[str, Any]:
-        return {name: {"adapter": None, "faults": [], "notes": []} for name in self.tasks}
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "Trials", NoTrials)
+    without_trials(monkeypatch)
 
 
 @pytest.fixture
 def world(empty: World, light: None) -> World:
-    """A repository with one project and nothing wrong: two pictures with captions."""
-    empty.write("projects/ember/lora.toml", MANIFEST)
-    for number in (1, 2):
-        picture(empty, f"{number}.png", number)
-        empty.write(f"projects/ember/images/{number}.txt", f"ember, red, sit, {number}")
-    return empty
-
-
-def drawn(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A picture that is unlike that of another seed."""
-    image = Image.new("RGB", size, (40 * seed % 256, 90, 120))
-    draw = ImageDraw.Draw(image)
-    for number in range(6):
-        x, y = (seed * 37 + number * 29) % size[0], (seed * 53 + number * 17) % size[1]
-        draw.ellipse((x, y, x + 25, y + 20), fill=((seed * 99 + number * 60) % 256, number * 40, 255 - 30 * number))
-    return image
-
-
-def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64, 64), **saved: Any) -> Path:
-    data = io.BytesIO()
-    drawn(seed, size).save(data, **{"format": "PNG", **saved})
-    return world.write(f"projects/ember/images/{name}", data.getvalue())
+    return one_project(empty)
 
 
 def enlarged(png: bytes, side: int) -> bytes:
     """The same PNG, whose header says that it is larger."""
     head = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
     return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
-
-
-def checked(world: World, *names: str) -> Report:
-    with state_of(world.root) as state:
-        return check(world.root, names, state)
 
 
 def told(world: World, name: str = "ember") -> dict[str, list[str]]:

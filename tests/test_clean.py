@@ -124,6 +124,14 @@ def overwrite(path: Path) -> None:
     edit(path)
 
 
+def base_gone(world: Quick) -> None:
+    """The file that was found first goes; the same one stands in another folder."""
+    first = world.root / "own.safetensors"
+    shutil.copy(world.root / "models/own.safetensors", first)
+    world.settle()
+    first.unlink()
+
+
 # what happens -> the projects that are looked at, and no others
 CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "manifest edited": (lambda w: edit(w.root / "projects/ember/lora.toml"), {"ember"}),
@@ -149,7 +157,7 @@ CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "source edited": (lambda w: os.utime(w.root / "projects/moss/old.safetensors"), {"moss"}),
     "base edited": (lambda w: os.utime(w.root / "models/own.safetensors", (9, 9)), {"moss"}),
     "base found earlier": (lambda w: shutil.copy(w.root / "models/own.safetensors", w.root), {"moss"}),
-    "base no longer there": (lambda w: (w.root / "own.safetensors").unlink(), {"moss"}),
+    "base no longer there": (base_gone, {"moss"}),
     "artifact edited": (lambda w: edit(w.root / "build/ember/ember.safetensors"), {"ember"}),
     "artifact deleted": (lambda w: (w.root / "build/moss/moss-chopped.safetensors").unlink(), {"moss"}),
     "blob damaged": (lambda w: overwrite(blob_of(w, "chop:ember")), {"ember"}),

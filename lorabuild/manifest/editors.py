@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorabuild.findings import CODES, FIXED
+from lorabuild.codes import CODES, FIXED
 from lorabuild.manifest.blocks import NO_LAYERS
 from lorabuild.manifest.merge import EXCLUSIVE
 from lorabuild.manifest.values import REMOTES
