@@ -68,6 +68,7 @@ class Repository:
     build_default: Sequence[str]
     store: Mapping[str, Any]
     files: Sequence[Path]
+    executor: Mapping[str, Any] = field(default_factory=dict)  # [executor]
     export: Mapping[str, str] = field(default_factory=dict)  # program -> the folder for its LoRAs, as it was written
 
     @property
@@ -160,6 +161,7 @@ def survey(
         build_default=shared["build"]["default"],
         store=shared["store"],
         files=sorted(reader.looked_for),
+        executor=shared["executor"],
         export=shared["export"],
     )
     return repository, problems
