@@ -216,9 +216,9 @@ def test_resources_become_sbatchs_words():
 
 
 def test_gres_takes_the_place_of_gpus_where_a_job_has_any():
-    settings = Settings(gres="gpu:a100:1", sbatch={"reservation": "lab"})
-    asked = parameters("train:ember", Resources(gpus=1), settings)
-    assert asked["gres"] == "gpu:a100:1" and "gpus_per_node" not in asked
+    settings = Settings(gres="gpu:a100:{gpus}", sbatch={"reservation": "lab"})
+    asked = parameters("train:ember", Resources(gpus=2), settings)
+    assert asked["gres"] == "gpu:a100:2" and "gpus_per_node" not in asked
     assert asked["additional_parameters"] == {"requeue": True, "reservation": "lab"}
     assert "gres" not in parameters("chop:ember", Resources(), settings)
 
@@ -316,7 +316,8 @@ def test_cancel_lets_the_worker_keep_its_state(local: World):
     local.at_step(handle, 2)
     local.executor.cancel(handle)
     status = local.over(handle)
-    assert ending(status.events) == {"event": "stopped", "kept": "step 2 of 6"}
+    last = ending(status.events)
+    assert (status.state, last["event"], last["kept"]) == ("ended", "stopped", "step 2 of 6")
     assert (local.store / "state").read_text() == "2"
     until(lambda: not processes_with(str(local.folder(handle))))
     local.executor.cancel(handle)  # nothing
@@ -454,6 +455,7 @@ def test_usr2_has_the_job_queued_again_and_it_goes_on(cluster: FakeSlurm, preemp
     cluster.at_step(handle, 3)
     if preempted:
         slurm_standin.hit(cluster.job(handle), signal.SIGTERM)
+    os.kill(cluster.pid(), signal.SIGUSR2)  # some clusters signal all processes of a job: the worker is deaf to it
     slurm_standin.hit(cluster.job(handle), signal.SIGUSR2)
     until(lambda: (cluster.store / "state").exists())
     (cluster.store / "go-3").touch()
@@ -492,12 +494,14 @@ def test_a_lost_node_is_lost_or_slurm_queues_the_job_again(cluster: FakeSlurm):
     assert cluster.over(requeued).state == "ended"
 
 
-def test_a_preempted_job_that_is_not_queued_again_is_lost_with_what_it_kept(cluster: FakeSlurm):
+def test_a_preempted_job_that_is_not_queued_again_ends_with_what_it_kept(cluster: FakeSlurm):
     handle = cluster.submit(wait_at=[2])
     cluster.at_step(handle, 2)
     slurm_standin.hit(cluster.job(handle), signal.SIGTERM)  # SIGUSR2 never comes
     status = cluster.over(handle)
-    assert status == Status("lost", (), "Slurm job 4242: COMPLETED on gpu3; it was told to stop and kept step 2 of 6")
+    why = "it was told to stop; Slurm job 4242: COMPLETED on gpu3"
+    assert status.state == "ended"
+    assert ending(status.events) == {"event": "stopped", "kept": "step 2 of 6", "why": why}
 
 
 def test_cancel_stops_a_running_job_and_a_waiting_one(cluster: FakeSlurm):

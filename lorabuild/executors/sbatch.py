@@ -43,7 +43,8 @@ def parameters(name: str, resources: Resources, settings: Settings) -> dict[str,
     if resources.memory_gb:
         asked["mem"] = f"{math.ceil(resources.memory_gb * 1024)}M"
     if resources.gpus:
-        asked |= {"gres": settings.gres} if settings.gres else {"gpus_per_node": resources.gpus}
+        gpus = resources.gpus
+        asked |= {"gres": settings.gres.replace("{gpus}", str(gpus))} if settings.gres else {"gpus_per_node": gpus}
     for key in ("partition", "account", "qos", "constraint"):
         if value := getattr(settings, key):
             asked[key] = value

@@ -39,7 +39,7 @@ class _Job:
     reader: Reader
     over_since: float | None = None
     cancelled: bool = False
-    kept: str | None = None  # what the last attempt kept, when it was told to stop
+    stopped: Event | None = None  # how its last attempt ended, if so: its end only when no other begins
 
 
 @dataclass(eq=False)
@@ -101,8 +101,10 @@ class Submitit:
         job.over_since = job.over_since or time.monotonic()
         if time.monotonic() - job.over_since < self.cluster.settle_s:
             return Status("running", events, look.text)
-        kept = "" if job.kept is None else f"; it was told to stop{f' and kept {job.kept}' if job.kept else ''}"
-        return Status("lost", tuple(events), look.text + kept)
+        if job.stopped is None:
+            return Status("lost", events, look.text)
+        stopped = {**job.stopped, "why": job.stopped.get("why") or f"it was told to stop; {look.text}"}
+        return Status("ended", [*events, stopped], look.text)
 
     def cancel(self, handle: str) -> None:
         job = self._job(handle)
@@ -127,12 +129,13 @@ class Submitit:
         return self._jobs[handle]
 
     def _news(self, job: _Job) -> list[Event]:
-        """New events. That an attempt was stopped is none unless it was cancelled here: the job goes on elsewhere, or is lost."""
+        """New events. That an attempt was stopped is held back: the job may be queued again, and go on."""
         found = []
         for event in job.reader.new():
-            if event["event"] == "stopped" and not job.cancelled:
-                job.kept = str(event.get("kept", ""))
+            if event["event"] == "stopped":
+                job.stopped = event
             else:
+                job.stopped = None
                 found.append(event)
         return found
 
