@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError, UsageError, near_miss, told
+from lorabuild.executors.choose import away_of
 from lorabuild.files import empty_folder
 from lorabuild.locks.lock import build_lock
 from lorabuild.locks.locked import pull_advice
@@ -81,6 +82,21 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
         )
         uploads.enter_context(sharing)
+        away = (
+            away_of(
+                repository.executor,
+                repository.store["remote"],
+                root,
+                STAGES,
+                store,
+                state,
+                pool,
+                model_folders(repository),
+                shown.warn,
+            )
+            if building
+            else None
+        )
         yield Engine(
             root=root,
             stages=STAGES,
@@ -103,6 +119,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             clean={path.parent.name: names for path, names in clean.items()},
             settle=partial(_settle, watches, repository, needed),
             sharing=sharing,
+            away=away,
             advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
 

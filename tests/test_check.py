@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
+from functools import reduce
+from operator import xor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +25,7 @@ from world import World
 
 from lorabuild.checks.batches import share_findings
 from lorabuild.checks.captions import doubled, holds
-from lorabuild.checks.images import twins
+from lorabuild.checks.images import near, twins
 from lorabuild.checks.pictures import dhash, facts_of
 from lorabuild.codes import CODES, LEVELS
 from lorabuild.errors import UsageError
@@ -221,6 +224,38 @@ def test_pictures_without_edges_are_near_to_none():
         flat[Path(name)] = (name, facts_of(data.getvalue()))
     assert twins(flat) == []
     assert dhash(Image.new("RGB", (32, 32))) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_pictures_are_found_as_by_comparing_each_with_each(seed: int):
+    chance = random.Random(seed)
+    hashes = [chance.getrandbits(64) & 0xFFFF_FFFF for _ in range(12)]
+    while len(hashes) < 150:
+        flips = [1 << chance.randrange(64) for _ in range(chance.randrange(7))]
+        hashes.append(reduce(xor, flips, chance.choice(hashes)))
+    chance.shuffle(hashes)
+    wanted = []
+    for number, one in enumerate(hashes):
+        bits = [(one ^ other).bit_count() for other in hashes[:number]]
+        wanted += [(number, at, count) for at, count in enumerate(bits) if count <= 4][:1]
+    assert len(wanted) > 50 and list(near(hashes)) == wanted
+
+
+def test_many_pictures_are_not_compared_each_with_each():
+    chance = random.Random(1)
+    hashes = [chance.getrandbits(64) for _ in range(100_000)]  # each with each: 5 thousand million
+    hashes.append(hashes[77] ^ 0b1011)
+    assert list(near(hashes)) == [(100_000, 77, 3)]
+
+
+def test_a_smaller_or_recompressed_picture_has_nearly_the_same_dhash():
+    grain = Image.effect_noise((96, 128), 60).resize((384, 512), Image.Resampling.BILINEAR)
+    shapes = Image.radial_gradient("L").resize((384, 512)).rotate(31)
+    whole = Image.blend(shapes, grain, 0.15).convert("RGB")
+    file = io.BytesIO()
+    whole.save(file, "JPEG", quality=60)
+    for other in (Image.open(file), whole.resize((192, 256)), whole.resize((1000, 1333))):
+        assert (dhash(whole) ^ dhash(other)).bit_count() <= 4
 
 
 def test_dhash_is_a_bit_a_pair_of_neighbours():
@@ -435,7 +470,7 @@ def test_nothing_changes_but_the_cache_and_nothing_is_decoded_twice(world: World
     def decode(data: bytes, *args: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("lorabuild.checks.pictures.decode", decode)
+    monkeypatch.setattr("lorabuild.checks.pictures.opened", decode)
     assert checked(world).projects["ember"].images() == first.projects["ember"].images()
 
 

@@ -18,7 +18,6 @@ from lorabuild.errors import InputChanged
 from lorabuild.scan import GONE, Scan
 from lorabuild.session import opened
 from lorabuild.state import State
-from lorabuild.store import Output
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 STAND_INS = ("norms", "dataset", "latents", "train", "spectrum", "resize", "samples")
@@ -302,17 +301,18 @@ def test_a_base_that_changes_leaves_nothing_under_the_key_of_the_old_one(world: 
         scratch = world.root / ".lorabuild/scratch" / found.key / "scratch"
         scratch.mkdir(parents=True)
 
-        def run(spec, place, saved, **told):
+        def events(spec, place):
+            if when == "while it waits for its slot":
+                pytest.fail("it was begun")
             checkpoint(base, unet=2)
-            saved("norms.json", Output("0" * 32, 1))
+            yield {"event": "saved", "role": "norms.json", "digest": "0" * 32, "size": 1}
             pytest.fail("it was taken")
 
-        engine.pool.run = run
+        engine.pool.events = events
         if when == "while it waits for its slot":
-            engine.pool.run = lambda *args, **told: pytest.fail("it was begun")
             checkpoint(base, unet=2)
         with pytest.raises(InputChanged):
-            engine._build(found)
+            engine.build(found)
     assert not scratch.exists()
     checkpoint(base)
 

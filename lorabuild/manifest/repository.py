@@ -67,6 +67,7 @@ class Repository:
     build_default: Sequence[str]
     store: Mapping[str, Any]
     files: Sequence[Path]
+    executor: Mapping[str, Any] = field(default_factory=dict)  # [executor]
     export: Mapping[str, str] = field(default_factory=dict)  # program -> the folder for its LoRAs, as it was written
 
     @property
@@ -159,6 +160,7 @@ def survey(
         build_default=shared["build"]["default"],
         store=shared["store"],
         files=sorted(reader.looked_for),
+        executor=shared["executor"],
         export=shared["export"],
     )
     return repository, problems
