@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from slurm_world import FakeSlurm, processes_with, stood_in
 from standin import Stage
-from test_slurm import processes_with
 from world import HEAVY, LONGER, World
 
 from lorabuild.ahead import cores
@@ -112,6 +112,47 @@ def test_a_worker_that_is_killed_is_begun_again(tmp_path: Path):
     assert driver.returncode == 0, out
     assert "begun again, 2 of 3" in out
     assert len(jobs(stage.world, "chop-p0")) == 2
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    with stood_in(tmp_path, monkeypatch) as world:
+        yield world
+
+
+@pytest.fixture
+def slurm(cluster: FakeSlurm, tmp_path: Path) -> Stage:
+    """A repository whose chops go to a Slurm of stand-ins."""
+    stage = Stage(tmp_path / "stage")
+    through_slurm(stage.world, 'stages = ["chop"]')
+    settings = stage.world.root / "lorabuild.local.toml"
+    settings.write_text(settings.read_text().replace('cluster = "local"', 'partition = "gpu"'))
+    return stage
+
+
+def test_a_build_says_why_its_job_waits(slurm: Stage, cluster: FakeSlurm):
+    (cluster.slurm / "hold").touch()
+    driver = slurm.start()
+    assert driver.stdout is not None
+    said = []
+    for line in driver.stdout:  # ends with the driver
+        said.append(line)
+        if "PENDING (Priority)" in line:
+            (cluster.slurm / "hold").unlink()
+    assert driver.wait() == 0 and any("PENDING" in line for line in said), said
+    assert "--partition=gpu\n" in (cluster.slurm / "job-4242/script").read_text()
+
+
+def test_a_job_that_slurm_does_not_take_fails_in_one_line(slurm: Stage, cluster: FakeSlurm):
+    (cluster.slurm / "reject").write_text(
+        "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job …\n"
+    )
+    result = slurm.doit()
+    assert result.code == 1 and "Traceback" not in result.out + result.err
+    assert "chop:p0 FAILED: sbatch: invalid partition specified: gpu\n" in result.out
+    assert "begun again" not in result.out + result.err
+    (cluster.slurm / "reject").unlink()
+    assert slurm.doit().ran == {"chop:p0": "built"}
 
 
 # with real ones

@@ -71,7 +71,7 @@ class Slurm:
                 return self._submit(folder, asked)
             except Rejected as error:
                 if wait_s is None or not any(word in error.line for word in BUSY):
-                    raise JobError(f"{name}: sbatch: {error.line}") from None
+                    raise JobError(f"sbatch: {error.line}") from None
                 time.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
