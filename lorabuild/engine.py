@@ -37,6 +37,7 @@ class Engine(Builder):
     log: RunLog
     locks: Locks
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
+    sweeps: Mapping[str, str] = field(default_factory=dict)  # project -> what its [matrix] comes to
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
     sharing: Sharing | None = None  # the remote store, if there is one
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))

@@ -23,6 +23,7 @@ from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_fault, component_path, model_folders
 from lorabuild.manifest.sources import Sources
+from lorabuild.manifest.targets import sweep
 from lorabuild.names import REPORT
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -117,6 +118,7 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             locks=Locks(folders, jobs, store.parts, shown.warn, kept=building),
             face=shown,
             clean={path.parent.name: names for path, names in clean.items()},
+            sweeps={name: said for name, one in repository.projects.items() if (said := sweep(one))},
             settle=partial(_settle, watches, repository, needed),
             sharing=sharing,
             away=away,
