@@ -18,13 +18,14 @@ import pytest
 import slurm_standin
 
 from lorabuild.errors import JobError
-from lorabuild.executors import slurm
+from lorabuild.executors import processes, slurm
 from lorabuild.executors.attempts import Reader, next_attempt
 from lorabuild.executors.clusters import Settings
 from lorabuild.executors.protocol import Resources, Status, ending
 from lorabuild.executors.sbatch import parameters
 from lorabuild.executors.slurm import Submitit
 from lorabuild.executors.squeue import Row, complaint, row_of_sacct, rows_of_squeue
+from lorabuild.workers.slots import cuda_devices
 
 STANDIN = Path(slurm_standin.__file__)
 COMMAND = [sys.executable, str(STANDIN), "worker"]
@@ -255,6 +256,11 @@ def test_a_job_runs_to_its_end(local: World):
     assert (local.store / "result").read_text() == "6 steps\n"
     assert "noise beside the events" in local.executor.logs(handle)
     until(lambda: not processes_with(str(local.folder(handle))))
+
+
+def test_a_process_here_is_promised_no_gpu_that_is_not_here():
+    said = processes._environment("true", 1, Settings(), Resources(gpus=2))
+    assert said["CUDA_VISIBLE_DEVICES"] == ",".join(cuda_devices()[:2])
 
 
 def test_another_driver_finds_the_job_and_hears_all_of_it(local: World):
