@@ -97,6 +97,7 @@ class Builder(Assessor):
                     spec=self._spec_away(found, pack := self._packed(found)),
                     pack=pack,
                     resources=away.needs.resources(job.stage, job.options.get("processes", 1)),
+                    began=making.runs_away,
                     hear=making.hear_away,
                     waits=lambda text: self.face.progress(job.name, 0, 1, text),
                     told=making.progress,
@@ -255,6 +256,12 @@ class _Making:
         self.begin()
         self.builder.waited[self.found.job.name] += self.start - self.asked
         self.builder.unchanged(self.found)  # it may have waited for its slot for hours
+
+    def runs_away(self) -> None:
+        """What it took until here is no time of its own: files were sent, and it stood in a queue."""
+        now = time.monotonic()
+        self.builder.waited[self.found.job.name] += now - self.start
+        self.start = now
 
     def progress(self, done: int, total: int, text: str) -> None:
         self.builder.face.progress(self.found.job.name, done, total, text)
