@@ -18,11 +18,13 @@ import slurm_standin
 from slurm_world import FakeSlurm, World, processes_with, stood_in, until
 
 from lorabuild.errors import JobError
+from lorabuild.executors import processes
 from lorabuild.executors.attempts import Reader, next_attempt
 from lorabuild.executors.clusters import Settings
 from lorabuild.executors.protocol import Resources, ending
 from lorabuild.executors.sbatch import parameters
 from lorabuild.executors.squeue import Row, complaint, row_of_sacct, rows_of_squeue
+from lorabuild.workers.slots import cuda_devices
 
 
 @pytest.fixture
@@ -141,6 +143,11 @@ def test_a_job_runs_to_its_end(local: World):
     assert (local.store / "result").read_text() == "6 steps\n"
     assert "noise beside the events" in local.executor.logs(handle)
     until(lambda: not processes_with(str(local.folder(handle))))
+
+
+def test_a_process_here_is_promised_no_gpu_that_is_not_here():
+    said = processes._environment("true", 1, Settings(), Resources(gpus=2))
+    assert said["CUDA_VISIBLE_DEVICES"] == ",".join(cuda_devices()[:2])
 
 
 def test_another_driver_finds_the_job_and_hears_all_of_it(local: World):
