@@ -39,6 +39,7 @@ class Builder(Assessor):
     model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
     away: Away | None = None
     interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
+    elsewhere: dict[str, str] = field(default_factory=dict)  # job -> where it goes on without us, "slurm 4242"
     begun: set[str] = field(default_factory=set)  # jobs
     waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
 
@@ -52,7 +53,10 @@ class Builder(Assessor):
         try:
             return work(found)
         except Interrupted as stop:
-            if found.job.name in self.begun:
+            if stop.elsewhere:
+                self.elsewhere[found.job.name] = stop.elsewhere
+                self.face.note(f"{found.job.name} goes on: {stop.elsewhere}")
+            elif found.job.name in self.begun:
                 self.interrupted[found.job.name] = stop.kept
                 self.face.stopped(found.job.name, stop.kept)
             raise

@@ -182,7 +182,7 @@ class Away:
             if status.state == "waiting":
                 order.waits(status.text)
             if self._leaving is not None and time.monotonic() > self._leaving + LEAVING_SECONDS:
-                raise Interrupted(f"{self.kind} {note.handle}, where it goes on")
+                raise Interrupted(elsewhere=f"{self.kind} {note.handle}")
 
         def hear(event: Event) -> None:
             if event["event"] == "lacking":
