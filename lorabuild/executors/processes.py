@@ -14,6 +14,7 @@ from typing import Any
 from lorabuild.executors import onnode
 from lorabuild.executors.clusters import MINUTES, Look, Settings, submitit
 from lorabuild.executors.protocol import Resources
+from lorabuild.workers.slots import cuda_devices
 
 
 class Local:
@@ -81,7 +82,7 @@ def _environment(command: str, minutes: float, settings: Settings, resources: Re
         "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
         "SUBMITIT_STDERR_TO_STDOUT": "",
         "SUBMITIT_LOCAL_WITH_SHELL": "",
-        "CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in range(resources.gpus)),
+        "CUDA_VISIBLE_DEVICES": ",".join(cuda_devices()[: resources.gpus]),
     }
 
 

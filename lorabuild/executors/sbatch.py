@@ -71,7 +71,7 @@ class Slurm:
                 return self._submit(folder, asked)
             except Rejected as error:
                 if wait_s is None or not any(word in error.line for word in BUSY):
-                    raise JobError(f"{name}: sbatch: {error.line}") from None
+                    raise JobError(f"sbatch: {error.line}") from None
                 time.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
@@ -96,7 +96,6 @@ class Slurm:
             except (package.core.utils.FailedJobError, package.core.utils.FailedSubmissionError) as error:
                 said = errors.read_text(errors="replace") if errors.exists() else ""
                 raise Rejected(complaint(said or str(error), "sbatch")) from None
-        self.queue.ask_anew()
         return str(job.job_id)
 
     def look(self, job_id: str, folder: Path) -> Look:
@@ -106,7 +105,7 @@ class Slurm:
                 return Look("waiting", self.queue.trouble)
             since = self._unseen.setdefault(job_id, time.monotonic())
             if time.monotonic() - since < UNSEEN_S:
-                return Look("waiting", f"Slurm does not list job {job_id}")
+                return Look("waiting", "submitted, and not listed by Slurm yet")
             return Look("over", f"Slurm knows no job {job_id} any more")
         self._unseen.pop(job_id, None)
         if not row.over and NEVER.fullmatch(row.reason):
@@ -129,7 +128,6 @@ class Slurm:
             raise missing("scancel") from None
         except subprocess.TimeoutExpired:
             pass  # the controller is busy; the job ends by its time limit, if not by this
-        self.queue.ask_anew()
 
 
 class Rejected(Exception):
