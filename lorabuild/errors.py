@@ -60,11 +60,14 @@ class InputMissing(JobError):
 
 
 class Interrupted(Exception):
-    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12"."""
+    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12".
 
-    def __init__(self, kept: str = ""):
-        self.kept = kept
-        super().__init__(kept or "interrupted")
+    `elsewhere`: where it goes on all the same, as it is under way on another machine: "slurm 4242".
+    """
+
+    def __init__(self, kept: str = "", elsewhere: str = ""):
+        self.kept, self.elsewhere = kept, elsewhere
+        super().__init__(kept or elsewhere or "interrupted")
 
 
 class InputChanged(Exception):
@@ -108,5 +111,10 @@ def told(error: Exception, root: Path | None = None) -> str:
 
 def near_miss(word: str, candidates: Iterable[str]) -> str:
     """` (did you mean "x"?)` where a candidate is close to `word`, else an empty string."""
-    close = get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    close = nearest(word, candidates)
+    return "" if close is None else f' (did you mean "{close}"?)'
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that is most like `word`, if one is close to it."""
+    return next(iter(get_close_matches(word, list(candidates), n=1, cutoff=0.6)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,23 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
     finally:
         for one, old in before.items():
             signal.signal(one, old)
+
+
+@contextmanager
+def written_to(end: socket.socket) -> Iterator[None]:
+    """Within, the number of each signal that has a handler is also written to `end`, a byte each, before the handler runs.
+
+    Does nothing but in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    end.setblocking(False)
+    before = signal.set_wakeup_fd(end.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
 
 
 @contextmanager

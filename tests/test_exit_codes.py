@@ -128,7 +128,7 @@ def test_who_is_interrupted(verb: str, number: signal.Signals, places: Path, cap
         os.kill(os.getpid(), number)
         raise AssertionError("the signal did not come")
 
-    where = "lorabuild.graph.opened" if verb in cli.DOIT_VERBS else f"lorabuild.verbs.{verb}.main"
+    where = "lorabuild.graph.tasks.opened" if verb in cli.DOIT_VERBS else f"lorabuild.verbs.{verb}.main"
     monkeypatch.setattr(where, interrupted)
     said = Said(places / REPOSITORY, capsys, verb, *(["--json"] if verb == "build" else []))
     assert said.code == (130 if verb in cli.DOIT_VERBS else 128 + number) and "interrupted" in said.mistake

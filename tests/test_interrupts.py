@@ -167,6 +167,37 @@ def test_what_was_told_to_ignore_ctrl_c_ignores_it(tmp_path: Path):
     assert driver.returncode == 0
 
 
+WAITER = """
+import queue
+from lorabuild.workers.interrupts import stoppable
+
+class Build:
+    def __init__(self): self.stopped = queue.Queue()
+    def stop(self): self.stopped.put(True)
+    def say(self, text): pass
+    kill = close = stop
+
+for _ in range(3000):
+    build = Build()
+    with stoppable(build) as heard:
+        print("waits", flush=True)
+        build.stopped.get()  # a signal that comes as this begins does not wake it
+    assert heard.signalled
+"""
+
+
+def test_no_signal_is_lost_however_it_meets_the_main_thread():
+    waiter = subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE)
+    try:
+        for _ in range(3000):
+            assert waiter.stdout.readline() == b"waits\n"
+            waiter.send_signal(signal.SIGINT)
+        assert waiter.wait(PATIENCE) == 0
+    finally:
+        waiter.kill()
+        waiter.stdout.close()
+
+
 # twice
 
 

@@ -1,0 +1,1 @@
+"""Where jobs run: one protocol of four calls, and those who keep to it."""
