@@ -67,7 +67,7 @@ class Away:
     def turn(self) -> Iterator[float]:
         """Wait until one more job may be under way; how many seconds that took. Raises Interrupted if the build stops."""
         start = time.monotonic()
-        while not self._free.acquire(timeout=0.2):
+        while not self._free.acquire(timeout=0.5):
             self._go_on()
         try:
             self._go_on()
