@@ -15,7 +15,8 @@ from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UserError
 from lorabuild.files import remove_empty
 from lorabuild.names import REPORT
-from lorabuild.session import dependencies, opened, targets
+from lorabuild.session import opened, targets
+from lorabuild.stage import dependencies
 from lorabuild.stages import STAGES
 
 
