@@ -41,6 +41,7 @@ class Builder(Assessor):
     model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
     away: Away | None = None
     interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
+    elsewhere: dict[str, str] = field(default_factory=dict)  # job -> where it goes on without us, "slurm 4242"
     begun: set[str] = field(default_factory=set)  # jobs
     waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
     _urgencies: dict[str, float] = field(default_factory=dict)
@@ -56,7 +57,10 @@ class Builder(Assessor):
         try:
             return work(found)
         except Interrupted as stop:
-            if found.job.name in self.begun:
+            if stop.elsewhere:
+                self.elsewhere[found.job.name] = stop.elsewhere
+                self.face.note(f"{found.job.name} goes on: {stop.elsewhere}")
+            elif found.job.name in self.begun:
                 self.interrupted[found.job.name] = stop.kept
                 self.face.stopped(found.job.name, stop.kept)
             raise
@@ -116,6 +120,7 @@ class Builder(Assessor):
                     spec=self._spec_away(found, pack := self._packed(found)),
                     pack=pack,
                     resources=away.needs.resources(job.stage, job.options.get("processes", 1)),
+                    began=making.runs_away,
                     hear=making.hear_away,
                     waits=lambda text: self.face.progress(job.name, 0, 1, text),
                     told=making.progress,
@@ -274,6 +279,12 @@ class _Making:
         self.begin()
         self.builder.waited[self.found.job.name] += self.start - self.asked
         self.builder.unchanged(self.found)  # it may have waited for its slot for hours
+
+    def runs_away(self) -> None:
+        """What it took until here is no time of its own: files were sent, and it stood in a queue."""
+        now = time.monotonic()
+        self.builder.waited[self.found.job.name] += now - self.start
+        self.start = now
 
     def progress(self, done: int, total: int, text: str) -> None:
         self.builder.face.progress(self.found.job.name, done, total, text)

@@ -30,7 +30,7 @@ INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "STANDIN", "HF_HUB_OFFLINE
 
 
 def install() -> None:
-    choose.MODULES["slurm"] = "process_executor"
+    choose.MODULES["slurm"] = choose.PACKAGES["slurm"] = "process_executor"
 
 
 def executor(settings: Mapping[str, Any], root: Path) -> Processes:

@@ -73,6 +73,7 @@ def sbatch(script: str) -> int:
     job = home() / f"job-{job_id}"
     job.mkdir()
     (job / "script").write_text(Path(script).read_text())
+    (job / "environment").write_text(json.dumps(dict(os.environ)))
     say(job, "PENDING", "Priority")
     subprocess.Popen(
         [sys.executable, __file__, "supervise", str(job_id)],
@@ -137,8 +138,7 @@ def squeue(*arguments: str) -> int:
     if (down := home() / "down").exists():
         print(down.read_text(), file=sys.stderr)
         return 1
-    with open(home() / "squeues", "a") as log:
-        log.write("x\n")
+    asked("squeue")
     assert "--noheader" in arguments and "--format=%i|%T|%r|%N" in arguments, arguments
     for job in sorted(home().glob("job-*")):
         if not (job / "forgotten").exists():
@@ -148,6 +148,7 @@ def squeue(*arguments: str) -> int:
 
 
 def sacct(*arguments: str) -> int:
+    asked("sacct")
     job_id = next(one for one in arguments if one.startswith("--jobs=")).removeprefix("--jobs=")
     job = home() / f"job-{job_id}"
     if (home() / "no-accounting").exists():
@@ -173,6 +174,11 @@ def scontrol(verb: str, job_id: str) -> int:
     assert verb == "requeue"
     say(home() / f"job-{job_id}", "REQUEUED", "None")
     return 0
+
+
+def asked(what: str) -> None:
+    with open(home() / "questions", "a") as log:
+        log.write(f"{what}\n")
 
 
 def say(job: Path, now: str, reason: str = "None", nodes: str = "") -> None:

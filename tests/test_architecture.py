@@ -16,7 +16,7 @@ LAYERS = {
     "ground": "errors signature scan signals ahead memory hashing files header writing bases components names vectors data streams training tensors git codes findings colours tomltext pointing",
     "lora": "lora",
     "manifest": "manifest",
-    "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
+    "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team loaded events watching nn",
     "stages": "stages",
     "graph": "executors workers rank worker assess urgency builder engine watch session upkeep forecast ending graph",
     "checks": "checks doctor importing scaffold",

@@ -16,6 +16,7 @@ import pytest
 from s3 import S3
 from test_bases import checkpoint
 
+from lorabuild.ahead import cores
 from lorabuild.components import component_digests, tensors_digest
 from lorabuild.errors import InputChanged, JobError
 from lorabuild.executors.protocol import AGAIN, DONE, FAILED
@@ -154,6 +155,13 @@ def test_a_gpu_that_is_promised_and_not_there_is_one_line(node: Node, monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, events, _ = node.run(node.spec(gpus=1))
     assert code == FAILED and "[executor] gpus promises 1" in events[-1]["lines"][0]
+
+
+def test_a_node_of_fewer_cores_than_threads_uses_those_it_has(node: Node):
+    """Threads that wait for each other in turns made a step of 0.3 s last 35 s and more."""
+    code, events, log = node.run(node.spec("chatter 2", threads=999))
+    assert code == DONE and f"threads {cores()}," in log
+    assert any(event["event"] == "warn" and f"has {cores()} cores" in event["text"] for event in events)
 
 
 # stopping, and going on elsewhere

@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickletools
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import slurm_standin
+from slurm_world import FakeSlurm, World, processes_with, stood_in, until
 
 from lorabuild.errors import JobError
-from lorabuild.executors import slurm
+from lorabuild.executors import processes
 from lorabuild.executors.attempts import Reader, next_attempt
 from lorabuild.executors.clusters import Settings
-from lorabuild.executors.protocol import Resources, Status, ending
+from lorabuild.executors.protocol import Resources, ending
 from lorabuild.executors.sbatch import parameters
-from lorabuild.executors.slurm import Submitit
 from lorabuild.executors.squeue import Row, complaint, row_of_sacct, rows_of_squeue
-
-STANDIN = Path(slurm_standin.__file__)
-COMMAND = [sys.executable, str(STANDIN), "worker"]
-PATIENCE_S = 120
-
-
-# -- a world -------------------------------------------------------------------------------------------------------
-
-
-class World:
-    """A repository, a store, an executor with the stand-in worker, and what its jobs have told so far."""
-
-    def __init__(self, root: Path, settings: dict[str, Any]):
-        self.root, self.settings = root, settings
-        self.store = root / "store"
-        self.store.mkdir()
-        self.handles: list[str] = []
-        self.restart()
-
-    def restart(self) -> None:
-        """Another driver, which knows nothing but handles."""
-        self.executor: Submitit = slurm.executor({"slurm": self.settings}, self.root)
-        self.executor.command, self.executor.pause_s = COMMAND, 0.02
-        self.executor.cluster.settle_s = 0.0
-        if queue := getattr(self.executor.cluster, "queue", None):
-            queue.every_s = 0.05
-        self.events: list[Any] = []
-
-    def submit(self, resources: Resources | None = None, **spec: Any) -> str:
-        given = {"name": "train:ember", "store": str(self.store), "steps": 6} | spec
-        handle = self.executor.submit(given, resources or Resources(minutes=60))
-        self.handles.append(handle)
-        return handle
-
-    def poll(self, handle: str) -> Status:
-        status = self.executor.poll(handle)
-        self.events += status.events
-        return status
-
-    def until(self, handle: str, wanted: Callable[[Status], bool]) -> Status:
-        """Poll until a status is as wanted. Over time: an error that shows all there is."""
-        end = time.monotonic() + PATIENCE_S
-        while not wanted(status := self.poll(handle)):
-            over = status.state in ("ended", "lost") or time.monotonic() > end
-            assert not over, f"{status}\n{self.events}\n{self.executor.logs(handle)}\n{self.folder(handle)}"
-        return status
-
-    def over(self, handle: str) -> Status:
-        return self.until(handle, lambda status: status.state in ("ended", "lost"))
-
-    def at_step(self, handle: str, step: int) -> None:
-        self.until(handle, lambda status: any(event.get("done") == step for event in self.events))
-
-    def folder(self, handle: str) -> Path:
-        return self.root / ".lorabuild/slurm" / handle.split()[1]
-
-    def steps(self) -> list[int]:
-        return [int(line.split()[0]) for line in (self.store / "steps").read_text().splitlines()]
-
-    def workers(self) -> list[int]:
-        return sorted({int(line.split()[1]) for line in (self.store / "steps").read_text().splitlines()})
-
-    def pid(self) -> int:
-        """Of the worker that made the last step."""
-        return int((self.store / "steps").read_text().split()[-1])
-
-    def end(self) -> None:
-        """Nothing runs on after a test."""
-        for handle in self.handles:
-            folder = str(self.folder(handle))
-            for pid in processes_with(folder):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-
-
-def processes_with(text: str) -> list[int]:
-    said = subprocess.run(["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in said.splitlines() if text in line]
+from lorabuild.workers.slots import cuda_devices
 
 
 @pytest.fixture
@@ -114,42 +34,10 @@ def local(tmp_path: Path) -> Iterator[World]:
     world.end()
 
 
-class FakeSlurm(World):
-    def __init__(self, root: Path):
-        self.slurm = root / "standin"
-        self.slurm.mkdir()
-        super().__init__(root, {"signal_delay_s": 20, "partition": "gpu"})
-
-    def job(self, handle: str) -> Path:
-        return self.slurm / f"job-{handle.split()[0]}"
-
-    def end(self) -> None:
-        for job in self.slurm.glob("job-*"):
-            slurm_standin.say(job, "CANCELLED")
-        (self.slurm / "hold").unlink(missing_ok=True)
-        super().end()
-        end = time.monotonic() + PATIENCE_S
-        for handle in self.handles:
-            while processes_with(f"supervise {handle.split()[0]}") and time.monotonic() < end:
-                time.sleep(0.05)
-
-
-def programs(folder: Path, *names: str) -> None:
-    folder.mkdir()
-    for name in names:
-        file = folder / name
-        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STANDIN}" {name} "$@"\n')
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-
-
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
-    programs(tmp_path / "bin", *slurm_standin.PROGRAMS)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("STANDIN_SLURM", str(tmp_path / "standin"))
-    world = FakeSlurm(tmp_path)
-    yield world
-    world.end()
+    with stood_in(tmp_path, monkeypatch) as world:
+        yield world
 
 
 # -- what Slurm says -----------------------------------------------------------------------------------------------
@@ -257,6 +145,11 @@ def test_a_job_runs_to_its_end(local: World):
     until(lambda: not processes_with(str(local.folder(handle))))
 
 
+def test_a_process_here_is_promised_no_gpu_that_is_not_here():
+    said = processes._environment("true", 1, Settings(), Resources(gpus=2))
+    assert said["CUDA_VISIBLE_DEVICES"] == ",".join(cuda_devices()[:2])
+
+
 def test_another_driver_finds_the_job_and_hears_all_of_it(local: World):
     handle = local.submit(wait_at=[3])
     local.at_step(handle, 3)
@@ -287,7 +180,7 @@ def test_a_time_limit_stops_the_worker_and_the_job_goes_on_from_what_it_kept(loc
 def test_a_time_limit_that_is_too_short_to_come_any_further_is_one_line(local: World):
     handle = local.submit(Resources(minutes=8 / 60), wait_at=[1], forgetful=True)
     status = local.over(handle)
-    line = "train:ember: its time limit (0.13 min) is over before it came any further: raise [executor] minutes"
+    line = "its time limit (0.13 min) is over before it came any further: raise [executor] minutes"
     assert (status.state, ending(status.events)) == ("ended", {"event": "failed", "lines": [line]})
     assert local.steps() == [1, 1]  # once more, as a preemption would look the same; not a third time
 
@@ -443,10 +336,11 @@ def test_a_job_waits_runs_and_ends(cluster: FakeSlurm):
 def test_many_jobs_are_one_question(cluster: FakeSlurm):
     cluster.executor.cluster.queue.every_s = 3600
     (cluster.slurm / "hold").touch()
-    handles = [cluster.submit() for _ in range(3)]
-    for handle in handles * 5:
-        assert cluster.poll(handle).state == "waiting"
-    assert len((cluster.slurm / "squeues").read_text().split()) == 1
+    for _ in range(3):
+        cluster.submit()
+        for handle in cluster.handles * 3:
+            assert cluster.poll(handle).state == "waiting"
+    assert (cluster.slurm / "questions").read_text().split() == ["squeue"]
 
 
 @pytest.mark.parametrize("preempted", [False, True])
@@ -504,6 +398,32 @@ def test_a_preempted_job_that_is_not_queued_again_ends_with_what_it_kept(cluster
     assert ending(status.events) == {"event": "stopped", "kept": "step 2 of 6", "why": why}
 
 
+def test_where_requeue_is_not_allowed_the_job_ends_with_what_it_kept(cluster: FakeSlurm):
+    (cluster.root / "bin/scontrol").write_text("#!/bin/sh\necho 'Access denied' >&2\nexit 1\n")
+    handle = cluster.submit(wait_at=[2])
+    cluster.at_step(handle, 2)
+    slurm_standin.hit(cluster.job(handle), signal.SIGUSR2)
+    status = cluster.over(handle)
+    assert (status.state, ending(status.events)["kept"]) == ("ended", "step 2 of 6")
+    assert "scontrol" in cluster.executor.logs(handle)
+
+
+def test_from_within_a_job_only_where_slurm_is_goes_along(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch):
+    (cluster.slurm / "hold").touch()
+    said = {"SLURM_CONF": "/etc/other.conf", "SLURM_MEM_PER_NODE": "100", "SBATCH_QOS": "short"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+
+    def went_along() -> set[str]:
+        found = json.loads((cluster.job(cluster.submit()) / "environment").read_text())
+        return {name for name in said if found.get(name) == said[name]}
+
+    assert went_along() == set(said)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert went_along() == {"SLURM_CONF"}
+    assert os.environ["SBATCH_QOS"] == "short" and os.environ["SLURM_JOB_ID"] == "17"
+
+
 def test_cancel_stops_a_running_job_and_a_waiting_one(cluster: FakeSlurm):
     running = cluster.submit(wait_at=[2])
     cluster.at_step(running, 2)
@@ -521,7 +441,7 @@ def test_a_job_that_somebody_cancelled_is_not_begun_again(cluster: FakeSlurm):
     handle = cluster.submit()
     slurm_standin.say(cluster.job(handle), "CANCELLED")
     status = cluster.over(handle)
-    assert ending(status.events)["lines"] == ["train:ember: its Slurm job 4242 was cancelled"]
+    assert ending(status.events)["lines"] == ["its Slurm job 4242 was cancelled"]
 
 
 @pytest.mark.parametrize(
@@ -534,8 +454,20 @@ def test_a_job_that_asks_for_more_than_there_is_does_not_wait_for_ever(cluster: 
     cluster.until(handle, lambda status: status.text == "PENDING (QOSMaxJobsPerUserLimit)")
     slurm_standin.say(cluster.job(handle), "PENDING", reason)
     status = cluster.over(handle)
-    line = f"train:ember: its Slurm job 4242 would wait for ever, and was cancelled: PENDING ({reason})"
+    line = f"its Slurm job 4242 would wait for ever, and was cancelled: PENDING ({reason})"
     assert ending(status.events)["lines"] == [line]
+    assert slurm_standin.state(cluster.job(handle)) == "CANCELLED"
+
+
+def test_a_job_that_its_node_could_not_start_is_tried_elsewhere(cluster: FakeSlurm):
+    cluster.executor.cluster.settle_s = 0.5
+    (cluster.slurm / "hold").touch()
+    handle = cluster.submit()
+    slurm_standin.say(cluster.job(handle), "PENDING", "launch failed requeued held")
+    texts = [cluster.poll(handle).text]
+    texts.append(cluster.over(handle).text)
+    assert cluster.poll(handle).state == "lost"
+    assert texts == ["Slurm job 4242: PENDING (launch failed requeued held)", "Slurm job 4242: CANCELLED"]
     assert slurm_standin.state(cluster.job(handle)) == "CANCELLED"
 
 
@@ -545,9 +477,7 @@ def test_memory_that_runs_out_names_the_key(cluster: FakeSlurm):
     slurm_standin.say(cluster.job(handle), "OUT_OF_MEMORY", "OutOfMemory", "gpu3")
     slurm_standin.hit(cluster.job(handle), signal.SIGKILL)
     status = cluster.over(handle)
-    assert ending(status.events)["lines"] == [
-        "train:ember: its Slurm job 4242 ran out of memory: raise [executor] memory_gb"
-    ]
+    assert ending(status.events)["lines"] == ["its Slurm job 4242 ran out of memory: raise [executor] memory_gb"]
 
 
 def test_a_job_that_squeue_has_forgotten_is_asked_of_the_accounting(cluster: FakeSlurm):
@@ -565,7 +495,7 @@ def test_a_job_that_nobody_knows_is_lost_after_a_while(cluster: FakeSlurm, monke
     handle = cluster.submit()
     (cluster.job(handle) / "forgotten").touch()
     (cluster.slurm / "no-accounting").touch()
-    assert cluster.poll(handle).text == "Slurm does not list job 4242"
+    assert cluster.poll(handle).text == "submitted, and not listed by Slurm yet"
     monkeypatch.setattr("lorabuild.executors.sbatch.UNSEEN_S", 0.0)
     status = cluster.over(handle)
     assert (status.state, status.text) == ("lost", "Slurm knows no job 4242 any more")
@@ -593,7 +523,7 @@ def test_what_sbatch_says_no_with_is_one_line(cluster: FakeSlurm, capfd: pytest.
     with pytest.raises(JobError) as caught:
         cluster.submit()
     assert str(caught.value) == (
-        "train:ember: sbatch: Batch job submission failed: Invalid account or account/partition combination specified"
+        "sbatch: Batch job submission failed: Invalid account or account/partition combination specified"
     )
     assert capfd.readouterr() == ("", "")
     assert not list((cluster.root / ".lorabuild/slurm").iterdir())
@@ -622,10 +552,3 @@ def test_without_slurm_there_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / ".lorabuild/slurm/x").mkdir()
     with pytest.raises(JobError, match=r"^squeue: not found"):
         world.poll("4242 x")
-
-
-def until(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.05)

@@ -21,7 +21,7 @@ from lorabuild.nn.adapters.module import Module
 from lorabuild.nn.applied import bare
 from lorabuild.nn.batches import Data
 from lorabuild.nn.trainer import Training, _Loop
-from lorabuild.stages.train import to_compile
+from lorabuild.training.compiling import to_compile
 
 SOME = [(0, [(0, 0), (2, 0)]), (0, [(3, 0)])]
 MORE = [(0, [(1, 0)]), (0, [(4, 0), (4, 1)])]
@@ -103,7 +103,7 @@ def test_a_batch_that_is_made_ahead_changes_no_byte():
         with adapted(tiny_base(), Shape.of(RECIPE), RECIPE["seed"], ("unet",)) as adapter:
             loop = loop_on(adapter, RECIPE)
             loop.update(SOME, coming)
-            assert (loop.ahead is None) == (not coming)
+            assert (loop.feed.ahead is None) == (not coming)
             loop.update(MORE)
             found.append(
                 (loop.log, torch.cat([weights.detach().flatten() for weights in adapter.parameters().values()]))

@@ -34,6 +34,7 @@ class Order:
     spec: Mapping[str, Any]  # but for its record
     pack: Pack
     resources: Resources
+    began: Callable[[], None]  # it runs
     hear: Callable[[Event, str], None]  # an event, and the name of the job's record
     waits: Callable[[str], None]  # what it waits for, in words
     told: Callable[[int, int, str], None]  # of uploads
@@ -137,7 +138,7 @@ class Away:
                 self.handles.drop(key)
 
     def _build(self, order: Order) -> Event:
-        key, name = order.spec["key"], order.spec["name"]
+        key, name, executor = order.spec["key"], order.spec["name"], self.executor
         note, why = self._found(order), ""
         record = note.record if note else f"{key}/anew/{uuid.uuid4().hex[:12]}" if order.spec["anew"] else key
         tries, damaged = self.needs.tries + bool(note), set[str]()
@@ -145,7 +146,7 @@ class Away:
             if note is None:
                 self.sender.upload(order.pack, order.told, damaged)
                 self._go_on()
-                note = self._submit(order, record)
+                note = self._submit(executor, order, record)
             last, why = self._followed(order, key, note, damaged)
             if last and last["event"] == "done":
                 try:
@@ -177,9 +178,9 @@ class Away:
             return None
         return note
 
-    def _submit(self, order: Order, record: str) -> Note:
+    def _submit(self, executor: Executor, order: Order, record: str) -> Note:
         key, name = order.spec["key"], order.spec["name"]
-        handle = self.executor.submit({**order.spec, "record": record}, order.resources)
+        handle = executor.submit({**order.spec, "record": record}, order.resources)
         note = Note(name, self.kind, handle, record)
         self.handles.write(key, note)
         return note
@@ -194,7 +195,7 @@ class Away:
             if status.state == "waiting":
                 order.waits(status.text)
             if self._leaving is not None and time.monotonic() > self._leaving + LEAVING_SECONDS:
-                raise Interrupted(f"{self.kind} {note.handle}, where it goes on")
+                raise Interrupted(elsewhere=f"{self.kind} {note.handle}")
 
         def hear(event: Event) -> None:
             if event["event"] == "lacking":
@@ -204,7 +205,7 @@ class Away:
         with self._mutex:
             self._flying[key] = note
         try:
-            last = attend(self.executor, note.handle, hear, lambda: None, looked, PAUSE_SECONDS)
+            last = attend(self.executor, note.handle, hear, order.began, looked, PAUSE_SECONDS)
         finally:
             with self._mutex:
                 self._flying.pop(key, None)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorabuild.errors import JobError
 from lorabuild.executors.away import Away
 from lorabuild.executors.handles import Handles
 from lorabuild.executors.needs import Needs
+from lorabuild.executors.protocol import Executor
 from lorabuild.executors.sending import Sender
 from lorabuild.remotes.patient import PatientFolder
 from lorabuild.remotes.remote import Remote
@@ -41,7 +44,7 @@ def away_of(
     folder = PatientFolder(url, warn, lambda: away.left)
     remote = Remote(folder, store)
     away = Away(
-        open=lambda: import_module(MODULES[kind]).executor(settings, root),
+        open=lambda: _opened(kind, settings, root),
         kind=kind,
         needs=Needs(settings, stages, url),
         remote=remote,
@@ -52,3 +55,10 @@ def away_of(
         begins_no_more=lambda: pool.slots.shut,
     )
     return away
+
+
+def _opened(kind: str, settings: Mapping[str, Any], root: Path) -> Executor:
+    """Raises JobError where its extra is not installed: before anything is uploaded for it."""
+    if find_spec(PACKAGES[kind]) is None:
+        raise JobError(f"[executor] kind = \"{kind}\" needs {PACKAGES[kind]}: pip install 'lorabuild[{kind}]'")
+    return import_module(MODULES[kind]).executor(settings, root)

@@ -109,7 +109,7 @@ class Attempt:
             return False
         if last and self._timed_out() and last.get("kept", "") in ("", self._kept_before()):
             minutes = f"{round(self.plan['minutes'], 2):g}"
-            line = f"{self.plan['name']}: its time limit ({minutes} min) is over before it came any further: raise [executor] minutes"
+            line = f"its time limit ({minutes} min) is over before it came any further: raise [executor] minutes"
             self._append(self.events, json.dumps({"event": "failed", "lines": [line]}))
             return False
         return True

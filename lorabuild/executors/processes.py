@@ -14,6 +14,7 @@ from typing import Any
 from lorabuild.executors import onnode
 from lorabuild.executors.clusters import MINUTES, Look, Settings, submitit
 from lorabuild.executors.protocol import Resources
+from lorabuild.workers.slots import cuda_devices
 
 
 class Local:
@@ -81,14 +82,20 @@ def _environment(command: str, minutes: float, settings: Settings, resources: Re
         "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
         "SUBMITIT_STDERR_TO_STDOUT": "",
         "SUBMITIT_LOCAL_WITH_SHELL": "",
-        "CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in range(resources.gpus)),
+        "CUDA_VISIBLE_DEVICES": ",".join(cuda_devices()[: resources.gpus]),
     }
 
 
 def _is_controller(job_id: str, folder: Path) -> bool:
     """Whether a process with this number is that job's: the number may have gone to another one since."""
-    said = subprocess.run(["ps", "-ww", "-o", "args=", "-p", job_id], capture_output=True, text=True)
-    return "submitit.local._local" in said.stdout and str(folder) in said.stdout
+    if Path("/proc/self/cmdline").exists():
+        try:
+            said = Path(f"/proc/{int(job_id)}/cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError):
+            return False
+    else:  # macOS
+        said = subprocess.run(["ps", "-ww", "-o", "args=", "-p", job_id], capture_output=True, text=True).stdout
+    return "submitit.local._local" in said and str(folder) in said
 
 
 class Debug:

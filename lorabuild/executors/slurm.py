@@ -33,12 +33,10 @@ def executor(settings: Mapping[str, Any], root: Path) -> Submitit:
 class _Job:
     """What this process knows of a job: how far its events are read, and since when it is over without a last one."""
 
-    name: str
     job_id: str
     folder: Path
     reader: Reader
     over_since: float | None = None
-    cancelled: bool = False
     stopped: Event | None = None  # how its last attempt ended, if so: its end only when no other begins
 
 
@@ -65,7 +63,6 @@ class Submitit:
         self._sweep()
         folder.mkdir(parents=True)
         plan = {
-            "name": name,
             "command": list(self.command) if self.command else None,
             "minutes": resources.minutes or MINUTES,
             "signal_delay_s": self.settings.signal_delay_s,
@@ -96,8 +93,8 @@ class Submitit:
         events = [*events, *self._news(job)]  # between the first look and its end
         if ending(events):
             return Status("ended", events)
-        if look.fault and not job.cancelled:
-            return Status("ended", [*events, {"event": "failed", "lines": [f"{job.name}: {look.fault}"]}], look.text)
+        if look.fault:
+            return Status("ended", [*events, {"event": "failed", "lines": [look.fault]}], look.text)
         job.over_since = job.over_since or time.monotonic()
         if time.monotonic() - job.over_since < self.cluster.settle_s:
             return Status("running", events, look.text)
@@ -107,9 +104,7 @@ class Submitit:
         return Status("ended", [*events, stopped], look.text)
 
     def cancel(self, handle: str) -> None:
-        job = self._job(handle)
-        job.cancelled = True
-        self.cluster.cancel(job.job_id)
+        self.cluster.cancel(self._job(handle).job_id)
 
     def logs(self, handle: str) -> str:
         """Of the worker's own log, and behind it what Slurm and submitit wrote: a setup line that failed, a module that lacks."""
@@ -121,11 +116,7 @@ class Submitit:
         if handle not in self._jobs:
             job_id, _, name = handle.partition(" ")
             folder = self.folder.resolve() / (name or "?")
-            try:
-                told = json.loads((folder / PLAN).read_text())["name"]
-            except (OSError, ValueError):
-                told = name
-            self._jobs[handle] = _Job(told, job_id, folder, Reader(folder))
+            self._jobs[handle] = _Job(job_id, folder, Reader(folder))
         return self._jobs[handle]
 
     def _news(self, job: _Job) -> list[Event]:

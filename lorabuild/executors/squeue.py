@@ -69,25 +69,29 @@ class Queue:
         self.trouble = ""  # why squeue does not answer: "slurm_load_jobs error: Unable to contact slurm controller …"
         self._rows: dict[str, Row] = {}
         self._asked = float("-inf")
+        self._sought: dict[str, float] = {}  # job id -> when it was first asked for, or last looked for by sacct
         self._lock = threading.Lock()
 
     def row(self, job_id: str) -> Row | None:
-        """What is known of a job; None: Slurm knows of none, or nobody answers, then `trouble` says so. Raises JobError."""
+        """What is known of a job; None: Slurm does not know of it (yet), or nobody answers, then `trouble` says so.
+
+        Raises JobError.
+        """
         with self._lock:
-            if time.monotonic() - self._asked >= self.every_s:
+            now = time.monotonic()
+            sought = self._sought.setdefault(job_id, now)
+            if now - self._asked >= self.every_s:
                 self._ask()
             known = self._rows.get(job_id)
-        if known or self.trouble:
-            return known
+            # One that was submitted a moment ago is not listed: the next squeue will tell.
+            if known or self.trouble or self._asked <= sought or now - sought < self.every_s:
+                return known
+            self._sought[job_id] = now
         row = self._long_ago(job_id)
         if row and row.over:
             with self._lock:
                 self._rows.setdefault(job_id, row)
         return row
-
-    def ask_anew(self) -> None:
-        """The next question goes to Slurm: something has changed."""
-        self._asked = float("-inf")
 
     def _ask(self) -> None:
         # All states: jobs that have ended stay for some minutes (MinJobAge). All of the user's: an unknown id would be an error.

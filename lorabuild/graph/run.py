@@ -126,7 +126,7 @@ class Run(Command, DoitRun):
             current.face.close()
             seconds = time.monotonic() - start
             said = summary(current.counts, seconds)
-            complain([*_failures(current), interrupted_line(current.interrupted, said)])
+            complain([*_failures(current), interrupted_line(current.interrupted, current.elsewhere, said)])
             self._facts = facts(current, seconds)
             return EXIT_CODE
         return self._end(current, start, code, pos_args)

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lorabuild.ahead import cores
 from lorabuild.errors import JobError, UserError, told
 from lorabuild.executors.protocol import AGAIN, DONE, FAILED
 from lorabuild.executors.spec import STATE_SECONDS, check
@@ -221,6 +222,14 @@ class Errand:
         if spec["gpus"] and not devices:
             raise JobError(f"no GPU on {socket.gethostname()}, and [executor] gpus promises {spec['gpus']}")
         count = min(spec["options"].get("processes", 1), len(devices)) if spec["gpus"] else 1
+        threads = min(spec["threads"], cores())
+        if threads < spec["threads"]:  # more would wait for each other, and for ever so long
+            self.line.send(
+                {
+                    "event": "warn",
+                    "text": f"{socket.gethostname()} has {threads} cores for its {spec['threads']} threads",
+                }
+            )
         options = {
             **spec["options"],
             "have_steps": [role for role in spec["snapshots"] if role in have],
@@ -230,7 +239,8 @@ class Errand:
             "compiled": str(self.cache / "compiled"),
         }
         return {
-            **{name: spec[name] for name in ("name", "run", "params", "outputs", "snapshots", "threads", "anew")},
+            **{name: spec[name] for name in ("name", "run", "params", "outputs", "snapshots", "anew")},
+            "threads": threads,
             "options": options,
             "inputs": inputs,
             "store": str(self.store.root),
