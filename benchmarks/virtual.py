@@ -136,7 +136,7 @@ def build(
     engine: Any = SimpleNamespace(
         jobs=jobs, projects=projects, stages=STAGES, away=None, fresh=lambda name: False, realise=realise
     )
-    running.engine = engine
+    running.engine, running.builds = engine, True
     try:
         control = TaskControl(generate_tasks("lorabuild", task_lorabuild()))
         control.process([one for name in wanted for one in targets(jobs, projects)[name]])
@@ -145,5 +145,5 @@ def build(
         if runner.run_all(control.task_dispatcher()):
             raise RuntimeError("the virtual build failed")
     finally:
-        running.engine = None
+        running.engine, running.builds = None, False
     return clock.now, began

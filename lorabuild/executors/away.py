@@ -74,7 +74,7 @@ class Away:
             me = -urgency, next(self._numbers)
             self._line.append(me)
             try:
-                while not self._room.wait_for(lambda: self._free > 0 and min(self._line) == me, timeout=0.2):
+                while not self._room.wait_for(lambda: self._free > 0 and min(self._line) == me, timeout=0.5):
                     self._go_on()
                 self._free -= 1
             finally:

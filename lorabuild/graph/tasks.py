@@ -36,6 +36,8 @@ class Running:
 
 running = Running()
 
+FOREIGN = "doit's own `run` is at work, which cannot build LoRAs: `lorabuild init` registers lorabuild's in doit.cfg"
+
 
 def engine() -> Engine:
     """The engine of the running command, opened when doit first asks for tasks."""
@@ -84,6 +86,9 @@ class _Fresh:
 
 
 def _realise(current: Engine, name: str) -> Any:
+    if not running.builds:  # without the lock, and without an end
+        sys.stderr.write(f"{name}: {FOREIGN}\n")
+        return TaskFailed(FOREIGN, report=False)
     try:
         current.realise(name)
     except (UserError, Interrupted) as error:
