@@ -31,11 +31,13 @@ class Cluster:
         self.folder = folder
         self.home = folder / "home"
         self.home.mkdir()
+        (folder / "tmp").mkdir()
         self.first = _free_ports()
         self.address = f"{HEAD}:{self.first}"
         self._guards: list[subprocess.Popen[bytes]] = []
         self.environment = {
             "HOME": str(self.home),
+            "TMPDIR": str(folder / "tmp"),
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "disabled",  # else there would be a token's file in HOME
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -66,7 +68,7 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,
             )
-        self._guards.append(ray_node.guard(begun.pid))  # a killed pytest leaves no cluster behind
+        self._guards.append(ray_node.guard(begun.pid, self.folder))  # a killed pytest leaves no cluster behind
         assert begun.wait(START_SECONDS) == 0, (self.folder / f"{address}.log").read_text()
 
     def processes(self, address: str = "") -> dict[int, str]:

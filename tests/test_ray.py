@@ -24,8 +24,8 @@ NODE = {"CPU": 8.0, "GPU": 1.0, "memory": 32e9, "node:10.0.0.2": 1.0}
 ASKED = {"gpus": 1, "cpus": 4, "memory_gb": 24}
 
 
-def begin(*steps: str, version: str = __version__, gpus: int = 0) -> ray_node.NodeJob:
-    return ray_node.NodeJob(json.dumps({"steps": steps}), WORKER, gpus, version)
+def begin(*steps: str, gpus: int = 0, minutes: float = 0, version: str = __version__) -> ray_node.NodeJob:
+    return ray_node.NodeJob(json.dumps({"steps": steps}), WORKER, gpus, minutes, version)
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> object:
@@ -54,9 +54,7 @@ def test_a_nodes_job_tells_its_events_and_its_log_as_they_come(tmp_path: Path):
     assert [one["event"] for one in job.look(0)["events"]] == ["progress", "done"]
     assert [one["event"] for one in job.look(1)["events"]] == ["done"]
     assert job.look(2)["events"] == [] and job.look(2)["how"] == ""
-    folder = job._folder
-    job.leave()
-    assert not folder.exists()
+    until(lambda: not job._folder.exists())
 
 
 def test_a_worker_that_is_killed_takes_its_children_along_and_says_how_it_ended():
@@ -66,7 +64,6 @@ def test_a_worker_that_is_killed_takes_its_children_along_and_says_how_it_ended(
     assert "without a last word: signal SIGKILL" in told["how"]
     child = int(told["events"][1]["text"])
     until(lambda: not lives(child))
-    job.leave()
 
 
 def test_a_stop_lets_the_worker_keep_its_state_and_ends_who_does_not_listen(monkeypatch: pytest.MonkeyPatch):
@@ -81,7 +78,12 @@ def test_a_stop_lets_the_worker_keep_its_state_and_ends_who_does_not_listen(monk
     deaf.stop()
     until(lambda: deaf.look(0)["over"])
     assert "SIGKILL" in deaf.look(0)["how"]
-    kept.leave(), deaf.leave()
+
+
+def test_a_job_whose_time_is_over_is_stopped():
+    job = begin("/nowhere", minutes=1 / 60)
+    until(lambda: job.look(0)["over"])
+    assert job.look(0)["events"][-1] == {"event": "stopped", "kept": "step 3"}
 
 
 def test_a_nodes_job_does_not_outlive_the_actor_that_runs_it():
@@ -97,9 +99,7 @@ def test_a_nodes_job_does_not_outlive_the_actor_that_runs_it():
         assert lives(int(worker)) and lives(int(child))
         actor.send_signal(signal.SIGKILL)
     until(lambda: not lives(int(worker)) and not lives(int(child)))
-    for one in Path(folder).iterdir():
-        one.unlink()
-    Path(folder).rmdir()
+    until(lambda: not Path(folder).exists())
 
 
 def test_a_job_without_gpus_sees_none(monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +108,6 @@ def test_a_job_without_gpus_sees_none(monkeypatch: pytest.MonkeyPatch):
         job = begin(gpus=gpus)
         until(lambda job=job: job.look(0)["over"])
         assert job.look(0)["events"][0]["CUDA_VISIBLE_DEVICES"] == seen
-        job.leave()
 
 
 def test_a_node_with_another_lorabuild_says_so():
@@ -116,7 +115,6 @@ def test_a_node_with_another_lorabuild_says_so():
     told = job.look(0)
     assert told["over"] and told["events"][0]["event"] == "failed"
     assert f"has lorabuild {__version__}, this machine 0.0.1" in told["events"][0]["lines"][0]
-    job.leave()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_a_handle_tells_a_later_driver_what_the_job_waits_for():
 
 
 def spec(*steps: str, key: str = "k", **more: object) -> dict[str, object]:
-    return {"stage": "train", "key": key, "store": "file:///nowhere", "steps": steps, **more}
+    return {"stage": "train", "key": key, "record": key, "store": "file:///nowhere", "steps": steps, **more}
 
 
 def test_no_cluster_is_one_line_within_seconds(tmp_path: Path):

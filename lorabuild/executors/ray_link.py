@@ -22,6 +22,7 @@ UNFIT_SECONDS = 60.0  # how long a job waits for a node that could take it, afte
 LOOK_SECONDS = 5.0  # between two looks at the nodes, for the sake of jobs that wait
 FREE_SECONDS = 5.0  # the name of an actor that was ended is free within that
 SHOWN = 4  # nodes in a message
+SAID = 400  # letters of what Ray says
 
 # Key of [executor], Ray's name, its unit in Ray's, how it is said.
 DEMANDS = (
@@ -43,6 +44,7 @@ class Link:
         self._ray = connected(address)
         self._cluster = f"Ray cluster {address}"
         self._actors: dict[str, Any] = {}
+        self._over: set[str] = set()  # handles whose names may be free in a moment only
         self._asked: dict[str, Any] = {}  # handle -> the answer to come
         self._where: dict[str, str] = {}  # handle -> the node that it runs on, once it does
         self._unfit: dict[str, float] = {}  # handle -> since when no node could take it
@@ -56,8 +58,8 @@ class Link:
         if line := missing(demand, self._nodes(0)):
             raise Refused(f"{self._cluster}: {line}")
         handle = named(name, demand)
-        if handle in self._actors:
-            self._end(handle)  # of a try that was lost
+        if handle in self._over:
+            self._free(handle)
         job = self._ray.remote(RayJob)
         actor = job.options(
             name=handle,
@@ -67,7 +69,8 @@ class Link:
             **{f"num_{ray.lower()}s": demand[key] for key, ray, *_ in DEMANDS[:2]},
             **({"memory": demand["memory_gb"] * 10**9} if demand["memory_gb"] else {}),
         )
-        self._actors[handle] = actor.remote(spec, list(command), int(demand["gpus"]), __version__)
+        minutes = resources["minutes"] or 0
+        self._actors[handle] = actor.remote(spec, list(command), int(demand["gpus"]), minutes, __version__)
         return handle
 
     def poll(self, handle: str, since: int) -> dict[str, Any]:
@@ -86,6 +89,8 @@ class Link:
         except errors.RayActorError as error:
             return self._lost(handle, error)
         self._where[handle] = f"node {told['where']}"
+        if told["over"]:
+            self._end(handle)
         state = "running" if not told["over"] else "lost" if told["how"] else "ended"
         return {**_status(state, told["how"] or f"on {told['where']}"), "events": told["events"], "log": told["log"]}
 
@@ -124,24 +129,31 @@ class Link:
         self._end(handle)
         if getattr(error, "actor_init_failed", False):  # lorabuild is not on that node, say
             raise Refused(f"{self._cluster}: no job can be begun: {str(error).strip().splitlines()[-1]}")
+        print(f"{handle}: {error}", file=sys.stderr)
         if not where:
-            return _status("lost", "")
+            return _status("lost", "its actor ended before it was heard of (see the log of Ray)")
         alive = where.removeprefix("node ") in self._nodes(0)
         return _status("lost", f"{where} is there, the job is not" if alive else f"{where} is gone")
 
     def _end(self, handle: str) -> None:
-        """End the actor, and wait until its name is free."""
+        """End the actor; what it holds of the node is free again."""
         actor = self._actors.pop(handle, None)
         for known in (self._asked, self._where, self._unfit):
             known.pop(handle, None)
+        self._over.add(handle)
+        if actor is not None:
+            self._ray.kill(actor)
+
+    def _free(self, handle: str) -> None:
+        """Wait until nobody has this name."""
+        self._over.remove(handle)
+        until = time.monotonic() + FREE_SECONDS
         try:
-            self._ray.kill(actor or self._ray.get_actor(handle, namespace=NAMESPACE))
-            until = time.monotonic() + FREE_SECONDS
             while time.monotonic() < until:
                 self._ray.get_actor(handle, namespace=NAMESPACE)
                 time.sleep(0.05)
         except ValueError:
-            pass
+            pass  # that is how it says so
 
     def _nodes(self, age: float) -> Nodes:
         """The nodes that are alive, as of `age` seconds ago at most."""
@@ -163,10 +175,8 @@ def connected(address: str) -> Any:
         _reach(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        raise Refused(f"no Ray cluster has a node on this machine ([executor.ray] address is {address!r})") from None
-    except (RuntimeError, ValueError, OSError) as error:  # other versions of Ray or Python, for one
-        raise Refused(f"Ray cluster {address}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # no cluster on this machine ("auto"); other versions of Ray or Python; another token
+        raise Refused(f"[executor.ray] address {address!r}: {' '.join(str(error).split())[:SAID]}") from None
     return ray
 
 
@@ -233,7 +243,7 @@ def main() -> None:
         except Refused as refusal:
             reply = {"refused": str(refusal)}
         except Exception as error:
-            reply = {"refused": f"Ray: {type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            reply = {"refused": f"Ray: {type(error).__name__}: {' '.join(str(error).split())[:SAID]}"}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,24 +23,24 @@ GRACE_SECONDS = 30.0  # for a worker that was told to stop: one micro-batch, the
 LINGER_SECONDS = 60.0  # for the end of a job to be fetched; then the driver is away, and the GPU is given back
 TAIL_BYTES = 4000  # of the log, which goes with every answer, so that the driver has it when the node is gone
 
-# Ends the group of processes $1 when nobody holds its input open any more. Ray kills an actor's own children when it ends
-# the actor, so that this one becomes nobody's child; what the shell puts into the background would read from /dev/null.
-GUARD = 'exec 3<&0; { cat <&3 >/dev/null; kill -s KILL -- "-$1" 2>/dev/null; } &'
+# When nobody holds its input open any more: ends the group of processes $1, removes the folder $2. Ray kills an actor's own
+# children when it ends the actor: this one becomes nobody's child. (What a shell puts into the background has no input.)
+GUARD = 'exec 3<&0; { cat <&3 >/dev/null; kill -s KILL -- "-$1" 2>/dev/null; rm -rf -- "$2"; } &'
 
 
 class NodeJob:
     """The worker's process, in a group of its own; a thread reads its events. No method waits.
 
     `spec`: JSON. `command`: what it is given to; empty: this Python's `-m lorabuild.worker`. `gpus`: how many Ray has
-    given to this actor, which are in its CUDA_VISIBLE_DEVICES. `version`: the driver's, of lorabuild.
+    given to this actor, which are in its CUDA_VISIBLE_DEVICES. `minutes`: after which it is stopped, 0 for never.
+    `version`: the driver's, of lorabuild.
     """
 
-    def __init__(self, spec: str, command: Sequence[str], gpus: int, version: str):
+    def __init__(self, spec: str, command: Sequence[str], gpus: int, minutes: float, version: str):
         self.over = threading.Event()
         self._events: list[dict[str, Any]] = []
-        self._how = ""
+        self._how = self._log = ""
         self._told = threading.Event()  # that it is over
-        self._folder = Path(tempfile.mkdtemp(prefix="lorabuild-ray-"))
         self._where = _address()
         self._process: subprocess.Popen[bytes] | None = None
         if version != __version__:
@@ -49,9 +48,13 @@ class NodeJob:
             self._events.append({"event": "failed", "lines": [line]})
             self.over.set()
             return
+        self._folder = Path(tempfile.mkdtemp(prefix="lorabuild-ray-"))
         (self._folder / "spec.json").write_text(spec)
         self._process = self._start(command or [sys.executable, "-m", "lorabuild.worker"], gpus)
-        threading.Thread(target=self._read, args=(self._process, guard(self._process.pid)), daemon=True).start()
+        reads = self._process, guard(self._process.pid, self._folder)
+        threading.Thread(target=self._read, args=reads, daemon=True).start()
+        if minutes:
+            threading.Thread(target=self._end_after, args=(self._process, 60 * minutes), daemon=True).start()
 
     def look(self, since: int) -> dict[str, Any]:
         """The events from number `since` on; the end of the log; where it runs; how it ended ("" if it has not)."""
@@ -62,20 +65,15 @@ class NodeJob:
             "events": self._events[since:],
             "over": over,
             "how": self._how,
-            "log": _tail(self._folder / "log"),
+            "log": self._log if over else _tail(self._folder / "log"),
             "where": self._where,
         }
 
     def stop(self) -> None:
         """SIGTERM, which lets a training keep its state; who is still there after GRACE_SECONDS is ended."""
         self._told.set()  # who stops it has no more questions
-        if self._process and not self.over.is_set():
-            self._process.terminate()
-            threading.Thread(target=self._end_later, args=(self._process,), daemon=True).start()
-
-    def leave(self) -> None:
-        """Remove what it has left on the node."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._process:
+            threading.Thread(target=self._end_after, args=(self._process, 0.0), daemon=True).start()
 
     def wait_until_told(self) -> None:
         """Return when the job is over and its end was fetched, or nobody has fetched it for LINGER_SECONDS."""
@@ -105,25 +103,27 @@ class NodeJob:
         code = process.wait()
         if ending(self._events) is None:
             self._how = f"its worker on {self._where} ended without a last word: {ended_by(code)}"
-        warden.communicate()  # its input is closed: it ends, and finds nobody left
+        self._log = _tail(self._folder / "log")
+        warden.communicate()  # its input is closed: it clears away
         self.over.set()
 
-    def _end_later(self, process: subprocess.Popen[bytes]) -> None:
-        if not self.over.wait(GRACE_SECONDS):
-            _kill_group(process.pid)
+    def _end_after(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        if not self.over.wait(seconds):
+            process.terminate()
+            if not self.over.wait(GRACE_SECONDS):
+                _kill_group(process.pid)
 
 
 class RayJob(NodeJob):
-    """The actor itself. It ends on its own when the job's end was told, or nobody came for it: its GPU is free again."""
+    """The actor itself. Who has fetched the end of the job ends it; so does it itself, lest it keep its GPU for nothing."""
 
-    def __init__(self, spec: str, command: Sequence[str], gpus: int, version: str):
-        super().__init__(spec, command, gpus, version)
+    def __init__(self, spec: str, command: Sequence[str], gpus: int, minutes: float, version: str):
+        super().__init__(spec, command, gpus, minutes, version)
         threading.Thread(target=self._end_in_time, daemon=True).start()
 
     def _end_in_time(self) -> None:
         self.wait_until_told()
         time.sleep(1)  # for the answer to be on its way
-        self.leave()
         os._exit(0)
 
 
@@ -138,9 +138,10 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and "event" in event else None
 
 
-def guard(group: int) -> subprocess.Popen[bytes]:
-    """A process that outlives this one, and then ends the group. Its input is a pipe that only we hold open."""
-    return subprocess.Popen(["sh", "-c", GUARD, "sh", str(group)], stdin=subprocess.PIPE, start_new_session=True)
+def guard(group: int, folder: Path) -> subprocess.Popen[bytes]:
+    """A process that outlives this one, and then clears away. Its input is a pipe that only we hold open."""
+    command = ["sh", "-c", GUARD, "sh", str(group), str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _end_rest(process: subprocess.Popen[bytes]) -> None:

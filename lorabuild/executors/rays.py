@@ -24,7 +24,8 @@ POLL_SECONDS = 1.0
 
 def executor(settings: Mapping[str, Any], root: Path) -> Rays:
     """Of [executor] in lorabuild.toml. Opens nothing yet."""
-    return Rays(settings.get("ray", {}).get("address", "auto"), root / ".lorabuild" / "logs" / "ray.log")
+    address = (settings.get("ray") or {}).get("address") or "auto"
+    return Rays(address, root / ".lorabuild" / "logs" / "ray.log")
 
 
 class Rays:
@@ -41,10 +42,10 @@ class Rays:
         self._tails: dict[str, str] = {}  # handle -> the end of its log
 
     def submit(self, spec: Mapping[str, Any], resources: Resources) -> str:
-        store = digest_bytes(spec["store"].encode())[:8]  # a key may be built for several stores
+        store = digest_bytes(spec["store"].encode())[:8]  # the same may be built for several
         handle = self._ask(
             "submit",
-            name=f"{spec['stage']}/{spec['key']}/{store}",
+            name=f"{spec['stage']}/{spec['record']}/{store}",
             spec=json.dumps(spec),
             resources=asdict(resources),
             command=list(self._command),
