@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_iter
 
 from lorabuild.lora.adapter_shape import Shape, trained_parts
 from lorabuild.lora.presets import TEXT_PARTS
-from lorabuild.nn import trainer
+from lorabuild.nn import feed, trainer
 from lorabuild.nn.adapter import adapted
 from lorabuild.nn.base import DTYPES, Base, checkpointing
 from lorabuild.nn.batches import Data
@@ -194,7 +194,7 @@ def reckon(settings: Mapping[str, Any], unet: Mapping[str, Any] = UNET) -> Recko
         encoders = [filled(lambda name=name: _clip(name), dtype) if learns_text else None for name in TEXT_PARTS]
         base = Base(network, *encoders, Tokenizer(), Tokenizer())
         if not learns_text:
-            stack.enter_context(patch.object(trainer, "TextAhead", lambda *args: Encoded(dtype)))
+            stack.enter_context(patch.object(feed, "TextAhead", lambda *args: Encoded(dtype)))
         stack.enter_context(checkpointing(base, recipe["gradient_checkpointing"]))
         ledger.made = "adapter"
         adapter = stack.enter_context(adapted(base, Shape.of(recipe), 1, trained_parts(recipe)))

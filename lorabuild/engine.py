@@ -14,44 +14,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorabuild.assess import Assessment, Assessor, records_of
-from lorabuild.bases.layout import stored_bytes
-from lorabuild.data.tokenizers import find_vocabulary
+from lorabuild.assess import Assessment, records_of
+from lorabuild.builder import Builder
 from lorabuild.errors import InputChanged, InputMissing, Interrupted, JobError, UserError, told
-from lorabuild.files import empty_folder, is_empty, remove_empty
-from lorabuild.inputs import Resolved
+from lorabuild.files import is_empty, remove_empty
 from lorabuild.locks.lockfile import Locks
 from lorabuild.progress import one_line
 from lorabuild.remotes.sharing import FROM_REMOTE, Sharing
 from lorabuild.runlog import RunLog
-from lorabuild.stage import SOURCE, Artifact, Component, File, Images, Input, Job, TextFile, present
-from lorabuild.store import Output, Record
-from lorabuild.workers.pool import Pool
-from lorabuild.workers.slots import Place
+from lorabuild.stage import Images, Job, present
 
 FROM_ANOTHER = "made by a job with equal inputs"
 RETRIES = 3  # how often a job is keyed anew when its input files change while they are read
 
 
 @dataclass(kw_only=True)
-class Engine(Assessor):
+class Engine(Builder):
     """One run over one repository. `fresh` and `realise` ask the same question, so they cannot disagree."""
 
     lock_files: Mapping[str, Path]  # project -> its lora.lock, there or not
     default: Sequence[str]  # the stages that a build without targets is for
-    pool: Pool
     log: RunLog
-    model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
     locks: Locks
     clean: Mapping[str, Sequence[str]] = field(default_factory=dict)  # projects left alone, with their fresh jobs
+    sweeps: Mapping[str, str] = field(default_factory=dict)  # project -> what its [matrix] comes to
     settle: Callable[[Callable[[str], Mapping[Path, str | None] | None]], None] = lambda made_by: None
     sharing: Sharing | None = None  # the remote store, if there is one
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     failures: dict[str, str] = field(default_factory=dict)
-    interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
     keep_going: bool = True  # after a failure: `--continue`
     _built: set[str] = field(default_factory=set)  # keys that this run has built
-    _waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
 
     # the two questions that doit asks
 
@@ -78,13 +70,13 @@ class Engine(Assessor):
         try:
             try:
                 event, why, notes = self._realise(name)
-                seconds = time.monotonic() - start - self._waited[name]
+                seconds = time.monotonic() - start - self.waited[name]
                 self.log.write(name, event, seconds, why, **notes)
             except (OSError, sqlite3.Error) as error:  # disk full, no permission: the machine's fault, in one line
                 raise JobError(told(error, self.root)) from error
         except UserError as error:
             said = "; ".join(map(str, error.problems)) + self.advice(name, error)
-            self._failed(name, said, time.monotonic() - start - self._waited[name])
+            self._failed(name, said, time.monotonic() - start - self.waited[name])
             raise
         self.counts[event] += 1
         self.face.finished(name, event, seconds, why)
@@ -99,11 +91,12 @@ class Engine(Assessor):
                 fetched = bool(found.missing) and name not in self.anew and self._fetch(found)
                 if fetched:
                     found = self._look(found)
-                why, notes = [*[FROM_REMOTE] * (fetched and not found.missing), *self._why(found)], {}
+                why, notes = [*[FROM_REMOTE] * (fetched and not found.missing), *self.why(found)], {}
                 must_build = found.missing or (name in self.anew and found.key not in self._built)
                 if must_build:
                     try:
-                        notes = self._build(found)
+                        notes = self.build(found)
+                        self._built.add(found.key)
                     except InputChanged as change:
                         changed = change
                         self._resolver.forget_images()
@@ -126,81 +119,8 @@ class Engine(Assessor):
         """Hold the lock of a key. While another job builds it, this one does nothing."""
         start = time.monotonic()
         with lock:
-            self._waited[name] += time.monotonic() - start
+            self.waited[name] += time.monotonic() - start
             yield
-
-    def _build(self, found: Assessment) -> dict[str, Any]:
-        """Run the job in a worker as soon as it has a slot."""
-        wanted = found.job.options.get("processes", 1)
-        with self.pool.slots.place(self.stages[found.job.stage].slot, wanted) as place:
-            self._waited[found.job.name] += place.waited
-            if place.processes < wanted:
-                said = f"recipe.processes: {wanted}, but there is room for {place.processes} ([slots] gpu, or devices)"
-                self.face.warn(f"{found.job.name}: {said}: {place.processes} at work")
-            return self._build_at(place, found)
-
-    def _build_at(self, place: Place, found: Assessment) -> dict[str, Any]:
-        """Run the job in a worker and put what it made into the store; the record comes last."""
-        job, key = found.job, found.key
-        stage = self.stages[job.stage]
-        folder = self.root / ".lorabuild" / "scratch" / key
-        if job.name in self.anew:
-            empty_folder(folder)
-        start = time.monotonic()
-        outputs: dict[str, Output] = {}
-        made_with: dict[str, str] = {}
-        made_from = {role: self._record_key(item) for role, item in job.inputs.items() if isinstance(item, Artifact)}
-
-        def saved(role: str, output: Output) -> None:
-            self._unchanged(found)  # before it is on record under this key; a worker that has read other bytes ends
-            blob = self.store.blob(output.digest)
-            self.state.remember(blob, output.digest, ours=True)
-            if role not in job.snapshots:
-                outputs[role] = output
-            elif not self._keeps(f"{key}/{role}", job):
-                self.store.put_record(f"{key}/{role}", record({role: output}))
-                self._publish_early(found, role, output)
-
-        def record(outputs: Mapping[str, Output], pieces: Sequence[str] = ()) -> Record:
-            digests = {role: one.digest for role, one in found.inputs.items()}
-            seconds = round(time.monotonic() - start, 3)
-            return Record(
-                stage.name, stage.version, job.params, digests, outputs, tuple(pieces), seconds, made_with, made_from
-            )
-
-        self.face.started(job.name, self._why(found))
-        try:
-            self._unchanged(found)  # it may have waited for its slot for hours
-            spec = self._spec(found, folder)
-            spec["options"] |= {"processes": place.processes, "device": "cuda" if place.device else "cpu"}
-            spec["options"]["compiled"] = str(self.root / ".lorabuild" / "compiled")  # of no job alone
-            result = self.pool.run(
-                spec,
-                place,
-                saved=saved,
-                progress=lambda done, total, text: self.face.progress(job.name, done, total, text),
-                warn=lambda text: self.face.warn(f"{job.name}: {text}"),
-            )
-        except InputChanged:
-            shutil.rmtree(folder, ignore_errors=True)  # what is there may come from other bytes than the key says
-            raise
-        except Interrupted as stop:
-            self.interrupted[job.name] = stop.kept
-            self.face.stopped(job.name, stop.kept)
-            raise
-        made_with.update(result["made_with"])
-        self._unchanged(found)
-        if not self._keeps(key, job):
-            self.store.put_record(key, record(outputs, result["pieces"]))
-        self._built.add(key)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
-        return result["notes"]
-
-    def _record_key(self, item: Artifact) -> str:
-        """The key of the record that names an artifact."""
-        key = self.assessed[item.job].key
-        return f"{key}/{item.role}" if item.role in self.assessed[item.job].job.snapshots else key
 
     def _fetch(self, found: Assessment) -> bool:
         """Ask the remote for what is missing here. True if it had any of it."""
@@ -212,87 +132,6 @@ class Engine(Assessor):
         """Let the remote have what was built, and of a user's LoRA the metadata: headers are made of it."""
         if self.sharing is not None and self.sharing.uploads:
             self.sharing.offer(list(records_of(found.job, found.key)), self.metadata_of_sources(found))
-
-    def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
-        """By digest, the metadata of each LoRA of the user's that the job reads."""
-        digests = {
-            item.path: found.inputs[role].digest
-            for role, item in found.job.inputs.items()
-            if isinstance(item, File) and item.key == SOURCE
-        }
-        return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
-
-    def _unchanged(self, found: Assessment) -> None:
-        """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
-        for role, item in found.job.inputs.items():
-            if isinstance(item, TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
-                raise InputChanged(item.path)
-            if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
-                raise InputChanged(item.path)
-            path = self.base_path(item.base, item.name) if isinstance(item, Component) else None
-            if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:
-                raise InputChanged(path)
-
-    def _keeps(self, record_key: str, job: Job) -> bool:
-        """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""
-        record = self.store.record(record_key)
-        return record is not None and job.name not in self.anew and all(map(self.whole, record.outputs.values()))
-
-    def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
-        """All that a worker is told: plain data."""
-        job = found.job
-        run = self.stages[job.stage].run
-        have = [] if job.name in self.anew else [role for role in job.snapshots if role in found.outputs]
-        rest = all(role in found.outputs for role in job.outputs)
-        networks, size = self._networks(job, found)
-        return {
-            "name": job.name,
-            "run": f"{run.__module__}:{run.__name__}",
-            "params": job.params,
-            "options": {**job.options, "have_steps": have, "have_rest": job.name not in self.anew and rest},
-            "outputs": list(job.outputs),
-            "snapshots": list(job.snapshots),
-            "inputs": {
-                role: {
-                    "digest": one.digest,
-                    "path": str(place) if (place := self._place(job.inputs[role], one)) else None,
-                    "images": [
-                        {k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images
-                    ],
-                }
-                for role, one in found.inputs.items()
-            },
-            "store": str(self.store.root),
-            "folder": str(folder),
-            "anew": job.name in self.anew,
-            "base": {component: found.inputs[role].digest for role, component in networks.items()},
-            "loads": 2 * size,  # from half to single precision they double
-        }
-
-    def _place(self, item: Input, found: Resolved) -> Path | None:
-        """Where a worker reads an input. Raises JobError for the tokenizers of a single-file base that are not found."""
-        if isinstance(item, Component) and item.name.startswith("tokenizer") and found.path and found.path.is_file():
-            return find_vocabulary(found.path, self.model_dirs)
-        return found.path
-
-    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], int]:
-        """What a job loads of a base, role -> component, and how many bytes of files it reads for that."""
-        items = {role: item for role, item in job.inputs.items() if isinstance(item, Component)}
-        networks = {role: item.name for role, item in items.items() if not item.name.startswith("tokenizer")}
-        if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
-            return {}, 0
-        paths = [(found.inputs[role].path, component) for role, component in networks.items()]
-        return networks, sum(stored_bytes(path, component) for path, component in paths if path)
-
-    def _publish_early(self, found: Assessment, role: str, output: Output) -> None:
-        """A snapshot stands in build/ while its training goes on."""
-        for publication in self._publications(found, {role: output}):
-            if self.publisher.stale(publication):
-                self.publisher.publish(publication)
-
-    def _why(self, found: Assessment) -> list[str]:
-        """The causes: a changed value if there is one, else what is missing or not as it was left."""
-        return [reason.text for reason in self.reasons(found)]
 
     def _remember(self, found: Assessment) -> None:
         if not self._same_key(found):
@@ -350,6 +189,8 @@ class Engine(Assessor):
         Files of a project that is no longer there are left alone, and so is a file that somebody has changed.
         """
         self._clear_scratch()
+        if self.away:
+            self.away.tidy(lambda key: self.store.record(key) is not None)
         self.locks.flush()
         removed: list[Path] = []
         for name in self.state.publishers():

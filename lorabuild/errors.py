@@ -108,5 +108,10 @@ def told(error: Exception, root: Path | None = None) -> str:
 
 def near_miss(word: str, candidates: Iterable[str]) -> str:
     """` (did you mean "x"?)` where a candidate is close to `word`, else an empty string."""
-    close = get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    close = nearest(word, candidates)
+    return "" if close is None else f' (did you mean "{close}"?)'
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that is most like `word`, if one is close to it."""
+    return next(iter(get_close_matches(word, list(candidates), n=1, cutoff=0.6)), None)

@@ -31,6 +31,14 @@ def digest_file(path: Path) -> str:
     return state.hexdigest()
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a file. Raises OSError as digest_file does."""
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such pipes among its files
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,9 @@ class Resolver:
         found = [
             replace(image, subset=number) for number, subset in enumerate(item.subsets) for image in self._files(subset)
         ]
-        rows: list[Any] = [
-            [image.digest, image.caption_digest, image.repeats, *([dict(image.settings)] if image.settings else [])]
-            for image in found
-        ]
         if not item.captions:  # the pictures alone: how often and with what words does not count
             found = [replace(image, caption=None, caption_digest=None, repeats=1, settings={}) for image in found]
-            rows = [[digest] for digest in {image.digest for image in found}]
-        return Resolved(digest_json(sorted(rows, key=repr)), images=found)
+        return Resolved(images_digest(found, item.captions), images=found)
 
     def _files(self, subset: Subset) -> list[ImageFile]:
         if (found := self._folders.get(subset)) is None:  # another thread may forget it at any moment
@@ -169,6 +164,17 @@ class Resolver:
             raise JobError(f"{one_line(shown)}: {error.strerror}") from None
         except UnicodeEncodeError:
             raise JobError(f"{one_line(shown)}: {NOT_UTF8}") from None
+
+
+def images_digest(images: Sequence[ImageFile], captions: bool) -> str:
+    """What a key says of image folders. Without `captions` the pictures alone count, and each once."""
+    if not captions:
+        return digest_json(sorted(([digest] for digest in {image.digest for image in images}), key=repr))
+    rows: list[Any] = [
+        [image.digest, image.caption_digest, image.repeats, *([dict(image.settings)] if image.settings else [])]
+        for image in images
+    ]
+    return digest_json(sorted(rows, key=repr))
 
 
 def _check_lora(item: File) -> None:

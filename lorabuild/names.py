@@ -31,6 +31,9 @@ RESERVED = (
     "build", "help", "run", "list", "info", "clean", "forget", "ignore", "dumpdb", "strace", "tabcompletion", "reset-dep",
 )  # fmt: skip
 
+# What ends the name of a file in build/ that is made of a training's: <name>-resized, <name>-chopped, <name>-step00000010
+MADE_NAMES = re.compile(r"-(resized|chopped|step\d{8})$")
+
 # SGM's section of the SDXL U-Net -> our short name, number of blocks
 SECTIONS = {"input_blocks": ("INP", 9), "middle_block": ("MID", 3), "output_blocks": ("OUT", 9)}
 UNET_BLOCKS = tuple(f"{short}{number:02}" for short, count in SECTIONS.values() for number in range(count))

@@ -21,10 +21,11 @@ from lorabuild.state import State
 from lorabuild.store import Output, Store
 from lorabuild.writing import spliced
 
-# stage -> role -> name in build/<project>/; {stem} is the project, or project-variant. "step/" and "samples/" are families.
+# stage -> role -> name in build/<project>/; {stem} is the project, or project-variant, {own} what begins the name of a file
+# that the project has without it: nothing, or project-variant-. "step/" and "samples/" are families.
 NAMES = {
     "dataset": {"dataset.json": "dataset.json"},
-    "train": {"weights": "{stem}.safetensors", "step/": "{stem}-step{step:08d}.safetensors", "log": "train.jsonl"},
+    "train": {"weights": "{stem}.safetensors", "step/": "{stem}-step{step:08d}.safetensors", "log": "{own}train.jsonl"},
     "resize": {"weights": "{stem}-resized.safetensors"},
     "chop": {"weights": "{stem}-chopped.safetensors"},
     "samples": {"samples.json": "samples.json", "samples/": "samples/{member}"},
@@ -67,25 +68,30 @@ def publications(
     if job.stage == "base":
         folder = base_folder(root, job.target)
         return [Publication(folder / role, job.name, output) for role, output in outputs.items()]
-    name, _, variant = job.target.partition("@")
-    stem = f"{name}-{variant}" if variant else name
+    name = job.target.partition("@")[0]
     found = []
     for role, output in outputs.items():
-        family, _, member = role.rpartition("/")
-        pattern = NAMES.get(job.stage, {}).get(f"{family}/" if family else role)
-        if pattern is None:
+        path = published_path(root, job, role)
+        if path is None:
             continue
-        path = (
-            root
-            / "build"
-            / name
-            / pattern.format(stem=stem, member=member, step=int(member) if family == "step" else 0)
-        )
         about = None
         if path.suffix == ".safetensors":
             about = _about(path.stem, name, role, project, lineage)
         found.append(Publication(path, job.name, output, about, _source(lineage)))
     return found
+
+
+def published_path(root: Path, job: Job, role: str) -> Path | None:
+    """Where an output of a job of a project is shown to the user; None for one that the store alone keeps."""
+    family, _, member = role.rpartition("/")
+    pattern = NAMES.get(job.stage, {}).get(f"{family}/" if family else role)
+    if pattern is None:
+        return None
+    name, _, variant = job.target.partition("@")
+    stem = f"{name}-{variant}" if variant else name
+    own = f"{stem}-" if variant else ""
+    file = pattern.format(stem=stem, own=own, member=member, step=int(member) if family == "step" else 0)
+    return root / "build" / name / file
 
 
 def is_published(job: Job) -> bool:

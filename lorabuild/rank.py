@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,11 @@ from lorabuild.workspace import Workspace
 def main() -> None:
     """Run the job. What it comes to say is one line, an error's; all else that is printed goes where errors go."""
     spec = json.loads(sys.stdin.readline())
+    for one in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # a cluster tells all processes of a job; the first decides what becomes of them
+        signal.signal(one, signal.SIG_IGN)
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threading.Thread(target=_end_with_the_first, daemon=True).start()

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError, UsageError, near_miss, told
+from lorabuild.executors.choose import away_of
 from lorabuild.files import empty_folder
 from lorabuild.locks.lock import build_lock
 from lorabuild.locks.locked import pull_advice
@@ -22,6 +23,7 @@ from lorabuild.locks.lockfile import Locks
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.bases import base_fault, component_path, model_folders
 from lorabuild.manifest.sources import Sources
+from lorabuild.manifest.targets import sweep
 from lorabuild.names import REPORT
 from lorabuild.progress import face
 from lorabuild.publish import Publisher
@@ -81,6 +83,21 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             remote_of(repository.store, store), state, store, repository.store["read_only"], shown.warn, shown.note
         )
         uploads.enter_context(sharing)
+        away = (
+            away_of(
+                repository.executor,
+                repository.store["remote"],
+                root,
+                STAGES,
+                store,
+                state,
+                pool,
+                model_folders(repository),
+                shown.warn,
+            )
+            if building
+            else None
+        )
         yield Engine(
             root=root,
             stages=STAGES,
@@ -101,8 +118,10 @@ def opened(root: Path, writing: bool, building: bool, wanted: Container[str] | N
             locks=Locks(folders, jobs, store.parts, shown.warn, kept=building),
             face=shown,
             clean={path.parent.name: names for path, names in clean.items()},
+            sweeps={name: said for name, one in repository.projects.items() if (said := sweep(one))},
             settle=partial(_settle, watches, repository, needed),
             sharing=sharing,
+            away=away,
             advice=partial(pull_advice, lock_files, repository.store["remote"]),
         )
 

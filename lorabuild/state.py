@@ -54,7 +54,7 @@ class State:
     def digest(self, path: Path) -> str:
         """xxh3-128 of the file; read only if its stat is not the remembered one. Raises OSError."""
         before = signature(path)
-        if (known := self._known(path, before)) is not None:
+        if (known := self.known(path, before)) is not None:
             return known
         while True:
             digest = digest_file(path)
@@ -81,12 +81,24 @@ class State:
             self.put(key, digest)
         return digest
 
+    def known(self, path: Path, seen: Signature) -> str | None:
+        """The digest that is remembered of a file with this signature."""
+        with self._lock:
+            row = self._db.execute(
+                "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (self._name(path),)
+            ).fetchone()
+        return row[4] if row and row[:4] == seen else None
+
     def remember(self, path: Path, digest: str, seen: Signature | None = None, ours: bool = False) -> None:
         """Keep the digest of a file for the next run. `ours`: nobody else writes it, so that its age does not matter."""
         seen = seen or signature(path)
         if ours or not racy(seen):
-            with self._lock:
-                self._db.execute("replace into file values (?,?,?,?,?,?)", (self._name(path), *seen, digest))
+            self.remember_all({path: (digest, seen)})
+
+    def remember_all(self, digests: Mapping[Path, tuple[str, Signature]]) -> None:
+        """Keep the digests of many files, which had these signatures when they were read, and were not racy then."""
+        rows = [(self._name(path), *seen, digest) for path, (digest, seen) in digests.items()]
+        self._together("replace into file values (?,?,?,?,?,?)", rows)
 
     def remembered(self, path: Path) -> Signature | None:
         """The signature that the file had when its digest was taken; None for one that is not known, or was too young."""
@@ -100,13 +112,6 @@ class State:
         with self._lock:
             self._db.execute("delete from file where path = ?", (self._name(path),))
             self._db.execute("delete from watch where instr(value, ?)", (json.dumps(str(path)),))
-
-    def _known(self, path: Path, seen: Signature) -> str | None:
-        with self._lock:
-            row = self._db.execute(
-                "select size, mtime_ns, ctime_ns, ino, digest from file where path = ?", (self._name(path),)
-            ).fetchone()
-        return row[4] if row and row[:4] == seen else None
 
     # what stands in build/
 
@@ -175,13 +180,17 @@ class State:
 
     def put_all(self, values: Mapping[str, str]) -> None:
         """Keep many texts, in one transaction."""
+        rows = [(key, value, time.time()) for key, value in values.items()]
+        self._together("replace into memo values (?,?,?)", rows, "delete from memo where used < ?")
+
+    def _together(self, statement: str, rows: Sequence[tuple], then: str = "") -> None:
+        """One statement with many rows, in one transaction. `then`: another, with the time before which nobody asks."""
         with self._lock:
             self._db.execute("begin immediate")
             try:
-                self._db.executemany(
-                    "replace into memo values (?,?,?)", [(key, value, time.time()) for key, value in values.items()]
-                )
-                self._db.execute("delete from memo where used < ?", (time.time() - 90 * DAY,))
+                self._db.executemany(statement, rows)
+                if then:
+                    self._db.execute(then, (time.time() - 90 * DAY,))
             except BaseException:
                 self._db.execute("rollback")
                 raise

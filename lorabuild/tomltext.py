@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a comment
 
 
-def written(value: Any) -> str:
+def written(value: Any, number: Callable[[int | float], str] = repr) -> str:
     """A value on one line. Whole numbers, floats, text, true and false, lists and tables of them; None is left out."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return repr(value)
+        return number(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(written(one) for one in value if one is not None)}]"
+        return f"[{', '.join(written(one, number) for one in value if one is not None)}]"
     if isinstance(value, dict):
-        inner = ", ".join(f"{key_written(key)} = {written(one)}" for key, one in value.items() if one is not None)
-        return f"{{ {inner} }}" if inner else "{}"
+        inner = [f"{key_written(key)} = {written(one, number)}" for key, one in value.items() if one is not None]
+        return f"{{ {', '.join(inner)} }}" if inner else "{}"
     return text_written(str(value))
 
 

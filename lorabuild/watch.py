@@ -28,6 +28,7 @@ CODE = (  # not its faces, which decide nothing
     "",
     "bases",
     "data",
+    "executors",
     "graph",
     "locks",
     "lora",

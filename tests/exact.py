@@ -16,7 +16,7 @@ from tiny_base import RECIPE, dataset, latents, tiny_base, tiny_folder
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorabuild.nn import trainer
+from lorabuild.nn import feed
 from lorabuild.nn.adapter import Adapter, Shape, adapted
 from lorabuild.nn.adapters.chance import Chance
 from lorabuild.nn.adapters.module import Module
@@ -73,7 +73,7 @@ def prepared(mode: str, **recipe: Any) -> Iterator[_Loop]:
     with ExitStack() as stack:
         stack.enter_context(patch.dict(DTYPES, {EXACT: torch.float64}))
         if mode == EXACT:
-            stack.enter_context(patch.object(trainer, "micro_batch", _exact_batch))
+            stack.enter_context(patch.object(feed, "micro_batch", _exact_batch))
         adapter = stack.enter_context(adapted(base, Shape.of(settings), settings["seed"], trained_parts(settings)))
         grow(adapter)
         if mode == EXACT:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorabuild.ahead import cores
 from lorabuild.executors import ray_node
 
 MARK = "LORABUILD_TEST_CLUSTER"  # in the environment of every process of a cluster
@@ -21,6 +22,7 @@ HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # 127.0.0.1 Ray would replace by the mac
 START_SECONDS = 180  # five on a machine that has nothing else to do
 OBJECT_STORE_BYTES = 80_000_000
 PORTS = 100  # that one cluster takes
+CPUS = max(1, cores() // 2)  # of a node, and of a job: as many threads as a local build has, since bytes depend on them
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -44,7 +46,7 @@ class Cluster:
         }
 
     def start(self, address: str, **more: str) -> None:
-        """Start a node with one processor: the head if it is HEAD."""
+        """Start a node, which takes one job at a time: the head if it is HEAD."""
         first = self.first + (PORTS // 2 if address == OTHER else 0)
         where = [f"--port={first}", "--head"] if address == HEAD else [f"--address={self.address}"]
         names = ("node-manager-port", "object-manager-port", "dashboard-agent-grpc-port", "metrics-export-port")
@@ -53,7 +55,7 @@ class Cluster:
         ports += [f"--min-worker-port={first + 10}", f"--max-worker-port={first + PORTS // 2 - 1}"]
         if address == HEAD:
             ports += ["--include-dashboard=false"]
-        bounds = ["--num-cpus=1", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        bounds = [f"--num-cpus={CPUS}", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={address}"),
             *(*where, *ports, *bounds, "--disable-usage-stats", f"--temp-dir={self.folder / address[-1]}"),

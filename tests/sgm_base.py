@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from sdxl_shapes import VAE_NAMES
 from tiny_base import tiny_folder
 
 from lorabuild.components import PREFIXES
@@ -25,21 +26,6 @@ OUTSIDE = {
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
-}
-# diffusers' -> LDM's names of a VAE, whose decoder counts its levels from the other end.
-VAE = {
-    **{f"up_blocks.{level}.": f"up.{3 - level}." for level in range(4)},
-    "down_blocks.": "down.",
-    ".resnets.": ".block.",
-    "mid_block.block.0": "mid.block_1",
-    "mid_block.block.1": "mid.block_2",
-    "mid_block.attentions.0.": "mid.attn_1.",
-    "samplers.0.": "sample.",
-    "conv_shortcut": "nin_shortcut",
-    "conv_norm_out": "norm_out",
-    "group_norm": "norm",
-    "to_out.0.": "proj_out.",
-    ".to_": ".",
 }
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -97,7 +83,7 @@ def _unet(weights: Tensors) -> Tensors:
 def _vae(weights: Tensors) -> Tensors:
     found = {}
     for name, tensor in weights.items():
-        for diffusers, ldm in VAE.items():
+        for diffusers, ldm in VAE_NAMES.items():
             name = name.replace(diffusers, ldm)
         found[name] = tensor[:, :, None, None] if "attn_1" in name and tensor.dim() == 2 else tensor
     return found

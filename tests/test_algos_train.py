@@ -81,7 +81,7 @@ TAKEN_UP = {
 def test_a_training_that_is_taken_up_ends_with_the_same_bytes(tmp_path: Path, kind: str):
     algo, options = TAKEN_UP[kind]
     settings = recipe(algo, 4, 5e-2, **options) | {"gradient_accumulation_steps": 2, "scale_weight_norms": 0.02}
-    settings |= {"text_encoder_lr": [1e-2, 0.0], "max_train_steps": 2}
+    settings |= {"text_encoder_lr": [1e-2, 0.0], "max_train_steps": 2, "max_validation_steps": 1}
     straight = run(tmp_path / "straight", settings)
     assert run(tmp_path / "stopped", settings, stop_after=3) == straight
     log = [json.loads(line) for line in straight["log"].splitlines()]

@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorabuild"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = {
-    "ground": "errors signature scan signals ahead memory hashing files header writing bases components names vectors data streams training tensors git findings colours tomltext pointing",
+    "ground": "errors signature scan signals ahead memory hashing files header writing bases components names vectors data streams training tensors git codes findings colours tomltext pointing",
     "lora": "lora",
     "manifest": "manifest",
     "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team events watching nn",
     "stages": "stages",
-    "graph": "executors workers rank worker assess engine watch session upkeep forecast ending graph",
+    "graph": "executors workers rank worker assess builder engine watch session upkeep forecast ending graph",
     "checks": "checks doctor importing scaffold",
     "faces": "cli __main__ verbs report exporting completing",
 }

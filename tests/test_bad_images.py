@@ -6,8 +6,9 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from bad_images import Kind, kinds, make
-from test_check import checked, light, world  # noqa: F401  # fixtures
+from checking import checked, one_project, without_trials
 from world import World
 
 from lorabuild.findings import one_line
@@ -16,14 +17,20 @@ FOLDER = "projects/ember/images"
 ALL = kinds()
 
 
-def folder(world: World, *those: Kind) -> Path:  # noqa: F811
+@pytest.fixture
+def world(empty: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    without_trials(monkeypatch)
+    return one_project(empty)
+
+
+def folder(world: World, *those: Kind) -> Path:
     where = world.root / FOLDER
     for one in those:
         make(where, one)
     return where
 
 
-def test_check_finds_all_of_them_in_one_run_and_no_others(world: World):  # noqa: F811
+def test_check_finds_all_of_them_in_one_run_and_no_others(world: World):
     assert len(ALL) >= 40
     folder(world, *ALL)
     told: dict[str, set[str]] = defaultdict(set)
@@ -38,7 +45,7 @@ def test_check_finds_all_of_them_in_one_run_and_no_others(world: World):  # noqa
     }
 
 
-def test_the_build_tells_of_each_that_stops_it_in_a_line(world: World):  # noqa: F811
+def test_the_build_tells_of_each_that_stops_it_in_a_line(world: World):
     where = folder(world, *ALL)
     stops = {kind.name for kind in ALL if kind.stops}
     seen: set[str] = set()

@@ -16,6 +16,7 @@ import pytest
 import sgm_base
 import torch
 from safetensors.torch import load_file, save_file
+from sdxl_base import SDXL, sdxl, sparse
 from sgm_base import FILES, LEFTOVERS, METADATA, PREFIXES, sgm_names, write_sgm, write_vae
 from tiny_base import outputs, tiny_folder, training
 from torch import Tensor
@@ -30,7 +31,6 @@ from lorabuild.nn.networks import architecture, load_network, meta_network
 from lorabuild.nn.text import text_conditions
 from lorabuild.nn.vae import encode, load_vae
 from lorabuild.stages.train import STAGE as TRAIN
-from lorabuild.writing import header_bytes
 
 NETWORKS = ("unet", "te1", "te2", "vae")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -185,63 +185,12 @@ def test_latents_are_the_same_from_a_vae_inside_apart_and_in_a_folder(tmp_path: 
 # all of SDXL
 
 
-SDXL: dict[str, dict[str, Any]] = {
-    "unet": {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "attention_head_dim": [5, 10, 20],
-        "block_out_channels": [320, 640, 1280],
-        "cross_attention_dim": 2048,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "projection_class_embeddings_input_dim": 2816,
-        "transformer_layers_per_block": [1, 2, 10],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "use_linear_projection": True,
-    },
-    "vae": {
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "scaling_factor": 0.13025,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    },
-    "te1": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "vocab_size": 49408},
-    "te2": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_attention_heads": 20,
-        "num_hidden_layers": 32,
-        "projection_dim": 1280,
-        "vocab_size": 49408,
-        "hidden_act": "gelu",
-    },
-}
 COUNTS = {
     "unet": 1680,
     "vae": 248,
     "te1": 196,
     "te2": 389,
 }  # tensors of sd_xl_base_1.0, but for position_ids, logit_scale
-
-
-def sparse(path: Path, tensors: dict[str, Tensor], dtype: str = "F16") -> None:
-    """A file of these names and shapes and of no numbers: it takes no room on the disk."""
-    header = header_bytes([(name, dtype, tuple(one.shape)) for name, one in tensors.items()], {})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(header)
-        file.truncate(len(header) + 2 * sum(one.numel() for one in tensors.values()))
-
-
-@cache
-def sdxl(component: str) -> dict[str, Tensor]:
-    """diffusers' and transformers' names, as their files have them -> shapes."""
-    state = architecture(component, SDXL[component], "SDXL").state_dict()
-    text = component in ("te1", "te2")
-    return {
-        f"text_model.{name}" if text and not name.startswith(("text_model.", "text_projection.")) else name: one
-        for name, one in state.items()
-    }
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -28,7 +28,7 @@ SETTINGS = {
 def test_buckets_are_those_of_sd_scripts(golden: dict):
     settings = {"enable_bucket": True, **golden}
     if golden["predefined"] is not None:
-        assert buckets(settings) == [tuple(bucket) for bucket in golden["predefined"]]
+        assert list(buckets(settings)) == [tuple(bucket) for bucket in golden["predefined"]]
     for size, row in zip(GOLDEN["sizes"], golden["rows"], strict=True):
         if row is None:
             with pytest.raises(ValueError, match="smaller than one bucket step"):

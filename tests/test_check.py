@@ -5,102 +5,49 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
+from functools import reduce
+from operator import xor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from bad_images import drawn
+from checking import MANIFEST, NoTrials, checked, one_project, picture, without_trials
+from PIL import Image
 from world import World
 
-from lorabuild.checks import repository
 from lorabuild.checks.batches import share_findings
 from lorabuild.checks.captions import doubled, holds
-from lorabuild.checks.images import twins
+from lorabuild.checks.images import near, twins
 from lorabuild.checks.pictures import dhash, facts_of
-from lorabuild.checks.repository import Report, check
+from lorabuild.codes import CODES, LEVELS
 from lorabuild.errors import UsageError
-from lorabuild.findings import CODES, LEVELS, page
+from lorabuild.findings import page
 from lorabuild.session import state_of
 from lorabuild.verbs import check as verb
-
-MANIFEST = """\
-[project]
-base = "tiny"
-kind = "character"
-trigger = "ember"
-
-[dataset]
-resolution = [64, 64]
-min_bucket_reso = 32
-max_bucket_reso = 128
-bucket_reso_steps = 32
-[[dataset.subset]]
-image_dir = "images"
-
-[recipe]
-max_train_steps = 4
-"""
-
-
-class NoTrials:
-    """Stands for the process that has torch, where a test is not about it."""
-
-    def __init__(self, tasks: Any, state: Any):
-        self.tasks = tasks
-
-    def outcome(self) -> dict[str, Any]:
-        return {name: {"adapter": None, "faults": [], "notes": []} for name in self.tasks}
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "Trials", NoTrials)
+    without_trials(monkeypatch)
 
 
 @pytest.fixture
 def world(empty: World, light: None) -> World:
-    """A repository with one project and nothing wrong: two pictures with captions."""
-    empty.write("projects/ember/lora.toml", MANIFEST)
-    for number in (1, 2):
-        picture(empty, f"{number}.png", number)
-        empty.write(f"projects/ember/images/{number}.txt", f"ember, red, sit, {number}")
-    return empty
-
-
-def drawn(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A picture that is unlike that of another seed."""
-    image = Image.new("RGB", size, (40 * seed % 256, 90, 120))
-    draw = ImageDraw.Draw(image)
-    for number in range(6):
-        x, y = (seed * 37 + number * 29) % size[0], (seed * 53 + number * 17) % size[1]
-        draw.ellipse((x, y, x + 25, y + 20), fill=((seed * 99 + number * 60) % 256, number * 40, 255 - 30 * number))
-    return image
-
-
-def picture(world: World, name: str, seed: int = 1, size: tuple[int, int] = (64, 64), **saved: Any) -> Path:
-    data = io.BytesIO()
-    drawn(seed, size).save(data, **{"format": "PNG", **saved})
-    return world.write(f"projects/ember/images/{name}", data.getvalue())
+    return one_project(empty)
 
 
 def enlarged(png: bytes, side: int) -> bytes:
     """The same PNG, whose header says that it is larger."""
     head = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
     return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
-
-
-def checked(world: World, *names: str) -> Report:
-    with state_of(world.root) as state:
-        return check(world.root, names, state)
 
 
 def told(world: World, name: str = "ember") -> dict[str, list[str]]:
@@ -277,6 +224,38 @@ def test_pictures_without_edges_are_near_to_none():
         flat[Path(name)] = (name, facts_of(data.getvalue()))
     assert twins(flat) == []
     assert dhash(Image.new("RGB", (32, 32))) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_pictures_are_found_as_by_comparing_each_with_each(seed: int):
+    chance = random.Random(seed)
+    hashes = [chance.getrandbits(64) & 0xFFFF_FFFF for _ in range(12)]
+    while len(hashes) < 150:
+        flips = [1 << chance.randrange(64) for _ in range(chance.randrange(7))]
+        hashes.append(reduce(xor, flips, chance.choice(hashes)))
+    chance.shuffle(hashes)
+    wanted = []
+    for number, one in enumerate(hashes):
+        bits = [(one ^ other).bit_count() for other in hashes[:number]]
+        wanted += [(number, at, count) for at, count in enumerate(bits) if count <= 4][:1]
+    assert len(wanted) > 50 and list(near(hashes)) == wanted
+
+
+def test_many_pictures_are_not_compared_each_with_each():
+    chance = random.Random(1)
+    hashes = [chance.getrandbits(64) for _ in range(100_000)]  # each with each: 5 thousand million
+    hashes.append(hashes[77] ^ 0b1011)
+    assert list(near(hashes)) == [(100_000, 77, 3)]
+
+
+def test_a_smaller_or_recompressed_picture_has_nearly_the_same_dhash():
+    grain = Image.effect_noise((96, 128), 60).resize((384, 512), Image.Resampling.BILINEAR)
+    shapes = Image.radial_gradient("L").resize((384, 512)).rotate(31)
+    whole = Image.blend(shapes, grain, 0.15).convert("RGB")
+    file = io.BytesIO()
+    whole.save(file, "JPEG", quality=60)
+    for other in (Image.open(file), whole.resize((192, 256)), whole.resize((1000, 1333))):
+        assert (dhash(whole) ^ dhash(other)).bit_count() <= 4
 
 
 def test_dhash_is_a_bit_a_pair_of_neighbours():
@@ -491,7 +470,7 @@ def test_nothing_changes_but_the_cache_and_nothing_is_decoded_twice(world: World
     def decode(data: bytes, *args: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("lorabuild.checks.pictures.decode", decode)
+    monkeypatch.setattr("lorabuild.checks.pictures.opened", decode)
     assert checked(world).projects["ember"].images() == first.projects["ember"].images()
 
 

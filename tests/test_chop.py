@@ -197,11 +197,12 @@ print(used() - before)
 
 def settings(keep: list[str] | None, resized: bool = True, source: str | None = None) -> dict:
     chop = None if keep is None else {"keep": keep, "allow_empty": False}
-    return {"project": {"source": source}, "resize": {"thr": -3.5, "step": "last"} if resized else None, "chop": chop}
+    resize = {"thr": -3.5, "step": "last"} if resized else None
+    return {"project": {"source": source}, "recipe": {}, "resize": resize, "chop": chop}
 
 
 def declared(project: dict, **variants: dict) -> dict:
-    one = SimpleNamespace(folder=Path("projects/ember"), settings=project, variants=variants)
+    one = SimpleNamespace(name="ember", folder=Path("projects/ember"), settings=project, variants=variants, swept={})
     return {job.name: job for job in STAGE.jobs(SimpleNamespace(projects={"ember": one}))}
 
 

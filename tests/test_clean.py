@@ -18,7 +18,6 @@ from lorabuild.errors import InputChanged
 from lorabuild.scan import GONE, Scan
 from lorabuild.session import opened
 from lorabuild.state import State
-from lorabuild.store import Output
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 STAND_INS = ("norms", "dataset", "latents", "train", "spectrum", "resize", "samples")
@@ -124,6 +123,14 @@ def overwrite(path: Path) -> None:
     edit(path)
 
 
+def base_gone(world: Quick) -> None:
+    """The file that was found first goes; the same one stands in another folder."""
+    first = world.root / "own.safetensors"
+    shutil.copy(world.root / "models/own.safetensors", first)
+    world.settle()
+    first.unlink()
+
+
 # what happens -> the projects that are looked at, and no others
 CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "manifest edited": (lambda w: edit(w.root / "projects/ember/lora.toml"), {"ember"}),
@@ -149,7 +156,7 @@ CHANGES: dict[str, tuple[Callable[[Quick], object], set[str]]] = {
     "source edited": (lambda w: os.utime(w.root / "projects/moss/old.safetensors"), {"moss"}),
     "base edited": (lambda w: os.utime(w.root / "models/own.safetensors", (9, 9)), {"moss"}),
     "base found earlier": (lambda w: shutil.copy(w.root / "models/own.safetensors", w.root), {"moss"}),
-    "base no longer there": (lambda w: (w.root / "own.safetensors").unlink(), {"moss"}),
+    "base no longer there": (base_gone, {"moss"}),
     "artifact edited": (lambda w: edit(w.root / "build/ember/ember.safetensors"), {"ember"}),
     "artifact deleted": (lambda w: (w.root / "build/moss/moss-chopped.safetensors").unlink(), {"moss"}),
     "blob damaged": (lambda w: overwrite(blob_of(w, "chop:ember")), {"ember"}),
@@ -294,17 +301,18 @@ def test_a_base_that_changes_leaves_nothing_under_the_key_of_the_old_one(world: 
         scratch = world.root / ".lorabuild/scratch" / found.key / "scratch"
         scratch.mkdir(parents=True)
 
-        def run(spec, place, saved, **told):
+        def events(spec, place):
+            if when == "while it waits for its slot":
+                pytest.fail("it was begun")
             checkpoint(base, unet=2)
-            saved("norms.json", Output("0" * 32, 1))
+            yield {"event": "saved", "role": "norms.json", "digest": "0" * 32, "size": 1}
             pytest.fail("it was taken")
 
-        engine.pool.run = run
+        engine.pool.events = events
         if when == "while it waits for its slot":
-            engine.pool.run = lambda *args, **told: pytest.fail("it was begun")
             checkpoint(base, unet=2)
         with pytest.raises(InputChanged):
-            engine._build(found)
+            engine.build(found)
     assert not scratch.exists()
     checkpoint(base)
 

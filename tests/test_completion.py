@@ -158,3 +158,12 @@ def test_an_answer_imports_nothing_heavy_and_never_complains(place: Path):
         "set()",
     ]
     assert said(place, sys.executable, "-m", "lorabuild", "_complete") == []
+
+
+def test_the_jobs_of_a_sweep_are_candidates_of_the_stage_they_are_of(tmp_path: Path):
+    world = World(tmp_path / "repository")
+    world.manifest("ash", title="\n[matrix]\nthr = [-3.2]\nrecipe.unet_lr = [1e-3]\n")
+    world.manifest("birch", title="\n[matrix]\nthr = [-3.2\n")
+    for stage, name in (("train", "unet_lr1e-3"), ("resize", "unet_lr1e-3_thr-3.2"), ("chop", "unet_lr1e-3_thr-3.2")):
+        assert candidates("targets", f"{stage}:ash@", world.root) == [f"{stage}:ash@{name}"]
+    assert candidates("targets", "chop:birch@", world.root) == []

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lorabuild.codes import CODES
 from lorabuild.completing.commands import commands
-from lorabuild.findings import CODES, index, page
+from lorabuild.findings import index, page
 from lorabuild.manifest.reference import reference
 from lorabuild.names import REPORT
 

@@ -310,7 +310,7 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_works_anywhere_and_changes_nothing(files: Files, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     files.write("projects/a/lora.toml", GOOD)
     before = sorted(files.root.rglob("*"))
-    for folder, topics in ((files.root / "projects", {"base", "remote"}), (files.root.parent, set())):
+    for folder, topics in ((files.root / "projects", {"base", "remote", "executor"}), (files.root.parent, set())):
         monkeypatch.chdir(folder)
         assert main(["--json"]) == 0
         told = json.loads(capsys.readouterr().out)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sdxl_base import SDXL, sparse
+from sdxl_base import sdxl as tensors_of
 from sgm_base import FILES
 from test_algos import KINDS
-from test_base_layouts import SDXL, sparse
-from test_base_layouts import sdxl as tensors_of
 from tiny_base import tiny_base
 
 from lorabuild.errors import JobError

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabuild.errors import UsageError
-from lorabuild.scaffold.edit import dotted, key_path, with_value, without
+from lorabuild.scaffold.edit import with_value, without
+from lorabuild.scaffold.keys import dotted, key_path
 
 TEXT = """\
 # A style: white ink on blue paper.

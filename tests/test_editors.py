@@ -26,6 +26,12 @@ BEYOND = set(
         "dylora-block",
         "extends-nothing",
         "glob-without-a-block",
+        "matrix-name-taken",
+        "matrix-of-a-source",
+        "matrix-rivals",
+        "matrix-same",
+        "matrix-too-many",
+        "matrix-two-names",
         "missing-threshold",
         "misspelled-argument",
         "misspelled-preset",
@@ -45,6 +51,8 @@ BEYOND = set(
         "two-dropouts",
         "unknown-base",
         "variant-lacks-a-threshold",
+        "variant-named-as-a-file",
+        "variant-saved-key",
         "vector-of-thirteen",
         "vector-of-two-readings",
         "vector-with-a-letter",
@@ -84,6 +92,11 @@ SPELLED = """
 [chop] | vector = "1,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0"
 [check] | levels = { LB051 = "off", lb054 = "error" }
 [resize] | thr = -3 | [variants.mini.resize] | thr = -2 | [variants.mini.chop] | keep = ["TE"]
+[variants.mini.recipe] | unet_lr = 3e-4
+[matrix] | thr = [-3.2, -3.9] | keep = [["TE"], ["OUT01", "IN*"]] | recipe.unet_lr = [1e-4, 3e-4]
+[matrix] | "recipe.seed" = [1, 2] | network_args.conv_dim = [2, 4] | optimizer_type = ["clybw"]
+[matrix.recipe] | optimizer_args.weight_decay = [0.1, 0.2] | network_args.dropout = [0.1]
+[matrix] | optimizer_args = [["weight_decay=0.1"], { weight_decay = 0.2 }]
 """.strip().splitlines()
 
 

@@ -112,7 +112,7 @@ def test_a_file_younger_than_the_clocks_grain_is_not_trusted(tmp_path: Path, sta
     path.write_bytes(b"one")
     monkeypatch.setattr("lorabuild.signature.time.time_ns", lambda: path.stat().st_mtime_ns + GRAIN_NS // 2)
     state.digest(path)
-    assert state._known(path, (3, path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.stat().st_ino)) is None
+    assert state.known(path, (3, path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.stat().st_ino)) is None
 
 
 def test_a_damaged_state_file_is_made_anew(tmp_path: Path):

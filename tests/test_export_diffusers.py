@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 from lora_lab import deltas, layer, read, write_lora
-from test_interop import (  # noqa: F401
+from pipeline import (
     COMPONENTS,
+    CONV,
+    CROSS,
+    SELF,
+    TE1,
+    TE2,
     Maker,
     differing,
     fused,
-    layers,
     of_parameters,
-    pipe,
+    toy_layers,
+    toy_pipe,
     weights,
 )
 
@@ -28,15 +33,20 @@ from lorabuild.lora.loaders import verdicts
 from lorabuild.nn.factors import read_factors, scale_of
 from lorabuild.verbs.common import write_loras
 
-CROSS = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn2_to_k"
-SELF = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
-CONV = "lora_unet_output_blocks_8_0_in_layers_2"
 SHORTCUT = "lora_unet_output_blocks_8_0_skip_connection"
 PROJ = "lora_unet_output_blocks_1_1_proj_in"
-TE1 = "lora_te1_text_model_encoder_layers_0_"
-TE2 = "lora_te2_text_model_encoder_layers_3_"
 TEXT = tuple(f"{te}{part}" for te in (TE1, TE2) for part in ("self_attn_q_proj", "self_attn_out_proj", "mlp_fc1"))
 OUTSIDE = ("lora_unet_time_embed_0", "lora_unet_label_emb_0_2", "lora_unet_input_blocks_0_0", "lora_unet_out_2")
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return toy_pipe()
+
+
+@pytest.fixture
+def layers() -> dict[str, tuple[str, str]]:
+    return toy_layers()
 
 
 def exported(path: Path) -> Path:
@@ -46,12 +56,12 @@ def exported(path: Path) -> Path:
     return out
 
 
-def of_file(path: Path, layers: Any) -> Any:  # noqa: F811
+def of_file(path: Path, layers: Any) -> Any:
     return of_parameters(deltas(path), layers)
 
 
 @pytest.mark.parametrize("name", ["ember", pytest.param("ember-resized", marks=pytest.mark.slow), "ember-chopped"])
-def test_every_layer_of_an_artifact_does_the_same(built_once, pipe, layers, tmp_path, name):  # noqa: F811
+def test_every_layer_of_an_artifact_does_the_same(built_once, pipe, layers, tmp_path, name):
     path = built_once.root / f"build/ember/{name}.safetensors"
     source = tmp_path / path.name
     source.write_bytes(path.read_bytes())
@@ -62,7 +72,7 @@ def test_every_layer_of_an_artifact_does_the_same(built_once, pipe, layers, tmp_
     assert differing(before, fused(pipe, out, before), expected) == set()
 
 
-def test_alphas_and_ranks_that_vary_are_right(pipe, layers, tmp_path):  # noqa: F811
+def test_alphas_and_ranks_that_vary_are_right(pipe, layers, tmp_path):
     """In kohya's form diffusers gets such alphas wrong without a word."""
     make = Maker(pipe, layers)
     tensors = make.lora(CROSS, CONV, SHORTCUT, PROJ, *TEXT, alpha=3.0)
@@ -72,7 +82,7 @@ def test_alphas_and_ranks_that_vary_are_right(pipe, layers, tmp_path):  # noqa: 
     assert differing(before, fused(pipe, exported(path), before), of_file(path, layers)) == set()
 
 
-def test_the_weights_alone_say_enough(pipe, layers, tmp_path):  # noqa: F811
+def test_the_weights_alone_say_enough(pipe, layers, tmp_path):
     """Scales are in the weights, so that a program that reads no metadata is right, too."""
     tensors = Maker(pipe, layers).lora(CROSS, CONV, *TEXT) | Maker(pipe, layers).lora(SELF, rank=2, alpha=7.0)
     path = write_lora(tmp_path / "varied.safetensors", tensors)
@@ -99,7 +109,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_other_kinds_become_pairs_of_their_own_rank(pipe, layers, tmp_path, kind):  # noqa: F811
+def test_other_kinds_become_pairs_of_their_own_rank(pipe, layers, tmp_path, kind):
     name = CONV if kind == "Tucker" else SELF
     component, place = layers[name]
     out, inside, *kernel = getattr(pipe, COMPONENTS[component]).get_submodule(place).weight.shape
@@ -131,7 +141,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_diffusers_cannot_take_is_one_line(pipe, layers, tmp_path, what):  # noqa: F811
+def test_what_diffusers_cannot_take_is_one_line(pipe, layers, tmp_path, what):
     tensors, *said = REFUSED[what]
     path = write_lora(tmp_path / "lora.safetensors", Maker(pipe, layers).lora(CROSS, CONV) | tensors)
     with pytest.raises(JobError) as error:

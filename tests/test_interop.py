@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lora_lab import deltas, layer, read, write_lora
+from lora_lab import deltas, read, write_lora
+from pipeline import (
+    COMPONENTS,
+    CONV,
+    CROSS,
+    SELF,
+    TE1,
+    TE2,
+    Maker,
+    Tensors,
+    differing,
+    fused,
+    of_parameters,
+    toy_layers,
+    toy_pipe,
+    weights,
+)
 from safetensors.torch import save_file
-from tiny_base import tiny_folder
-from torch import Tensor
 from world import World
 
 from lorabuild.header import read_header
@@ -23,75 +36,17 @@ from lorabuild.lora.loaders import Verdict, verdicts
 from lorabuild.lora.modules import read_alphas
 from lorabuild.lora.sdxl_names import unet_layers
 
-COMPONENTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 ARTIFACTS = ("ember", "ember-resized", "ember-chopped")
-Weights = dict[tuple[str, str], Tensor]  # component and parameter
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pipe() -> Any:
-    """An SDXL of diffusers, of toy widths. Whoever changes it puts it back."""
-    from diffusers import StableDiffusionXLPipeline
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    return StableDiffusionXLPipeline.from_pretrained(tiny_folder(), local_files_only=True)
+    return toy_pipe()
 
 
-@pytest.fixture(scope="module")
-def layers(pipe: Any) -> dict[str, tuple[str, str]]:
-    """kohya's name of each layer -> component, path of the module in it."""
-    found = {"lora_unet_" + one.sgm.replace(".", "_"): ("unet", one.diffusers) for one in unet_layers()}
-    for encoder in ("te1", "te2"):
-        for path, module in getattr(pipe, COMPONENTS[encoder]).named_modules():
-            if isinstance(module, torch.nn.Linear):
-                flat = path.removeprefix("text_model.").replace(".", "_")
-                prefix = f"lora_{encoder}_" if flat == "text_projection" else f"lora_{encoder}_text_model_"
-                found[prefix + flat] = (encoder, path)
-    return found
-
-
-def weights(pipe: Any) -> Weights:
-    """All parameters, copied."""
-    return {
-        (component, name): parameter.detach().clone()
-        for component, attribute in COMPONENTS.items()
-        for name, parameter in getattr(pipe, attribute).named_parameters()
-    }
-
-
-def fused(pipe: Any, path: Path, before: Weights) -> Weights:
-    """All parameters with the LoRA at `path` merged into them. The pipeline is as `before` afterwards."""
-    pipe.load_lora_weights(path)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    after = weights(pipe)
-    for component, attribute in COMPONENTS.items():
-        state = {name: tensor for (its, name), tensor in before.items() if its == component}
-        getattr(pipe, attribute).load_state_dict(state, strict=False)
-    return after
-
-
-def differing(before: Weights, after: Weights, expected: Mapping[tuple[str, str], Tensor]) -> set[tuple[str, str]]:
-    """Parameters that are not what they were plus what is expected: nothing at all, where nothing is."""
-    assert before.keys() == after.keys() >= expected.keys()
-    wrong = {name for name in before.keys() - expected.keys() if not torch.equal(before[name], after[name])}
-    for name, delta in expected.items():
-        weight = before[name].double().flatten(1)
-        found = after[name].double().flatten(1) - weight
-        assert not delta.any() or delta.norm() > 1e-4 * weight.norm(), f"{name}: right and wrong would be the same"
-        if (found - delta).norm() > 2e-3 * delta.norm():
-            wrong.add(name)
-    return wrong
-
-
-def of_parameters(by_layer: Mapping[str, Tensor], layers: Mapping[str, tuple[str, str]]) -> Weights:
-    return {
-        (component, f"{path}.weight"): by_layer[name] for name, (component, path) in layers.items() if name in by_layer
-    }
+@pytest.fixture
+def layers() -> dict[str, tuple[str, str]]:
+    return toy_layers()
 
 
 def judged(path: Path) -> dict[str, Verdict]:
@@ -173,46 +128,11 @@ def test_alphas_that_vary_are_lost_in_diffusers_and_a_verdict_says_so(
 
 # What loaders.py says of diffusers, and what diffusers does: little files, each with one change.
 
-CROSS = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn2_to_k"
-SELF = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
-CONV = "lora_unet_output_blocks_8_0_in_layers_2"
-TE1 = "lora_te1_text_model_encoder_layers_0_"
-TE2 = "lora_te2_text_model_encoder_layers_3_"
 PROJECTION = "lora_te2_text_projection"
 BASE = (CROSS, CONV)
 TEXT = (TE1 + "self_attn_out_proj", TE2 + "self_attn_out_proj", TE2 + "mlp_fc1")
 OUTSIDE = ("time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2", "input_blocks_0_0", "out_2")
 NUMBER = torch.tensor(1.0)
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes LoRAs that fit the layers of the pipeline."""
-
-    pipe: Any
-    layers: Mapping[str, tuple[str, str]]
-
-    def lora(self, *names: str, rank: int = 4, alpha: float | None = 2.0) -> Tensors:
-        found: Tensors = {}
-        for name in names:
-            component, path = self.layers[name]
-            out, *rest = getattr(self.pipe, COMPONENTS[component]).get_submodule(path).weight.shape
-            found |= layer(name, out, rank, *rest, alpha=alpha, seed=sum(name.encode()))  # no two alike
-        return found
-
-    def peft(self, *names: str, unet: str = "unet.") -> Tensors:
-        """The same in diffusers' names of today."""
-        prefixes = {"unet": unet, "te1": "text_encoder.text_model.", "te2": "text_encoder_2.text_model."}
-        found: Tensors = {}
-        for name in names:
-            component, path = self.layers[name]
-            key = prefixes[component] + path.removeprefix("text_model.")
-            lora = self.lora(name)
-            found |= {f"{key}.lora_A.weight": lora[f"{name}.lora_down.weight"]}
-            found |= {f"{key}.lora_B.weight": lora[f"{name}.lora_up.weight"]}
-        return found
 
 
 def without(tensors: Tensors, *keys: str) -> Tensors:

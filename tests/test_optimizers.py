@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from lorabuild.checks import dry
 from lorabuild.errors import Interrupted, JobError
-from lorabuild.nn import trainer
+from lorabuild.nn import feed, trainer
 from lorabuild.nn.batches import Data, MicroBatch
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore, state, try_out
 from lorabuild.nn.resume import StateFile
@@ -81,7 +81,7 @@ def toy_training(recipe: Mapping[str, Any]) -> Training:
 @pytest.fixture(autouse=True)
 def toy_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer._Loop, "_losses", lambda self, batch, objective: self.training.adapter.losses(batch))
-    monkeypatch.setattr(trainer, "caption_ids", lambda *args: (torch.zeros(2, 2, 77, dtype=torch.int64), None))
+    monkeypatch.setattr(feed, "caption_ids", lambda *args: (torch.zeros(2, 2, 77, dtype=torch.int64), None))
 
 
 def run(

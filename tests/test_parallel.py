@@ -20,7 +20,7 @@ from lorabuild.nn.batches import Data, micro_batch
 from lorabuild.nn.parallel import WHOLE, part_of, units
 from lorabuild.stages.train import STAGE, device_of
 
-THREE = RECIPE | {"gradient_accumulation_steps": 3, "max_train_steps": 2}
+THREE = RECIPE | {"gradient_accumulation_steps": 3, "max_train_steps": 2, "max_validation_steps": 1}
 TWO = {"processes": 2}
 
 

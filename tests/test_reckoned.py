@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sdxl_base import SDXL
 from sgm_base import write_sgm
-from test_dry import GUIDE, sdxl  # noqa: F401  # a fixture
+from test_dry import GUIDE
 from tiny_base import tiny_folder
 
 from lorabuild.bases.shapes import clip_shapes, unet_shapes
@@ -48,15 +48,12 @@ def test_a_folder_and_a_single_file_are_read_by_their_headers(tmp_path: Path):
         assert found is not None and found["adapter"] == asdict(dry(RECIPE, base))
 
 
-def test_the_shapes_are_those_of_sdxl(sdxl: Path):  # noqa: F811
-    config = json.loads((sdxl / "unet/config.json").read_text())
+def test_the_shapes_are_those_of_sdxl():
+    config = SDXL["unet"]
     told = unet_shapes(config, [one.diffusers for one in unet_layers()])
     made = architecture("unet", config, "sdxl").state_dict()
     assert told == {name: tuple(tensor.shape) for name, tensor in made.items()}
-    clip = json.loads((sdxl / "text_encoder_2/config.json").read_text()) | {
-        "vocab_size": 9,
-        "max_position_embeddings": 7,
-    }
+    clip = SDXL["te2"] | {"vocab_size": 9, "max_position_embeddings": 7}
     made = architecture("te2", clip, "sdxl").state_dict()
     shapes = {name.removeprefix("text_model."): tuple(tensor.shape) for name, tensor in made.items()}
     assert clip_shapes("te2", clip) == shapes
@@ -72,8 +69,8 @@ def test_the_shapes_are_those_of_sdxl(sdxl: Path):  # noqa: F811
         {"something_new": 2},
     ],
 )
-def test_of_another_structure_nothing_is_said(sdxl: Path, change: dict[str, Any]):  # noqa: F811
-    config = json.loads((sdxl / "unet/config.json").read_text())
+def test_of_another_structure_nothing_is_said(change: dict[str, Any]):
+    config = dict(SDXL["unet"])
     assert unet_shapes({**config, **change}, []) is None
     del config["transformer_layers_per_block"]
     assert unet_shapes(config, []) is None

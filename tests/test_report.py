@@ -298,7 +298,7 @@ def test_the_recipe_says_where_each_value_was_written(files: ProjectFiles):
     ],
 )
 def test_values_are_spelled_as_toml_has_them(value: Any, text: str):
-    assert recipe.toml(value) == text
+    assert recipe.told(value) == text
 
 
 def test_numbers_are_said_for_people():

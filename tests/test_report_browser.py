@@ -47,6 +47,10 @@ def test_no_page_is_wider_than_its_window(browser: Browser, page: Path, width: i
     for name in ("index.html", "ember.html"):
         browser.open(page.with_name(name), width=width, height=844)
         assert browser.js("return document.documentElement.scrollWidth") <= width, name
+        ends = "return [...document.querySelectorAll('caption')].map((one) => one.getBoundingClientRect().right)"
+        assert max(browser.js(ends), default=0) <= width, f"{name}: a table scrolls, what is said above it does not"
+        kept = "return [...document.querySelectorAll('.scroll')].map((one) => one.offsetWidth).filter((one) => one)"
+        assert min(browser.js(kept), default=width) > 200, name
 
 
 def test_plots_are_read_by_keys_and_their_values_are_said(browser: Browser, page: Path):

@@ -331,7 +331,7 @@ def settings(step: str | int | None, thr: float | None = -3.55, **more) -> dict:
 
 
 def declared(project: dict, **variants: dict) -> dict:
-    one = SimpleNamespace(settings=project, variants=variants)
+    one = SimpleNamespace(name="ember", settings=project, variants=variants, swept={})
     return {job.name: job for job in STAGE.jobs(SimpleNamespace(projects={"ember": one}))}
 
 

@@ -106,7 +106,7 @@ def project(**changes: Any) -> Any:
         "samples": TABLE,
     } | changes
     folder = Path("/repository/projects/ember")
-    one = SimpleNamespace(name="ember", settings=settings, variants={"mini": settings}, folder=folder)
+    one = SimpleNamespace(name="ember", settings=settings, variants={"mini": settings}, swept={}, folder=folder)
     return SimpleNamespace(root=Path("/repository"), projects={"ember": one}, bases={"tiny": {"builtin": "tiny-sdxl"}})
 
 

@@ -263,7 +263,7 @@ def settings(step: str | int | None, source: str | None = None, **terms: float) 
 
 
 def declared(project: dict, **variants: dict) -> dict:
-    one = SimpleNamespace(settings=project, variants=variants, folder=Path("projects/ember"))
+    one = SimpleNamespace(name="ember", settings=project, variants=variants, swept={}, folder=Path("projects/ember"))
     return {job.name: job for job in STAGE.jobs(SimpleNamespace(projects={"ember": one}))}
 
 

@@ -103,7 +103,7 @@ def test_a_batch_that_is_made_ahead_changes_no_byte():
         with adapted(tiny_base(), Shape.of(RECIPE), RECIPE["seed"], ("unet",)) as adapter:
             loop = loop_on(adapter, RECIPE)
             loop.update(SOME, coming)
-            assert (loop.ahead is None) == (not coming)
+            assert (loop.feed.ahead is None) == (not coming)
             loop.update(MORE)
             found.append(
                 (loop.log, torch.cat([weights.detach().flatten() for weights in adapter.parameters().values()]))

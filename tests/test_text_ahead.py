@@ -12,7 +12,7 @@ import torch
 from tiny_base import SETTINGS, outputs, tiny_base, training
 
 from lorabuild.lora.adapter_shape import Shape
-from lorabuild.nn import trainer
+from lorabuild.nn import feed
 from lorabuild.nn.adapter import adapted
 from lorabuild.nn.base import Base
 from lorabuild.nn.present import present
@@ -130,7 +130,7 @@ def test_a_frozen_encoder_encodes_each_caption_of_a_training_once(tmp_path: Path
     monkeypatch.setattr(TextAhead, "_encoded", listened)
     written = []
     for ahead in (0, 99):
-        monkeypatch.setattr(trainer, "TextAhead", partial(TextAhead, ahead=ahead))
+        monkeypatch.setattr(feed, "TextAhead", partial(TextAhead, ahead=ahead))
         folder = tmp_path / str(ahead)
         folder.mkdir()
         job, workspace = training(folder, recipe={"text_encoder_lr": 0.0, "gradient_accumulation_steps": 2})

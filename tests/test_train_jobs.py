@@ -39,7 +39,7 @@ def repository(resize: Any = None, variants: dict[str, Any] | None = None, **rec
     }
     others = {name: settings | {"resize": table} for name, table in (variants or {}).items()}
     manifest = root / "projects/ember/lora.toml"
-    project = SimpleNamespace(name="ember", settings=settings, variants=others, manifest=manifest)
+    project = SimpleNamespace(name="ember", settings=settings, variants=others, swept={}, manifest=manifest)
     bases = {"tiny": {"builtin": "tiny-sdxl"}, "other": {"builtin": "tiny-sdxl"}}
     return SimpleNamespace(root=root, projects={"ember": project}, bases=bases, used_bases=["tiny"])
 

@@ -147,15 +147,21 @@ def test_a_disk_without_room_is_told_before_the_first_update(tmp_path: Path, mon
     assert outputs(tmp_path) == {}
 
 
+TWO = {"gradient_accumulation_steps": 2, "max_train_steps": 2, "max_validation_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The outputs of a training of two updates that nobody stops."""
+    folder = tmp_path_factory.mktemp("two")
+    run(folder, recipe=TWO)
+    return outputs(folder)
+
+
 @pytest.mark.parametrize("answers", [0, 1, 3], ids=["at once", "within the first update", "within the second"])
-def test_a_training_that_is_stopped_keeps_its_last_update(tmp_path: Path, answers: int):
+def test_a_training_that_is_stopped_keeps_its_last_update(two: dict[str, bytes], tmp_path: Path, answers: int):
     """It asks before each micro-batch; what was done of the update is done again."""
-    recipe = RECIPE | {"gradient_accumulation_steps": 2, "max_train_steps": 2}
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    straight.mkdir()
-    stopped.mkdir()
-    run(straight, recipe=recipe)
-    job, workspace = training(stopped, recipe=recipe)
+    job, workspace = training(tmp_path, recipe=TWO)
     said = iter([False] * answers)
     workspace.stopping = lambda: next(said, True)
     with pytest.raises(Interrupted) as stop:
@@ -163,8 +169,8 @@ def test_a_training_that_is_stopped_keeps_its_last_update(tmp_path: Path, answer
     done = answers // 2
     assert stop.value.kept == ("step 1 of 2" if done else "")
     assert (workspace.scratch / "state").exists() == bool(done)
-    assert run(stopped, recipe=recipe) == ({"resumed_at": done} if done else {})
-    assert outputs(stopped) == outputs(straight)
+    assert run(tmp_path, recipe=TWO) == ({"resumed_at": done} if done else {})
+    assert outputs(tmp_path) == two
 
 
 KILLED = """

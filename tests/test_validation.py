@@ -12,7 +12,7 @@ from test_training import log_of, run
 from tiny_base import RECIPE, dataset, outputs, training
 
 from lorabuild.errors import JobError
-from lorabuild.nn import trainer
+from lorabuild.nn import feed
 from lorabuild.stages.train import STAGE
 from lorabuild.training.validation import held_back, points, split
 
@@ -96,7 +96,7 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A training with a part held back, and the pictures that were trained and measured."""
     folder, seen = tmp_path_factory.mktemp("validated"), {"micro_batch": set(), "held_out_batches": set()}
     with pytest.MonkeyPatch.context() as patch:
-        real, measured = trainer.micro_batch, trainer.held_out_batches
+        real, measured = feed.micro_batch, feed.held_out_batches
 
         def spied(data: Any, *args: Any) -> Any:
             seen["micro_batch"] |= {data.images[index]["digest"][0] for index, _ in args[3]}
@@ -106,8 +106,8 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             seen["held_out_batches"] |= {image["digest"][0] for image in data.images}
             return measured(data, *args)
 
-        patch.setattr(trainer, "micro_batch", spied)
-        patch.setattr(trainer, "held_out_batches", spied_held_out)
+        patch.setattr(feed, "micro_batch", spied)
+        patch.setattr(feed, "held_out_batches", spied_held_out)
         recipe = {"validation_split": 0.5, "max_validation_steps": 1, "train_batch_size": 2}
         run(folder, recipe=recipe)
     return {**seen, "outputs": outputs(folder), "folder": folder, "recipe": recipe}

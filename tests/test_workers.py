@@ -17,6 +17,7 @@ from world import MANIFEST, World
 
 from lorabuild import memory
 from lorabuild.errors import JobError
+from lorabuild.executors.attend import result
 from lorabuild.memory import available_bytes, short_of
 from lorabuild.stage import Stage as RealStage
 from lorabuild.stages import STAGES
@@ -114,8 +115,8 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         stage.plan(train_p0=what)
         job = {"name": "train:p0", "run": "standin:quick", "params": {}, "options": {}, "outputs": [], "snapshots": []}
         places = {"inputs": {}, "store": str(tmp_path / "store"), "folder": str(tmp_path / "scratch"), "anew": False}
-        silent = [lambda *said: None] * 3
-        return pool.run({**job, **places, "base": {}, "loads": 0}, Place(None, 1), *silent)
+        *_, last = pool.events({**job, **places, "base": {}, "loads": 0}, Place(None, 1))
+        return result(last)
 
     run.pool, run.pids = pool, lambda: [line["pid"] for line in stage.lines("begin")]
     yield run

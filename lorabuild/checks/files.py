@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild.data.captions import read_caption
-from lorabuild.data.images import EXTENSIONS, caption_path, is_folder
+from lorabuild.data.images import EXTENSIONS, caption_name, caption_path, is_folder
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, one_line
 from lorabuild.inputs import named_subsets
@@ -141,7 +141,7 @@ def _shared(subset: Subset, images: Sequence[str]) -> Iterator[Finding]:
     """Images that differ in their endings alone: there is one caption for all of them."""
     first: dict[str, str] = {}
     for name in images:
-        caption = caption_path(Path(name), subset.caption_extension).name
+        caption = caption_name(name, subset.caption_extension)
         if (other := first.setdefault(caption, name)) != name:
             said = f"has its caption ({one_line(caption)}) in common with {one_line(other)}"
             yield found("LB058", f"{subset.shown}/{name}", said)
@@ -149,14 +149,14 @@ def _shared(subset: Subset, images: Sequence[str]) -> Iterator[Finding]:
 
 def _left_over(subset: Subset, names: Sequence[str], images: Sequence[str]) -> Iterator[Finding]:
     """Captions without an image, and pictures of other formats."""
-    used = {caption_path(Path(name), subset.caption_extension).name for name in images}
+    used = {caption_name(name, subset.caption_extension) for name in images}
     for name in names:
         shown = f"{subset.shown}/{name}"
         if name.startswith("."):
             continue
         if name.lower().endswith(OTHER_PICTURES):
             yield found("LB040", shown, f"{Path(name).suffix} is not read: it is no part of the data set")
-            used.add(caption_path(Path(name), subset.caption_extension).name)
+            used.add(caption_name(name, subset.caption_extension))
         elif name.rstrip(". ") != name and name.rstrip(". ").lower().endswith(EXTENSIONS):
             yield found("LB040", shown, "its name ends in a dot or a space: it is no part of the data set")
     for name in names:

@@ -104,22 +104,38 @@ def twins(files: Mapping[Path, tuple[str, Facts]]) -> list[Finding]:
         else:
             seen.append((shown, int(facts["dhash"], 16)))
     edged = [one for one in seen if one[1]]
-    for number, other, bits in _near([hash for _, hash in edged]):
+    for number, other, bits in near([hash for _, hash in edged]):
         said = f"nearly the same as {one_line(edged[other][0])}: their dHash differs in {bits} of 64 bits"
         found_twins.append(found("LB036", edged[number][0], said))
     return found_twins
 
 
-def _near(hashes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(number, number of the first before it that is near, bits in which they differ)."""
+def near(hashes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(number, number of the first before it that is near, bits in which they differ).
+
+    Two that differ in n bits are equal in one of n + 1 pieces: those that share a piece are sorted next to each other, and
+    compared. So not each is compared with each; memory is that of a few lists. A piece takes its bits from all over the
+    picture: a white border, which many have, alone makes none equal.
+    """
     import numpy as np
 
-    table = np.array(hashes, np.uint64)
-    for number in range(1, len(table)):
-        bits = np.bitwise_count(table[:number] ^ table[number])
-        near = np.flatnonzero(bits <= NEAR_BITS)
-        if len(near):
-            yield number, int(near[0]), int(bits[near[0]])
+    values, first, which = np.unique(np.array(hashes, np.uint64), return_index=True, return_inverse=True)
+    nearest = first.copy()  # of each value, the first picture that is near it, of those that have it, too
+    for piece in range(NEAR_BITS + 1):
+        mask = np.uint64(sum(1 << bit for bit in range(piece, 64, NEAR_BITS + 1)))
+        order = np.argsort(values & mask, kind="stable")
+        shared, left, apart = values[order] & mask, np.arange(len(order)), 0
+        while len(left):
+            apart += 1
+            left = left[: np.searchsorted(left, len(order) - apart)]
+            left = left[shared[left] == shared[left + apart]]  # who shares it at this distance did at a smaller one
+            one, other = order[left], order[left + apart]
+            close = np.bitwise_count(values[one] ^ values[other]) <= NEAR_BITS
+            np.minimum.at(nearest, one[close], first[other[close]])
+            np.minimum.at(nearest, other[close], first[one[close]])
+    for number, other in enumerate(nearest[which].tolist()):
+        if other < number:
+            yield number, other, (hashes[number] ^ hashes[other]).bit_count()
 
 
 def _x(size: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -10,21 +9,24 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.data.images import FORMATS, NOT_UTF8, decode, pixels_digest
+from lorabuild.data.images import NOT_UTF8, opened, pixels_digest, seen
 from lorabuild.errors import JobError
-from lorabuild.hashing import digest_bytes
+from lorabuild.hashing import digest_bytes, read_file
+from lorabuild.signature import Signature, racy, signature
 from lorabuild.state import State
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LOOKING = 2  # raised by hand when the same file should give other facts
+LOOKING = 3  # raised by hand when the same file should give other facts
 TURN = 2e-4  # seconds
+SAMPLES = 24  # a side of a cell of the dHash: recompressed and scaled pictures turn as few bits as with all pixels
 MOST_AT_ONCE = 8  # a picture of the largest size allowed takes half a gigabyte
 
 Facts = Mapping[
@@ -32,17 +34,26 @@ Facts = Mapping[
 ]  # "digest" of the pixels, "size" [w, h], "dhash", "format", "mode", "frames", "blank", "damage"; or "fault"
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """What is to be remembered."""
+
+    digests: dict[Path, tuple[str, Signature]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
 def look_at(paths: Iterable[Path], state: State, told: Callable[[int], None] = lambda done: None) -> dict[Path, Facts]:
     """The facts of each file; `fault` says why one cannot be used. `told` hears how many are done."""
     wanted = list(dict.fromkeys(paths))
-    fresh: dict[str, str] = {}
+    fresh = Fresh()
     facts: dict[Path, Facts] = {}
     with _quick_turns(), ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as threads:
         looks = threads.map(lambda path: _look(path, state, fresh), wanted)
         for done, (path, seen) in enumerate(zip(wanted, looks, strict=True), 1):
             facts[path] = seen
             told(done)
-    state.put_all(fresh)
+    state.remember_all(fresh.digests)
+    state.put_all(fresh.facts)
     return facts
 
 
@@ -57,35 +68,38 @@ def _quick_turns() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def _look(path: Path, state: State, fresh: dict[str, str]) -> Facts:
+def _look(path: Path, state: State, fresh: Fresh) -> Facts:
     try:
-        if (known := state.get(_key(state.digest(path)))) is not None:
+        before, data = signature(path), b""
+        if (digest := state.known(path, before)) is None:  # read once, to digest and to decode
+            data = read_file(path)
+            digest = digest_bytes(data)
+            if not racy(before) and signature(path) == before:
+                fresh.digests[path] = digest, before
+        if (known := state.get(_key(digest))) is not None:
             return json.loads(known)
-        data = path.read_bytes()
+        data = data or path.read_bytes()
     except OSError as error:
         return {"fault": error.strerror or str(error)}
     except UnicodeEncodeError:
         return {"fault": NOT_UTF8}
     facts = facts_of(data)
-    fresh[_key(digest_bytes(data))] = json.dumps(facts)
+    fresh.facts[_key(digest_bytes(data))] = json.dumps(facts)
     return facts
 
 
 def facts_of(data: bytes) -> Facts:
     """What is to be known of a picture, or `fault`: in one line, why it cannot be decoded."""
     try:
-        picture = decode(data, "")
+        stored = opened(data, "")
+        kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
+        picture = seen(stored)
     except JobError as error:
         return {"fault": str(error).removeprefix(": ")}
-    from PIL import Image
-
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(io.BytesIO(data), formats=formats) as stored:  # its header alone: as it was before it became RGB
-        kind = {"format": stored.format, "mode": stored.mode, "frames": getattr(stored, "n_frames", 1)}
     hash = dhash(picture)
-    seen = {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{hash:016x}"}
+    facts = {"digest": pixels_digest(picture), "size": list(picture.size), "dhash": f"{hash:016x}"}
     blank = not hash and all(low == high for low, high in picture.getextrema())
-    return {**seen, **kind, "blank": blank, "damage": wrong_checksum(data) if kind["format"] == "PNG" else ""}
+    return {**facts, **kind, "blank": blank, "damage": wrong_checksum(data) if kind["format"] == "PNG" else ""}
 
 
 def wrong_checksum(png: bytes) -> str:
@@ -112,6 +126,10 @@ def dhash(picture: Image) -> int:
     """
     from PIL.Image import Resampling
 
+    columns, rows = 9 * SAMPLES, 8 * SAMPLES
+    if picture.width > columns or picture.height > rows:  # a mean of all pixels takes a quarter of the time of decoding
+        size = min(picture.width, columns), min(picture.height, rows)
+        picture = picture.resize(size, Resampling.NEAREST)
     cells = picture.convert("L").resize((9, 8), Resampling.BOX).tobytes()
     bits = 0
     for row in range(8):

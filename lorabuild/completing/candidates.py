@@ -39,10 +39,12 @@ def targets(word: str, root: Path | None) -> Iterator[str]:
     for stage in begun:
         yield from (f"{stage}:{_name(one)}" for one in manifests if stage not in ("base", "norms"))
     stage, _, name = word.partition(":")
-    if stage in ("resize", "chop", "spectrum", "samples") and name:
+    if stage in ("train", "resize", "chop", "spectrum", "samples") and name:
         meant = [one for one in manifests if _name(one).startswith(name.partition("@")[0])]
         for one in meant[:MOST_READ]:
-            yield from (f"{stage}:{_name(one)}@{variant}" for variant in _VARIANT.findall(_text(one)))
+            content = _text(one)
+            found = [*_VARIANT.findall(content), *_swept(content, stage)]
+            yield from (f"{stage}:{_name(one)}@{variant}" for variant in found)
 
 
 def blocks(word: str, root: Path | None) -> Iterator[str]:
@@ -97,6 +99,26 @@ def _manifests(root: Path | None) -> Iterator[Path]:
 
 def _name(manifest: Path) -> str:
     return manifest.parent.name
+
+
+def _swept(content: str, stage: str) -> list[str]:
+    """The names of the jobs of a stage that a manifest's own [matrix] makes, whether or not the rest of it is right."""
+    if "matrix" not in content:
+        return []
+    import tomllib
+
+    from lorabuild.manifest.layers import Layer
+    from lorabuild.manifest.matrix import axes, part_name, points
+    from lorabuild.manifest.merge import merge
+    from lorabuild.manifest.targets import PARTS
+
+    try:
+        tomllib.loads(content)
+    except ValueError:  # who presses Tab may be in the middle of it
+        return []
+    found, problems = axes(merge([Layer(Path(), Path("lora.toml"), content.encode())]))
+    names = (part_name(point, PARTS.get(stage, ())) for point in (points(found) if not problems else ()))
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _text(path: Path) -> str:

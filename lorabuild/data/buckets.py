@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 Size = tuple[int, int]
@@ -57,12 +58,12 @@ def settings_problem(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def buckets(settings: Mapping[str, Any]) -> list[Size]:
+def buckets(settings: Mapping[str, Any]) -> Sequence[Size]:
     """The buckets that these settings allow: one, the resolution itself, unless `enable_bucket`."""
     if not settings["enable_bucket"]:
         width, height = settings["resolution"]
-        return [(width, height)]
-    return bucket_table(settings["resolution"], *side_limits(settings), settings["bucket_reso_steps"])
+        return ((width, height),)
+    return bucket_table(tuple(settings["resolution"]), *side_limits(settings), settings["bucket_reso_steps"])
 
 
 def side_limits(settings: Mapping[str, Any]) -> tuple[int, int]:
@@ -71,7 +72,8 @@ def side_limits(settings: Mapping[str, Any]) -> tuple[int, int]:
     return settings["min_bucket_reso"] // steps * steps, -(-settings["max_bucket_reso"] // steps) * steps
 
 
-def bucket_table(resolution: Sequence[int], shortest: int, longest: int, steps: int) -> list[Size]:
+@lru_cache(maxsize=32)  # asked for each image
+def bucket_table(resolution: Size, shortest: int, longest: int, steps: int) -> Sequence[Size]:
     """All buckets with about the area of `resolution`, sorted, each with its transpose.
 
     Sides are multiples of `steps` (pixels) from `shortest` to `longest`, which are such multiples themselves. `longest`
@@ -84,7 +86,7 @@ def bucket_table(resolution: Sequence[int], shortest: int, longest: int, steps: 
         height = min(longest, area // width // steps * steps)
         if height >= shortest:
             table |= {(width, height), (height, width)}
-    return sorted(table)
+    return tuple(sorted(table))
 
 
 def nearest_bucket(size: Size, table: Sequence[Size]) -> Size:

@@ -48,7 +48,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 def caption_path(image: Path, extension: str) -> Path:
     """Where the caption of an image would lie. The extension's dot may be missing, as in sd-scripts."""
-    return image.with_name(f"{image.stem}.{extension.removeprefix('.')}")
+    return image.with_name(caption_name(image.name, extension))
+
+
+def caption_name(image: str, extension: str) -> str:
+    """The name of the caption of an image of this name."""
+    return f"{os.path.splitext(image)[0]}.{extension.removeprefix('.')}"
 
 
 def named_folders(folder: Path) -> list[tuple[Path, int, str]]:
@@ -70,12 +75,39 @@ def decode(data: bytes, shown: str, alpha_policy: str = "white") -> Image:
     animation it is the first picture. Raises JobError, one line that begins with `shown`, if it is truncated, damaged,
     of another format or too large.
     """
-    return _rgb(_opened(data, shown), alpha_policy)
+    return seen(opened(data, shown), alpha_policy)
+
+
+def seen(image: Image, alpha_policy: str = "white") -> Image:
+    """An opened picture as `decode` has it."""
+    return _rgb(_upright(image), alpha_policy)
+
+
+def opened(data: bytes, shown: str) -> Image:
+    """The picture in a file's bytes, decoded whole, as it is stored. Raises JobError as decode does."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise JobError(f"{shown}: an empty file")
+    if data.startswith(_JXL_STARTS):
+        _read_jxl(shown)
+    Image.init()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        image.load()
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        raise JobError(f"{shown}: more than {limit} megapixels: too large, or made to exhaust memory") from None
+    except UnidentifiedImageError:
+        raise JobError(f"{shown}: truncated, or not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image") from None
+    except Exception as error:  # what a decoder meets in damaged data has many names
+        raise JobError(f"{shown}: truncated or damaged image: {_one_line(error)}") from None
+    return image
 
 
 def decode_alpha(data: bytes, shown: str) -> Image | None:
     """The alpha channel of a picture, upright, as a grey one (255 is opaque). None if nothing of it is transparent."""
-    image = _opened(data, shown)
+    image = _upright(opened(data, shown))
     if not image.has_transparency_data or image.mode.startswith("I"):  # of 16-bit grey PIL knows one colour at most
         return None
     alpha = image.convert("RGBA").getchannel("A")
@@ -131,28 +163,6 @@ def _cut(image: Mapping[str, Any]) -> str:
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-
-
-def _opened(data: bytes, shown: str) -> Image:
-    """The picture in a file's bytes, decoded whole and upright."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        raise JobError(f"{shown}: an empty file")
-    if data.startswith(_JXL_STARTS):
-        _read_jxl(shown)
-    Image.init()
-    try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-        image.load()
-    except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise JobError(f"{shown}: more than {limit} megapixels: too large, or made to exhaust memory") from None
-    except UnidentifiedImageError:
-        raise JobError(f"{shown}: truncated, or not a PNG, JPEG, WebP, BMP, AVIF or JPEG XL image") from None
-    except Exception as error:  # what a decoder meets in damaged data has many names
-        raise JobError(f"{shown}: truncated or damaged image: {_one_line(error)}") from None
-    return _upright(image)
 
 
 def _read_jxl(shown: str) -> None:

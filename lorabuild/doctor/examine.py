@@ -33,7 +33,13 @@ def examine(root: Path | None, here: Path) -> Iterator[Line]:
 
 def _around(root: Path | None) -> Iterator[Line]:
     """What only a repository has. Imported here: what these need may not be installed."""
-    from lorabuild.doctor.repository import look_at_bases, look_at_files, look_at_remote, look_at_tokenizers
+    from lorabuild.doctor.repository import (
+        look_at_bases,
+        look_at_executor,
+        look_at_files,
+        look_at_remote,
+        look_at_tokenizers,
+    )
 
     repository: Any = None
     if root is None:
@@ -46,3 +52,4 @@ def _around(root: Path | None) -> Iterator[Line]:
     yield from looked("tokenizer", lambda: look_at_tokenizers(repository))
     if repository:
         yield from looked("remote", lambda: look_at_remote(repository.store["remote"]))
+        yield from looked("executor", lambda: look_at_executor(repository))

@@ -9,12 +9,16 @@ from lorabuild.checks.base import check_base
 from lorabuild.components import FOLDERS
 from lorabuild.data.tokenizers import FETCH, find_clip, find_vocabulary
 from lorabuild.doctor.line import Line, fail, ok, one_line, warn
+from lorabuild.doctor.packages import installed
 from lorabuild.errors import JobError
+from lorabuild.executors.choose import LOCAL, PACKAGES
+from lorabuild.executors.needs import Needs
 from lorabuild.manifest import Repository
 from lorabuild.manifest.bases import base_path, model_folders
 from lorabuild.manifest.repository import survey
 from lorabuild.manifest.whence import Whence
 from lorabuild.remotes.transport import Folder, Unreachable, within
+from lorabuild.stages import STAGES
 
 REMOTE_SECONDS = 15.0
 NETWORKS = tuple(name for name in FOLDERS if not name.startswith("tokenizer"))
@@ -73,6 +77,21 @@ def look_at_remote(url: str | None, seconds: float = REMOTE_SECONDS) -> Iterator
         )
         return
     yield ok("remote", f"{url} answers" + ("" if there else "; nothing is there yet"))
+
+
+def look_at_executor(repository: Repository) -> Iterator[Line]:
+    """What other machines build, and whether the package that asks them is here. They themselves are not asked."""
+    settings, remote = repository.executor, repository.store["remote"]
+    if (kind := settings["kind"]) == LOCAL:
+        yield ok("executor", "all is built on this machine ([executor] kind)")
+        return
+    package = PACKAGES[kind]
+    if (have := installed(package)) is None:
+        yield fail("executor", f"{kind}: {package} is not installed", f"pip install 'lorabuild[{kind}]'")
+        return
+    stages = Needs(settings, STAGES, remote).stages
+    names = ", ".join(name for name in STAGES if name in stages)
+    yield ok("executor", f"{kind} ({package} {have}) builds {names}; all goes through {remote}")
 
 
 def _single_files(repository: Repository) -> Iterator[tuple[str, Path]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from lorabuild.engine import Engine
 from lorabuild.errors import JobError, UsageError, near_miss
 from lorabuild.forecast.outlook import outlooks
-from lorabuild.publish import NAMES
+from lorabuild.publish import NAMES, published_path
+from lorabuild.session import dependencies
 
 WEIGHTS = "weights"
 STAGE_OF = {"chopped": "chop", "resized": "resize", "trained": "train"}  # what a project makes last comes first
@@ -96,15 +97,18 @@ def _wanted(engine: Engine, target: str, which: str | None) -> list[tuple[str, s
 
 
 def _job(engine: Engine, stage: str, target: str) -> str | None:
-    """The job of a stage for a variant, or else for its project: variants share what they do not change."""
-    names = (f"{stage}:{target}", f"{stage}:{target.partition('@')[0]}")
-    return next((name for name in names if name in engine.jobs), None)
+    """The job of a stage that the files of a project or variant are made by: variants share what they do not change."""
+    own = [name for one in STAGE_OF.values() if (name := f"{one}:{target}") in engine.jobs]
+    found = own[:1]
+    for name in found:  # grows while it is walked: what the last one is made of
+        found += [one for one in dependencies(engine.jobs[name], engine.jobs) if engine.jobs[one].project]
+    return next((name for name in found if name.startswith(f"{stage}:")), None)
 
 
 def _snapshots(engine: Engine, job: str) -> dict[int, Path]:
     """Step -> file, of the snapshots that stand in build/."""
-    target = engine.jobs[job].target
-    start, _, end = NAMES["train"][STEP].replace("{stem}", target).partition("{step:08d}")
+    stem = published_path(engine.root, engine.jobs[job], WEIGHTS).stem
+    start, _, end = NAMES["train"][STEP].replace("{stem}", stem).partition("{step:08d}")
     names = {path: path.name for path in engine.state.published_by(job) if path.exists()}
     steps = {
         int(number): path
@@ -116,12 +120,9 @@ def _snapshots(engine: Engine, job: str) -> dict[int, Path]:
 
 def _path(engine: Engine, job: str, role: str) -> Path:
     """Where publish puts it."""
-    one = engine.jobs[job]
-    project, _, variant = one.target.partition("@")
-    stem = f"{project}-{variant}" if variant else project
-    family, _, member = role.rpartition("/")
-    pattern = NAMES[one.stage][f"{family}/" if family else role]
-    return engine.root / "build" / project / pattern.format(stem=stem, step=int(member) if family else 0)
+    path = published_path(engine.root, engine.jobs[job], role)
+    assert path is not None  # a LoRA
+    return path
 
 
 def _unfit(engine: Engine, target: str, job: str, role: str) -> str:

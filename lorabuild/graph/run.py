@@ -108,8 +108,8 @@ class Run(Command, DoitRun):
         current.keep_going = continue_
         for name, message in left_out.items():
             current.leave_out(name, message)
-        if num_process:
-            current.pool.slots.limit(num_process)
+        if num_process or current.away:  # of what is elsewhere, [executor] says how much is under way at once
+            current.pool.slots.limit(num_process or 1)
         reporter, start = Reporter(outfile, {}), time.monotonic()
         with stoppable(_Stopped(current)) as heard:
             threads = _threads(num_process, current)
@@ -182,15 +182,23 @@ class _Stopped:
     def stop(self) -> None:
         if self.current.sharing:
             self.current.sharing.leave()
+        if self.current.away:
+            self.current.away.leave()
         self.current.pool.stop()
 
-    def kill(self) -> None:
+    def kill(self, asked: bool) -> None:
         self.current.pool.close()
+        if asked and self.current.away and (count := self.current.away.cancel()):
+            self.current.face.warn(f"cancelled {_jobs(count)} of {self.current.away.kind}")
 
     def close(self) -> None:
         self.current.face.close()
 
     def say(self, text: str) -> None:
+        away = self.current.away
+        if away and away.flying:
+            it = "it" if away.flying == 1 else "them"
+            text += f"; {_jobs(away.flying)} of {away.kind} go on, `doit` finds {it} again: once more cancels {it}, too"
         self.current.face.warn(text)
 
 
@@ -228,8 +236,14 @@ def _report(current: Engine, names: Sequence[str]) -> None:
 
 def _threads(jobs: int, current: Engine) -> int:
     """For doit: as many as jobs may run, and more for those that wait for a GPU and should not keep others waiting."""
+    if current.away:  # a job that is elsewhere, or waits to go there, keeps its thread
+        return max(jobs, 1) + current.away.needs.jobs + min(len(current.jobs), MAX_WAITING)
     heavy = sum(current.stages[job.stage].slot == "gpu" for job in current.jobs.values())
     return jobs + min(heavy, MAX_WAITING) if jobs > 1 else jobs
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job" if count == 1 else f"{count} jobs"
 
 
 def _failures(current: Engine) -> Iterable[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +13,7 @@ from lorabuild.inputs import Resolved, key_of
 from lorabuild.locks.locked import Line, checked_line
 from lorabuild.stage import Artifact, Job
 from lorabuild.store import Output
+from lorabuild.tomltext import key_written, text_written
 
 NAME = "lora.lock"
 COMMENT = """\
@@ -80,19 +79,15 @@ def salvage(text: str) -> Lines:
 
 def text_of(lines: Lines) -> str:
     """The file of these lines: sorted, and equal for equal lines."""
-    return COMMENT + "".join(f"{_name(job, always=True)} = {_line(line)}\n" for job, line in sorted(lines.items()))
+    return COMMENT + "".join(f"{text_written(job)} = {_line(line)}\n" for job, line in sorted(lines.items()))
 
 
 def _line(line: Line) -> str:
     outputs = (
-        f'{_name(role)} = {{ digest = "{one.digest}", size = {one.size} }}'
+        f'{key_written(role)} = {{ digest = "{one.digest}", size = {one.size} }}'
         for role, one in sorted(line.outputs.items())
     )
     return f'{{ key = "{line.key}", outputs = {{ {", ".join(outputs)} }} }}'
-
-
-def _name(name: str, always: bool = False) -> str:
-    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) and not always else json.dumps(name, ensure_ascii=False)
 
 
 # which line a job has

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import JobError, Problem
+from lorabuild.errors import JobError, Problem, nearest
 from lorabuild.manifest.layers import Reader
 from lorabuild.manifest.merge import merge
 from lorabuild.manifest.repository import SHARED_FILES, Repository
@@ -104,8 +103,8 @@ def _looked_in(repository: Repository) -> str:
 def _near_miss(file: str, folders: Iterable[Path]) -> str:
     """` (did you mean "x"?)`, of the bases in these folders. Without endings, which are alike whatever the name is."""
     names = {_stem(name): name for folder in folders for name in _bases_in(folder)}
-    close = get_close_matches(_stem(Path(file).name), names, n=1)
-    return f" (did you mean {quoted(str(Path(file).with_name(names[close[0]])))}?)" if close else ""
+    close = nearest(_stem(Path(file).name), names)
+    return "" if close is None else f" (did you mean {quoted(str(Path(file).with_name(names[close])))}?)"
 
 
 def _bases_in(folder: Path) -> list[str]:

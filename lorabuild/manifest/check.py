@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lorabuild.errors import ConfigError
+from lorabuild.errors import ConfigError, Problem
+from lorabuild.hashing import digest_json
 from lorabuild.manifest.explain import MISSING, TOGETHER, Fault, faults
+from lorabuild.manifest.keys import result_keys
 from lorabuild.manifest.layers import Layer
+from lorabuild.manifest.matrix import MATRIX, Axis, axes, is_swept, part_name, point_name, points, shown, swept
 from lorabuild.manifest.merge import Merged, merge, variant
 from lorabuild.manifest.schema import Manifest, SharedFile, Table, TrainedManifest
+from lorabuild.manifest.targets import PARTS
+from lorabuild.names import MADE_NAMES, quoted, resolve_chop
 
 DRAWING = ("seed", "mixed_precision", "zero_terminal_snr")  # what of [recipe] counts for pictures
 
 
 def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, partial: bool = False) -> dict[str, Any]:
-    """{"settings": the project's, "variants": {name: settings}, "idle": what the manifest says to no effect}, complete.
+    """{"settings": the project's, "variants": {name: settings}, "swept": {variant: {key: value}} of those that [matrix]
+    makes, "idle": what the manifest says to no effect}, complete.
 
     Raises ConfigError with all problems.
 
@@ -29,13 +35,95 @@ def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, part
     model = Manifest if _has_source(merged) else TrainedManifest
     settings, found = _validated(model, merged, bases)
     told = {fault.path for fault in found if fault.kind in (MISSING, TOGETHER)}
+    named = _variant_names(merged)
     variants = {}
-    for name in _variant_names(merged):
+    for name in named:
         variants[name], wrong = _validated(model, variant(merged, name), bases)
         found += [fault for fault in wrong if fault.path not in told]
+    varied, problems = axes(merged)
+    combined = {point_name(point): point for point in (points(varied) if not problems else ())}
+    for name, point in combined.items():
+        variants[name], wrong = _validated(model, swept(merged, point, varied), bases)
+        found += [_listed(fault) for fault in wrong if fault.path not in told]
     found = [fault for fault in found if not (partial and fault.kind in (MISSING, TOGETHER))]
-    _raise(_for_whom(fault, layers[-1]) for fault in found)
-    return {"settings": settings, "variants": variants, "idle": _idle(merged, layers[-1])}
+    problems += [_for_whom(fault, layers[-1]).problem for fault in found] + list(_variant_problems(merged, named))
+    if not problems:
+        problems += _same(merged, varied, combined, variants) + list(
+            _names_taken(merged, named, combined, variants, settings)
+        )
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return {"settings": settings, "variants": variants, "swept": combined, "idle": _idle(merged, layers[-1])}
+
+
+def _listed(fault: Fault) -> Fault:
+    """A value of [matrix] that should be a list itself: a list of lists was expected, as its user did not know."""
+    key, sign, _ = fault.problem.message.partition(": expected a list, got ")
+    if not sign or not key.startswith(f"{MATRIX}."):
+        return fault
+    short = key.rpartition(".")[2]
+    examples = {"keep": '[["TE"], ["TE", "OUT01"]]', "vector": "[[1, 0, …], [1, 1, …]]"}
+    said = f"{key}: each value is a list itself, so a list of lists was expected: {short} = {examples.get(short, '[[…], […]]')}"
+    return replace(fault, problem=replace(fault.problem, message=said))
+
+
+def _variant_problems(merged: Merged, named: Sequence[str]) -> Iterator[Problem]:
+    """Keys of [variants.<name>.recipe] that a variant cannot have of its own."""
+    for name in named:
+        recipe = merged.values["variants"][name].get("recipe")
+        for key in recipe if isinstance(recipe, dict) else ():
+            if said := is_swept(f"recipe.{key}"):
+                place = merged.place(("variants", name, "recipe", key))
+                yield Problem(place.layer.file, place.line, f"variants.{name}.recipe.{key}: {said}")
+
+
+def _same(
+    merged: Merged, varied: Sequence[Axis], combined: Mapping[str, Any], variants: Mapping[str, Any]
+) -> list[Problem]:
+    """Values of [matrix] that come to the same files, each told once, at the later one."""
+    first: dict[str, Mapping[str, Any]] = {}
+    problems: dict[str, Problem] = {}
+    for name, point in combined.items():
+        other = first.setdefault(_identity(variants[name]), point)
+        axis = next((one for one in varied if other[one.key] != point[one.key]), None)
+        if axis and axis.key not in problems:
+            place = merged.place((*axis.path, axis.values.index(point[axis.key])))
+            key = ".".join(map(str, axis.path))
+            said = f"{shown(other[axis.key])} and {shown(point[axis.key])} come to the same files"
+            if axis.key.startswith("recipe.") and variants[name]["project"]["source"]:
+                said += ": nothing is trained here (project.source)"
+            problems[axis.key] = Problem(place.layer.file, place.line, f"{key}: {said}")
+    return list(problems.values())
+
+
+def _identity(settings: Mapping[str, Any]) -> str:
+    """A digest of all that makes the files of a variant."""
+    recipe = result_keys(settings, "recipe")
+    if settings["project"]["source"]:
+        recipe = {"save_precision": recipe["save_precision"]} if settings["resize"] else {}
+    chop = settings["chop"] and [resolve_chop(settings["chop"]), settings["chop"]["allow_empty"]]
+    return digest_json([recipe, settings["resize"], chop])
+
+
+def _names_taken(
+    merged: Merged,
+    named: Sequence[str],
+    combined: Mapping[str, Any],
+    variants: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Iterator[Problem]:
+    """Hand-named variants that have the name of one of the sweep, or whose training's file has that of another's file."""
+    made = {*combined, *(part_name(point, tables) for point in combined.values() for tables in PARTS.values())}
+    recipe = result_keys(settings, "recipe")
+    for name in named:
+        said = ""
+        if name in made:
+            said = "[matrix] makes a variant of this name: rename one"
+        elif MADE_NAMES.search(f"-{name}") and result_keys(variants[name], "recipe") != recipe:
+            said = f"a training of its own gives it a file as {quoted(name)} of another's would be called: rename it"
+        if said:
+            place = merged.place(("variants", name))
+            yield Problem(place.layer.file, place.line, f"variants.{name}: {said}")
 
 
 def _for_whom(fault: Fault, manifest: Layer) -> Fault:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorabuild.findings import CODES, FIXED
+from lorabuild.codes import CODES, FIXED
 from lorabuild.manifest.blocks import NO_LAYERS
+from lorabuild.manifest.matrix import sweepable
 from lorabuild.manifest.merge import EXCLUSIVE
 from lorabuild.manifest.values import REMOTES
 from lorabuild.names import BLOCKS
@@ -65,6 +66,43 @@ def _blocks(said: Schema) -> Schema:
     )
 
 
+SWEPT = {"recipe": "RecipeTable", "recipe.network_args": "NetworkArgs", "resize": "ResizeTable", "chop": "ChopTable"}
+
+
+def _matrix(said: Schema) -> Schema:
+    """Lists of what the keys of other tables are, by their whole names and by short ones."""
+
+    def values(key: str) -> Schema:
+        table, _, name = key.rpartition(".")
+        one = {"$ref": f"#/definitions/{SWEPT[table]}/properties/{name}"}
+        return {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}
+
+    names = sweepable()
+    tables = {table: _closed({_last(key): values(key) for key in names if _table(key) == table}) for table in SWEPT}
+    arguments = tables.pop("recipe.network_args")
+    inner = tables["recipe"]["properties"]
+    inner["network_args"] = {"anyOf": [*filter(None, [inner.get("network_args")]), arguments]}
+    free = {"type": "object", "additionalProperties": {"type": "array", "minItems": 1}}
+    for key in ("optimizer_args", "lr_scheduler_args"):
+        inner[key] = {"anyOf": [inner[key], free]}
+    short = {_last(key): values(key) for key in names if [*map(_last, names)].count(_last(key)) == 1}
+    short |= {key: inner[key] for key in ("optimizer_args", "lr_scheduler_args")}
+    whole = {"patternProperties": {r"^(recipe|resize|chop|network_args)\.": {"type": "array", "minItems": 1}}}
+    return _closed(short | tables | {"network_args": inner["network_args"]}) | whole
+
+
+def _closed(properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _table(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
 FOLDERS = "s3|gs|ssh|sftp"
 assert set(FOLDERS.split("|")) | {"file"} == set(REMOTES)
 REMOTE: Schema = {"type": "string", "pattern": f"^(|file:///+[^/].*|({FOLDERS})://+([^/:@]+@)?[^/@]+(/.*)?)$"}
@@ -97,6 +135,7 @@ SPELLINGS: dict[str, Callable[[Schema], Schema]] = {
     "CheckTable.levels": _names(
         {"enum": [code for name in CODES if name not in FIXED for code in (name, name.lower())]}
     ),
+    "VariantTable.recipe": _be({"$ref": "#/definitions/RecipeTable"}),
     "VariantTable.resize": _be({"$ref": "#/definitions/ResizeTable"}),
     "VariantTable.chop": _be({"$ref": "#/definitions/ChopTable"}),
     "ResizeTable.sv_fro": lambda said: said | {"exclusiveMinimum": 0, "maximum": 1},
@@ -106,6 +145,7 @@ SPELLINGS: dict[str, Callable[[Schema], Schema]] = {
     "Manifest.extends": _be({"anyOf": [RECIPE, {"type": "array", "items": RECIPE}]}),
     "StoreTable.remote": _be(REMOTE),
     "Manifest.variants": _names(NAME),
+    "Manifest.matrix": _matrix,
     "SharedFile.bases": _names(NAME),
 }
 TABLES = {"resize": "ResizeTable", "chop": "ChopTable", "samples": "SamplesTable"}  # of EXCLUSIVE that always hold

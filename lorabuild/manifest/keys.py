@@ -9,7 +9,8 @@ Class = Literal["result", "saved", "execution", "presentation"]
 
 # result: part of a stage's key · saved: which snapshots exist · execution: how, not what · presentation: shown only
 KEYS: dict[str, dict[Class, str]] = {
-    "": {"presentation": "extends"},  # its recipes' keys count, not their names
+    # Its recipes' keys count, not their names; a matrix says which variants there are, not what is in them
+    "": {"presentation": "extends", "saved": "matrix"},
     "project": {
         "result": "base source",
         "presentation": "kind trigger title author description license tags",

@@ -43,7 +43,7 @@ ARGUMENTS = {
 }
 
 LISTED = ("recipe", "network_args")  # sd-scripts writes it as a list; a recipe's and a manifest's merge key by key
-VARYING = ("resize", "chop")  # the tables that a variant may have
+VARYING = ("recipe", "resize", "chop")  # the tables that a variant may have
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def merge(layers: Iterable[Layer]) -> Merged:
     """One table of all layers, the last one strongest. Tables merge key by key, lists and arrays of tables replace."""
     merged = Merged({}, {})
     for layer in layers:
-        _overlay(merged.values, merged.origin, layer.table, (), Place(layer, ()))
+        overlay(merged.values, merged.origin, layer.table, (), Place(layer, ()))
     return merged
 
 
@@ -84,20 +84,21 @@ def variant(merged: Merged, name: str) -> Merged:
     """The project with a variant's tables laid over its own, by the same rules."""
     result = Merged(deepcopy(merged.values), dict(merged.origin))
     tables = result.values.pop("variants")[name]
+    result.values.pop("matrix", None)
     for table in VARYING:
         if not isinstance(tables.get(table), dict):
             continue
         where = merged.place(("variants", name, table))
         if not isinstance(result.values.get(table), dict):
             result.values[table] = {}
-        _overlay(result.values[table], result.origin, tables[table], (table,), where)
+        overlay(result.values[table], result.origin, tables[table], (table,), where)
         for path, place in merged.origin.items():  # a variant may have layers of its own: ask for each value
             if path[:3] == ("variants", name, table):
                 result.origin[path[2:]] = place
     return result
 
 
-def _overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mapping, path: KeyPath, place: Place) -> None:
+def overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mapping, path: KeyPath, place: Place) -> None:
     """Lay the table `above`, which stands at `place`, over `values`, which stands at `path`; changes both."""
     origin[path] = place
     for key in _replaced(".".join(map(str, path)), values, above):
@@ -110,7 +111,7 @@ def _overlay(values: dict[str, Any], origin: dict[KeyPath, Place], above: Mappin
             if not isinstance(values.get(key), dict):
                 _forget(values, origin, inner)
                 values[key] = {}
-            _overlay(values[key], origin, value, inner, there)
+            overlay(values[key], origin, value, inner, there)
         else:
             _forget(values, origin, inner)
             values[key], origin[inner] = value, there

@@ -51,6 +51,7 @@ class Project:
     manifest: Path
     settings: dict[str, Any]
     variants: Mapping[str, dict[str, Any]]  # name -> the complete settings of the variant
+    swept: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # of variants by [matrix]: key -> value
     idle: Sequence[tuple[int, str]] = ()  # line of the manifest, what stands there to no effect
     files: Sequence[Path] = ()  # of its own that were read: recipes and the manifest
 
@@ -67,6 +68,7 @@ class Repository:
     build_default: Sequence[str]
     store: Mapping[str, Any]
     files: Sequence[Path]
+    executor: Mapping[str, Any] = field(default_factory=dict)  # [executor]
     export: Mapping[str, str] = field(default_factory=dict)  # program -> the folder for its LoRAs, as it was written
 
     @property
@@ -159,6 +161,7 @@ def survey(
         build_default=shared["build"]["default"],
         store=shared["store"],
         files=sorted(reader.looked_for),
+        executor=shared["executor"],
         export=shared["export"],
     )
     return repository, problems
@@ -211,7 +214,7 @@ def _project(
     bases: Mapping[str, Any] | None,
     shared_layers: Sequence[Layer | None],
 ) -> dict[str, Any]:
-    """{"settings": …, "variants": …, "idle": …, "files": …} of a manifest. Raises ConfigError."""
+    """{"settings": …, "variants": …, "swept": …, "idle": …, "files": …} of a manifest. Raises ConfigError."""
     manifest = reader.read(path)
     if manifest is None:
         raise ConfigError(Problem(shown(path, reader.root), 1, "cannot be read: no such file"))

@@ -24,6 +24,9 @@ __all__ = ["Manifest", "SharedFile", "Table", "TrainedManifest", "inner_table", 
 
 
 class VariantTable(Table):
+    recipe: dict[str, Any] | None = Field(
+        None, description="What differs from [recipe]: a training of its own, on the same images."
+    )
     resize: dict[str, Any] | None = Field(None, description="What differs from [resize].")
     chop: dict[str, Any] | None = Field(None, description="What differs from [chop].")
 
@@ -49,7 +52,15 @@ class Manifest(Table):
     variants: dict[Name, VariantTable] = Field(
         default_factory=dict,
         exclude=True,
-        description="[variants.<name>.resize|chop]: more files of the same training.",
+        description="[variants.<name>.recipe|resize|chop]: more files beside the project's own.",
+    )
+    matrix: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description=(
+            "[matrix]: keys of [recipe], [resize] and [chop] with a list of values each, `thr = [-3.2, -3.9]`: a variant for "
+            "each combination (docs/sweeps.md)."
+        ),
     )
 
     @model_validator(mode="after")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
-from lorabuild.errors import Problem
+from lorabuild.errors import Problem, nearest
 from lorabuild.manifest.continued import KEYS as INIT_KEYS
 from lorabuild.manifest.layers import Reader, shown
 from lorabuild.manifest.merge import merge
@@ -66,5 +65,5 @@ def _fault(build: Path, path: Path, key: tuple[str, str]) -> str | None:
 def _near_miss(path: Path) -> str:
     """` (did you mean "x"?)`, of the LoRAs in the same folder. Without endings, which are alike whatever the name is."""
     names = {one.stem: one.name for one in sorted(path.parent.glob("*")) if is_single_file(one.name)}
-    close = get_close_matches(path.stem, names, n=1)
-    return f" (did you mean {quoted(names[close[0]])}?)" if close else ""
+    close = nearest(path.stem, names)
+    return "" if close is None else f" (did you mean {quoted(names[close])}?)"

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from lorabuild.errors import ConfigError
 from lorabuild.manifest.layers import KeyPath, Layer, Reader
+from lorabuild.manifest.matrix import axes, part, part_name, swept
 from lorabuild.manifest.merge import Merged, merge, variant
 from lorabuild.manifest.repository import SHARED_FILES, Repository
+from lorabuild.manifest.targets import PARTS
 
 Spot = tuple[str, int]  # file as messages call it, line from 1
 
@@ -75,10 +77,21 @@ class Whence:
             name, _, changed = target.partition("@")
             try:
                 whole = merge(self._layers(name))
-                self._merged[target] = variant(whole, changed) if changed else whole
+                self._merged[target] = self._varied(name, whole, changed) if changed else whole
             except (ConfigError, KeyError):  # edited since the jobs were made of it
                 self._merged[target] = Merged({}, {})
         return self._merged[target]
+
+    def _varied(self, name: str, whole: Merged, changed: str) -> Merged:
+        """The project with what a variant says, or with the part of a combination that a job sees."""
+        if changed in whole.values.get("variants", {}):
+            return variant(whole, changed)
+        parts = {
+            part_name(point, tables): part(point, tables)
+            for point in self._repository.projects[name].swept.values()
+            for tables in PARTS.values()
+        }
+        return swept(whole, parts[changed], axes(whole)[0])
 
     def _layers(self, name: str) -> list[Layer]:
         project = self._repository.projects.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,7 +37,7 @@ class Run:
         return self.states[0]["step"]
 
 
-class RunOptimizer(torch.optim.Optimizer):
+class RunOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer whose `update` is told how to step a run, and may use its gradients up.
 
     What it remembers is kept for each parameter: `step`, the updates that it has had, and `moments`, at first 0.
@@ -49,9 +50,9 @@ class RunOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._known: dict[int, tuple[Any, list[Run]]] = {}
 
+    @abstractmethod
     def update(self, group: dict[str, Any], run: Run) -> None:
         """Step it. Its `count` has this update in it."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,8 @@ from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
 from lorabuild.nn.base import DTYPES, Base
-from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.batches import Data, MicroBatch
+from lorabuild.nn.feed import Feed
 from lorabuild.nn.flat import Flat
 from lorabuild.nn.loss_scale import LossScale
 from lorabuild.nn.objective import Objective, plain
@@ -25,10 +26,9 @@ from lorabuild.nn.parallel import Alone, Ranks, part_of
 from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.text import caption_ids, conditions_of
-from lorabuild.nn.text_ahead import TextAhead
+from lorabuild.nn.text import conditions_of
 from lorabuild.training.order import Sample, micro_batches
-from lorabuild.training.validation import points, validation_seed
+from lorabuild.training.validation import points
 
 LOGGED = ("textencoder", "unet")  # always logged, as sd-scripts does: 0 for one that is frozen
 
@@ -148,8 +148,7 @@ class _Loop:
         for parameter in self.parameters.values():
             parameter.requires_grad_(id(parameter) in trained)  # what has no rate in any phase needs no gradient
         self.scale = LossScale.of(recipe["mixed_precision"])
-        self.ahead: tuple[Any, MicroBatch] | None = None  # what `_batch` was asked for, and what it made
-        self.known_texts = self._known_texts() if adapter.leaves_text else None
+        self.feed = Feed(training)
 
     def update(
         self, dealt: Sequence[tuple[int, list[Sample]]], coming: Sequence[tuple[int, list[Sample]]] = ()
@@ -169,7 +168,7 @@ class _Loop:
                 raise Interrupted
             worked.append(micro)
             self.training.adapter.at(self.step, micro, *([part.start] if part.start else []))
-            batch = self._batch(self.step, micro, *dealt[micro])
+            batch = self.feed.batch(self.step, micro, *dealt[micro])
             share = self._losses(part_of(batch, part), self.objective).sum() / images
             self.scale.scaled(share).backward()
             return share.detach()
@@ -178,11 +177,10 @@ class _Loop:
         while done is None:  # after an overflow only the scale is another: the same samples, noise and rate once more
             losses = self.training.ranks.update(sizes, work, self.flat)
             if worked and worked[0] < len(coming):
-                asked = self.step + 1, worked[0], *coming[worked[0]]
-                self.ahead = asked, self._batch(*asked)
+                self.feed.prepare(self.step + 1, worked[0], *coming[worked[0]])
             done = self._apply_gradients(losses)
         loss, norm = done
-        self.step += 1
+        self.step = self.feed.done = self.step + 1
         rates = {what: {name: _rounded(rate) for name, rate in of.items()} for what, of in self._rates_now().items()}
         record = {"event": "step", "step": self.step, "loss": _rounded(loss), **rates}
         record |= {"grad_norm": _rounded(norm), "images": images, **self._limit_norms()}
@@ -190,26 +188,6 @@ class _Loop:
             record["loss_scale"] = self.scale.scale
         self._tell(record)
         return loss
-
-    def _batch(self, update: int, micro: int, epoch: int, samples: list[Sample]) -> MicroBatch:
-        """Micro-batch `micro` of `update`, ready: the one that was made ahead, if it is that."""
-        made, self.ahead = self.ahead, None
-        if made is not None and made[0] == (update, micro, epoch, samples):
-            return made[1]
-        recipe = self.training.recipe
-        return self._ready(micro_batch(self.training.data, recipe, recipe["seed"], epoch, samples, update, micro))
-
-    def _ready(self, batch: MicroBatch) -> MicroBatch:
-        """The batch on the device, its captions as tokens, or encoded already where that is always the same."""
-        if self.known_texts and batch.hidden is None:
-            hidden, pooled = self.known_texts(batch.captions)
-            batch = replace(batch, hidden=hidden, pooled=pooled)
-        elif not self.known_texts and batch.ids is None:
-            weighted = self.training.recipe.get("weighted_captions", False)
-            settings = self.training.data.dataset["settings"]
-            ids, emphasis = caption_ids(self.training.base, batch.captions, settings, weighted)
-            batch = replace(batch, ids=ids, emphasis=emphasis)
-        return batch.on(self.training.device)
 
     def measure(self, when: str) -> None:
         """Log the held-out loss."""
@@ -224,15 +202,10 @@ class _Loop:
         """
         self.training.adapter.measuring()
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in self._held_out_batches()]
+            losses = [self._losses(batch, self.yardstick) for batch in self.feed.held_out()]
         loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
-
-    def _held_out_batches(self) -> list[MicroBatch]:
-        recipe, held_back = self.training.recipe, self.training.held_back
-        data, count = held_back or self.training.data, held_out_count(held_back, recipe)
-        return held_out_batches(data, recipe, validation_seed(recipe), count)
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.log.append(record)
@@ -245,6 +218,7 @@ class _Loop:
 
     def restore(self, state: State) -> None:
         self.step, self.log = state.facts["step"], list(state.facts["log"])
+        self.feed.done = self.step
         for record in self.log:
             self.logged(record)
         self.scale.restore(state.facts["scale"])
@@ -259,7 +233,7 @@ class _Loop:
         """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
         base, device = self.training.base, self.training.device
         dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        batch = self._ready(batch)
+        batch = self.feed.ready(batch)
         noisy, target = objective.noisy(batch)
         with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
             hidden, pooled = self._conditions(batch)
@@ -275,23 +249,6 @@ class _Loop:
         learns = torch.is_grad_enabled() and adapter.trains_text
         with torch.set_grad_enabled(learns), present([base.te1, base.te2], self.training.device):
             return conditions_of(base, batch.ids, batch.emphasis)
-
-    def _known_texts(self) -> TextAhead:
-        training, recipe = self.training, self.training.recipe
-        settings, weighted = training.data.dataset["settings"], recipe.get("weighted_captions", False)
-        dtype = DTYPES[recipe["mixed_precision"]]
-        return TextAhead(training.base, settings, weighted, training.device, dtype, self._captions_to_come)
-
-    def _captions_to_come(self) -> Iterator[str]:
-        """The captions of the held-out loss, and those of this update and of all that follow."""
-        for batch in self._held_out_batches():
-            yield from batch.captions
-        data, recipe = self.training.data, self.training.recipe
-        accumulate, seed = recipe["gradient_accumulation_steps"], recipe["seed"]
-        dealt = micro_batches(data.images, recipe["train_batch_size"], seed, self.step * accumulate)
-        rest = (recipe["max_train_steps"] - self.step) * accumulate
-        for number, (epoch, samples) in enumerate(islice(dealt, rest)):
-            yield from captions_of(data, recipe, seed, epoch, samples, self.step + number // accumulate)
 
     def _limit_norms(self) -> dict[str, Any]:
         """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""

@@ -84,8 +84,11 @@ class Remote:
             raise Damaged(f"record {key}: it lacks {', '.join(lacking)}")
         outputs = {role: shared.record.outputs[role] for role in wanted}
         for role, output in outputs.items():
-            if not _whole(self.store.blob(output.digest), output):
-                self._fetch_blob(key, output, shared.sha256[role])
+            try:
+                self.fetch_blob(output, shared.sha256[role])
+            except Damaged:
+                self._damaged.add(key)
+                raise
         self.store.put_record(key, replace(shared.record, outputs=outputs))
         return shared
 
@@ -125,20 +128,45 @@ class Remote:
             return None
         return shared.record if shared else None
 
-    def _fetch_blob(self, key: str, output: Output, sha256: str) -> None:
+    def fetch_blob(self, output: Output, sha256: str) -> None:
+        """Bring a blob into the store, unless it is there, whole. Raises Damaged, and then nothing has entered the store."""
+        if whole(self.store.blob(output.digest), output):
+            return
         try:
             part = self.folder.download(_blob_name(output.digest), self.store.parts, output.size)
         except FileNotFoundError:
-            self._damaged.add(key)
             raise Damaged(f"blob {output.digest}: gone") from None
         try:
-            if not (_whole(part, output) and sha256_from(part) == sha256):
-                self._damaged.add(key)
+            if not (whole(part, output) and sha256_from(part) == sha256):
                 raise Damaged(f"blob {output.digest}: damaged")
             self.store.put(part)
             self.received += output.size
         finally:
             part.unlink(missing_ok=True)
+
+    def blobs(self) -> dict[str, int]:
+        """Digest -> bytes of every blob that is there, by one listing."""
+        return {name.rpartition("/")[2]: size for name, size in self.folder.sizes(f"{LAYOUT}/blob").items()}
+
+    def put_blob(self, digest: str, content: Path | bytes) -> None:
+        """Upload a blob, over what may be there. Who asks knows that the bytes are those of the digest."""
+        self.folder.upload(_blob_name(digest), content, replace=True)
+
+    def drop_blob(self, digest: str) -> None:
+        self.folder.remove(_blob_name(digest))
+
+    def expect(self, key: str) -> None:
+        """Somebody says that the record of `key` is there by now, whatever the last listing said."""
+        with self._mutex:
+            self._names.add(_record_name(key))
+
+    def drop(self, key: str) -> None:
+        """Forget the record of `key`, there and here: what it names is damaged."""
+        self.folder.remove(_record_name(key))
+        self.store.drop_record(key)
+        with self._mutex:
+            self._names.discard(_record_name(key))
+            self._damaged.discard(key)
 
     def _put_blob(self, output: Output, anew: bool) -> int:
         """The bytes that had to be uploaded. A blob that another record brought is there."""
@@ -157,7 +185,7 @@ def _blob_name(digest: str) -> str:
     return f"{LAYOUT}/blob/{digest[:2]}/{digest}"
 
 
-def _whole(path: Path, output: Output) -> bool:
+def whole(path: Path, output: Output) -> bool:
     """Does the file have the size and the xxh3 that it should have?"""
     return path.exists() and path.stat().st_size == output.size and digest_file(path) == output.digest
 
@@ -165,7 +193,7 @@ def _whole(path: Path, output: Output) -> bool:
 def _sound(store: Store, output: Output) -> Path:
     """The store's blob of `output`, read: sha256 of rotten bytes would make them look right to everybody. Raises Damaged."""
     blob = store.blob(output.digest)
-    if not _whole(blob, output):
+    if not whole(blob, output):
         raise Damaged(f"blob {output.digest}: damaged or gone in the store here")
     return blob
 

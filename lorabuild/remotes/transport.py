@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,10 @@ class Unreachable(Exception):
     """The folder cannot be used just now, or not by us; one line says why."""
 
 
+class Refused(Unreachable):
+    """No other try would be of use: no permission, no such bucket, a package that is missing."""
+
+
 class Folder:
     """A folder at `url`; names in it are relative, with `/`. Nothing is imported or opened before the first use.
 
@@ -59,7 +64,7 @@ class Folder:
         try:
             self._tried(lambda fs, root: fs.ls(root.partition("/")[0], detail=False))
         except FileNotFoundError as error:
-            raise Unreachable(f"no such bucket: {_one_line(error)}") from error
+            raise Refused(f"no such bucket: {_one_line(error)}") from error
         return False
 
     def sizes(self, under: str) -> dict[str, int]:
@@ -107,7 +112,12 @@ class Folder:
         try:
             return self._tried(lambda fs, root: put(fs, f"{root}/{name}", content, replace), size)
         except FileNotFoundError as error:  # the bucket, say
-            raise Unreachable(_one_line(error)) from error
+            raise Refused(_one_line(error)) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing if there is none."""
+        with suppress(FileNotFoundError):
+            self._tried(lambda fs, root: fs.rm_file(f"{root}/{name}"))
 
     def _tried(self, work: Callable[[Any, str], Answer], size: int = 0) -> Answer:
         """What `work` gives, within a time that allows for `size` bytes."""
@@ -120,7 +130,7 @@ class Folder:
             except (FileNotFoundError, Unreachable):
                 raise
             except PermissionError as error:
-                raise Unreachable(f"no permission: {_one_line(error)}") from error
+                raise Refused(f"no permission: {_one_line(error)}") from error
             except Exception as error:  # each library has its own for a server that is not well
                 failure = error
         raise Unreachable(_one_line(failure)) from failure
@@ -140,7 +150,7 @@ def _import(protocol: str) -> None:
         get_filesystem_class(protocol)
     except ImportError:
         extra = REMOTES[protocol]
-        raise Unreachable(f"a package for {protocol}:// is missing: pip install 'lorabuild[{extra}]'") from None
+        raise Refused(f"a package for {protocol}:// is missing: pip install 'lorabuild[{extra}]'") from None
 
 
 def _opened(url: str, protocol: str) -> tuple[Any, str]:

@@ -14,12 +14,12 @@ from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.history import Past, failure, history
 from lorabuild.manifest import Project, Repository, load
 from lorabuild.manifest.sources import source_path
+from lorabuild.manifest.targets import maker, targets
 from lorabuild.manifest.whence import Whence
-from lorabuild.publish import NAMES
+from lorabuild.publish import published_path
 from lorabuild.report.files import ProjectFiles, StageState
 from lorabuild.session import opened
 from lorabuild.stage import Job
-from lorabuild.stages.spectrum import spectrum_of, targets
 from lorabuild.state import State
 from lorabuild.verbs.status import state_of
 
@@ -62,7 +62,7 @@ def _state(engine: Engine, outlook: Outlook, pasts: list[Past]) -> StageState:
 
 def _project(engine: Engine, project: Project, whence: Whence, states: Mapping[str, StageState]) -> ProjectFiles:
     made: dict[str, ProjectFiles] = {}
-    for target, settings in targets(project.name, project.settings, project.variants):
+    for target, settings in targets(project):
         jobs = dict(_jobs_of(target, settings, project, states))
         paths: dict[str, Path | None] = dict.fromkeys(ALL_ROLES)
         paths["source"] = source_path(project)
@@ -93,12 +93,10 @@ def _jobs_of(
         match stage:
             case "base" | "norms":
                 owner = settings["project"]["base"]
-            case "resize" | "chop":
-                owner = target
-            case "spectrum" if settings["resize"]:
-                owner = spectrum_of(target, settings, project.settings)
+            case "resize" | "chop" if not settings[stage]:
+                continue
             case _:
-                owner = project.name
+                owner = maker(project, target, stage)
         if (found := states.get(f"{stage}:{owner}")) is not None:
             yield stage, found
 
@@ -108,10 +106,7 @@ def _paths(engine: Engine, state: StageState) -> dict[str, Path]:
     found = {}
     outputs = state.record["outputs"] if state.record else {}
     for role, shown in ROLES.get(state.stage, {}).items():
-        if pattern := NAMES.get(state.stage, {}).get(role):
-            name, _, variant = Job(state.job, {}, {}, ()).target.partition("@")
-            stem = f"{name}-{variant}" if variant else name
-            path = engine.root / "build" / name / pattern.format(stem=stem)
+        if path := published_path(engine.root, Job(state.job, {}, {}, ()), role):
             known = path in engine.state.published_by(state.job)
         else:
             path = engine.store.blob(outputs[role]["digest"]) if role in outputs else None

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorabuild.findings import CODES
+from lorabuild.codes import CODES
 from lorabuild.report.files import ProjectFiles
 
 TITLE = "Data"

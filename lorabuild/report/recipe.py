@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lorabuild.report.files import ProjectFiles
+from lorabuild.tomltext import written
 
 TITLE = "Recipe"
 TABLES = ("project", "dataset", "recipe", "resize", "chop", "samples")
@@ -25,7 +25,7 @@ def data(files: ProjectFiles) -> dict[str, Any]:
 def _rows(files: ProjectFiles, table: str, values: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
     """What somebody wrote first, then defaults."""
     rows = [
-        {"key": key, "value": toml(value), "whence": files.whence.get(f"{table}.{key}")}
+        {"key": key, "value": told(value), "whence": files.whence.get(f"{table}.{key}")}
         for key, value in (values or {}).items()
     ]
     return iter(sorted(rows, key=lambda row: row["whence"] is None))
@@ -36,21 +36,11 @@ def _changed(files: ProjectFiles, own: ProjectFiles) -> Iterator[dict[str, Any]]
         was, now = files.settings.get(table) or {}, own.settings.get(table) or {}
         for key, value in now.items():
             if was.get(key) != value:
-                before = toml(was[key]) if key in was else None
+                before = told(was[key]) if key in was else None
                 spot = own.whence.get(f"{table}.{key}")
-                yield {"key": f"{table}.{key}", "value": toml(value), "was": before, "whence": spot}
+                yield {"key": f"{table}.{key}", "value": told(value), "was": before, "whence": spot}
 
 
-def toml(value: Any) -> str:
+def told(value: Any) -> str:
     """A value as TOML writes it; nothing for what is not set."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }" if value else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml, value))}]"
-    return str(value)
+    return "" if value is None else written(value)

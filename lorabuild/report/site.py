@@ -83,12 +83,11 @@ def _write_beside(folder: Path, wanted: Mapping[str, Path | bytes], state: State
     """The files beside a page; others in its folder, which are ours, go."""
     for name, content in wanted.items():
         target = folder / name
-        data = content if isinstance(content, bytes) else None
-        digest = digest_bytes(data) if data is not None else state.digest(Path(content))  # type: ignore[arg-type]
+        digest = digest_bytes(content) if isinstance(content, bytes) else state.digest(content)
         if not target.is_file() or state.digest(target) != digest:
             target.parent.mkdir(parents=True, exist_ok=True)
             with staged(target, target.parent, durable=False) as part:
-                part.write_bytes(data if data is not None else Path(content).read_bytes())  # type: ignore[arg-type]
+                part.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     keep = {folder / name for name in wanted}
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
         if path.is_file() and path not in keep:

@@ -11,7 +11,8 @@ from lorabuild.errors import ConfigError, Problem, UsageError, near_miss
 from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import EXCLUSIVE, merge
 from lorabuild.manifest.repository import survey
-from lorabuild.scaffold.edit import dotted, key_path, with_value, without
+from lorabuild.scaffold.edit import with_value, without
+from lorabuild.scaffold.keys import dotted, key_path
 from lorabuild.tomltext import text_written
 
 ALONE = {"vector": ("vector_style",)}  # what means nothing without a key that another takes the place of

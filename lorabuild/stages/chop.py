@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from lorabuild.errors import JobError
 from lorabuild.header import read_header
 from lorabuild.lora.chopping import Blocks, chop_warnings, chopped
+from lorabuild.manifest.targets import maker, makers
 from lorabuild.names import idle_weights, named_blocks, resolve_chop
 from lorabuild.stage import Artifact, Job, Stage
-from lorabuild.stages.spectrum import targets, weights_of
+from lorabuild.stages.spectrum import weights_of
 from lorabuild.writing import write_body
 
 if TYPE_CHECKING:
@@ -19,20 +20,19 @@ if TYPE_CHECKING:
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    for name, project in repository.projects.items():
-        for target, settings in targets(name, project.settings, project.variants):
-            if (chop := settings["chop"]) is not None:
-                resized = Artifact(f"resize:{target}", "weights")
-                source = resized if settings["resize"] else weights_of(name, project, settings)
-                yield Job(
-                    name=f"chop:{target}",
-                    params={
-                        "chop": {"keep": resolve_chop(chop)} | ({"allow_empty": True} if chop["allow_empty"] else {})
-                    },
-                    inputs={"weights": source},
-                    outputs=["weights"],
-                    options={"named": named_blocks(chop)} | ({"idle": idle} if (idle := idle_weights(chop)) else {}),
-                )
+    for project in repository.projects.values():
+        for owner, users in makers(project, "chop", "chop").items():
+            target, settings = next(iter(users.items()))
+            chop = settings["chop"]
+            resized = Artifact(f"resize:{maker(project, target, 'resize')}", "weights")
+            source = resized if settings["resize"] else weights_of(project, target, settings)
+            yield Job(
+                name=f"chop:{owner}",
+                params={"chop": {"keep": resolve_chop(chop)} | ({"allow_empty": True} if chop["allow_empty"] else {})},
+                inputs={"weights": source},
+                outputs=["weights"],
+                options={"named": named_blocks(chop)} | ({"idle": idle} if (idle := idle_weights(chop)) else {}),
+            )
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:

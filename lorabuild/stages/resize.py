@@ -16,6 +16,7 @@ from lorabuild.lora.layers import read_layers
 from lorabuild.lora.lowrank import LowRank, common_alpha
 from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.lora.resizing import Resize
+from lorabuild.manifest.targets import maker, makers
 from lorabuild.stage import Artifact, File, Input, Job, Stage
 from lorabuild.stages.spectrum import (
     BASE_NORMS,
@@ -23,8 +24,6 @@ from lorabuild.stages.spectrum import (
     SINGULAR,
     SUBSPACE,
     VERBATIM,
-    spectrum_of,
-    targets,
     weights_of,
 )
 from lorabuild.tensors import SAVE_DTYPES, read_tensor
@@ -41,20 +40,21 @@ OWN_KIB = 8  # of the header of a published file, but for what grows with the pr
 
 def jobs(repository: Repository) -> Iterable[Job]:
     for name, project in repository.projects.items():
-        for target, settings in targets(name, project.settings, project.variants):
-            if resize := settings["resize"]:
-                recipe = resolve_recipe(resize) | ({"allow_empty": True} if resize["allow_empty"] else {})
-                source = spectrum_of(target, settings, project.settings)
-                inputs: dict[str, Input] = {"spectrum": Artifact(f"spectrum:{source}", "spectrum")}
-                if "size" in recipe:  # the published file's header counts, too: what it will tell decides its size
-                    recipe["header_kib"] = OWN_KIB + len(canonical_json(settings["project"])) // 1024
-                    inputs["told"] = _told(name, weights_of(name, project, settings))
-                yield Job(
-                    name=f"resize:{target}",
-                    params={"resize": recipe, "recipe": {"save_precision": settings["recipe"]["save_precision"]}},
-                    inputs=inputs,
-                    outputs=["weights"],
-                )
+        for owner, users in makers(project, "resize", "resize").items():
+            target, settings = next(iter(users.items()))
+            resize = settings["resize"]
+            recipe = resolve_recipe(resize) | ({"allow_empty": True} if resize["allow_empty"] else {})
+            source = maker(project, target, "spectrum")
+            inputs: dict[str, Input] = {"spectrum": Artifact(f"spectrum:{source}", "spectrum")}
+            if "size" in recipe:  # the published file's header counts, too: what it will tell decides its size
+                recipe["header_kib"] = OWN_KIB + len(canonical_json(settings["project"])) // 1024
+                inputs["told"] = _told(name, weights_of(project, target, settings))
+            yield Job(
+                name=f"resize:{owner}",
+                params={"resize": recipe, "recipe": {"save_precision": settings["recipe"]["save_precision"]}},
+                inputs=inputs,
+                outputs=["weights"],
+            )
 
 
 def _told(name: str, weights: Artifact | File) -> Input:

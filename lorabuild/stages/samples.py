@@ -14,11 +14,11 @@ from lorabuild.header import read_header
 from lorabuild.lora.chopping import Blocks
 from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.sources import source_path
+from lorabuild.manifest.targets import makers
 from lorabuild.sampling.differences import differences, pairs
 from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
-from lorabuild.stages.spectrum import targets
 from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base, steps_by_data
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ RECIPE = ("seed", "mixed_precision", "zero_terminal_snr")  # what shapes a pictu
 
 
 def _weights(name: str, project: Project) -> dict[str, Input]:
-    """Role -> LoRA, of all that the project makes: "trained", "step/10", "resized", "mini/chopped", …"""
+    """Role -> LoRA, of all that the project makes: "trained", "step/10", "resized", "mini/chopped", …
+
+    Of a variant's training the last weights alone: its snapshots would be more pictures than one can look at.
+    """
     found: dict[str, Input] = {}
     if source := source_path(project):
         found["source"] = File(source, project.settings["project"]["source"])
@@ -71,12 +74,11 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
         else:
             steps = [step for step in known_steps(project) if step % every == 0]
             found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
-        found["trained"] = Artifact(f"train:{name}", "weights")
-    for target, settings in targets(name, project.settings, project.variants):
-        variant = target.partition("@")[2]
-        for stage, role in (("resize", "resized"), ("chop", "chopped")):
-            if settings[stage] is not None:
-                found[f"{variant}/{role}" if variant else role] = Artifact(f"{stage}:{target}", "weights")
+    made = [("resize", "resized"), ("chop", "chopped")]
+    for stage, role in made if source else [("train", "trained"), *made]:
+        for owner in makers(project, stage, None if stage == "train" else stage):
+            variant = owner.partition("@")[2]
+            found[f"{variant}/{role}" if variant else role] = Artifact(f"{stage}:{owner}", "weights")
     return found
 
 

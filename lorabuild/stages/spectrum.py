@@ -13,8 +13,8 @@ from lorabuild.lora.basefile import base_weights
 from lorabuild.lora.layers import Layer
 from lorabuild.lora.lowrank import LowRank, common_alpha, scalar
 from lorabuild.lora.match import SHOWN, resizable
-from lorabuild.lora.ranks import resolve_recipe
 from lorabuild.manifest.sources import source_path
+from lorabuild.manifest.targets import asks_subspace, maker, makers
 from lorabuild.stage import Artifact, Component, File, Job, Stage
 from lorabuild.stages.norms import ADAPTABLE
 from lorabuild.writing import Tensor, verbatim, write_body
@@ -29,55 +29,30 @@ VERBATIM = "="  # begins the name of a tensor that is no part of the spectrum
 
 
 def jobs(repository: Repository) -> Iterable[Job]:
-    """One a project, and one for a variant that cannot share it: see `spectrum_of`."""
-    for name, project in repository.projects.items():
-        all_targets = targets(name, project.settings, project.variants)
-        owners = {target: spectrum_of(target, one, project.settings) for target, one in all_targets if one["resize"]}
-        for target, settings in all_targets:
-            if owners.get(target) == target:
-                users = [one["resize"] for other, one in all_targets if owners.get(other) == target]
-                subspace = any(map(_asks_subspace, users))
-                base = settings["project"]["base"]
-                inputs = {
-                    "weights": weights_of(name, project, settings),
-                    "norms": Artifact(f"norms:{base}", "norms.json"),
-                }
-                yield Job(
-                    name=f"spectrum:{target}",
-                    params={"spectrum": {"subspace": True}} if subspace else {},
-                    inputs=inputs | ({part: Component(base, part) for part in ADAPTABLE} if subspace else {}),
-                    outputs=["spectrum"],
-                )
+    """One a project, and one for each variant that cannot share it: see `maker`."""
+    for project in repository.projects.values():
+        for owner, users in makers(project, "spectrum", "resize").items():
+            target, settings = next(iter(users.items()))
+            subspace = any(asks_subspace(one["resize"]) for one in users.values())
+            base = settings["project"]["base"]
+            inputs = {
+                "weights": weights_of(project, target, settings),
+                "norms": Artifact(f"norms:{base}", "norms.json"),
+            }
+            yield Job(
+                name=f"spectrum:{owner}",
+                params={"spectrum": {"subspace": True}} if subspace else {},
+                inputs=inputs | ({part: Component(base, part) for part in ADAPTABLE} if subspace else {}),
+                outputs=["spectrum"],
+            )
 
 
-def targets(
-    name: str, settings: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """What is made of a project, with its complete settings: itself, then `project@variant` for each variant."""
-    return [(name, settings), *((f"{name}@{variant}", changed) for variant, changed in variants.items())]
-
-
-def weights_of(name: str, project: Project, settings: Mapping[str, Any]) -> Artifact | File:
+def weights_of(project: Project, target: str, settings: Mapping[str, Any]) -> Artifact | File:
     """What is resized, or chopped if nothing is resized: the trained weights, or the LoRA that the project starts from."""
     if source := source_path(project):
         return File(source, settings["project"]["source"])
     step = (settings["resize"] or {}).get("step", "last")
-    return Artifact(f"train:{name}", "weights" if step == "last" else f"step/{step}")
-
-
-def spectrum_of(target: str, settings: Mapping[str, Any], project: Mapping[str, Any]) -> str:
-    """Whose spectrum `target` resizes: its project's, or its own.
-
-    Its own if the project has none, one of another step, or one without the subspace's scores that it asks for: added to
-    the project's, these would have all other resizes built again.
-    """
-    own, shared = settings["resize"], project["resize"]
-    shares = shared and shared["step"] == own["step"] and (_asks_subspace(shared) or not _asks_subspace(own))
-    return target.partition("@")[0] if shares else target
-
-
-def _asks_subspace(resize: Mapping[str, Any]) -> bool:
-    return "subspace" in resolve_recipe(resize)
+    return Artifact(f"train:{maker(project, target, 'train')}", "weights" if step == "last" else f"step/{step}")
 
 
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from lorabuild.lora.presets import TEXT_PARTS
 from lorabuild.manifest.bases import base_params
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
+from lorabuild.manifest.targets import makers
 from lorabuild.sampling.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
 from lorabuild.training.order import batches_per_epoch
@@ -49,26 +50,28 @@ def jobs(repository: Repository) -> Iterable[Job]:
         if not settings["dataset"] or settings["project"]["source"]:
             continue
         base = settings["project"]["base"]
-        recipe = result_keys(settings, "recipe")
-        recipe.pop("init", None)  # it counts by its content
-        yield Job(
-            name=f"train:{name}",
-            params={"recipe": recipe, "base": base_params(repository, base)},
-            inputs={
-                "dataset": Artifact(f"dataset:{name}", "dataset.json"),
-                "latents": Artifact(f"latents:{name}", "latents"),
-                **{component: Component(base, component) for component in READ_COMPONENTS},
-                **_init(project),
-            },
-            outputs=["weights", "log", "facts.json"],
-            snapshots=_roles(known_steps(project)),
-            options={
-                **keys_of_class(settings, "recipe", "execution"),
-                "saved": saved_set(project),
-                "watch": _watching(repository, name, settings),
-                **_samples(repository, project),
-            },
-        )
+        for trainer, users in makers(project, "train").items():
+            settings = next(iter(users.values()))
+            recipe = result_keys(settings, "recipe")
+            recipe.pop("init", None)  # it counts by its content
+            yield Job(
+                name=f"train:{trainer}",
+                params={"recipe": recipe, "base": base_params(repository, base)},
+                inputs={
+                    "dataset": Artifact(f"dataset:{name}", "dataset.json"),
+                    "latents": Artifact(f"latents:{name}", "latents"),
+                    **{component: Component(base, component) for component in READ_COMPONENTS},
+                    **_init(project),
+                },
+                outputs=["weights", "log", "facts.json"],
+                snapshots=_roles(_known_steps(users.values())),
+                options={
+                    **keys_of_class(settings, "recipe", "execution"),
+                    "saved": _saved_set(users.values()),
+                    "watch": _watching(repository, name, settings),
+                    **_samples(repository, project, trainer),
+                },
+            )
 
 
 def snapshots(job: Job, read: Callable[[str], bytes]) -> Sequence[str]:
@@ -174,9 +177,12 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     workspace.output("facts.json").write_bytes(canonical_json(facts) + b"\n")
 
 
-def _samples(repository: Repository, project: Project) -> dict[str, Any]:
+def _samples(repository: Repository, project: Project, trainer: str) -> dict[str, Any]:
     found = sampling(repository, project)
-    return {"samples": found} if found else {}
+    if not found:
+        return {}
+    variant = trainer.partition("@")[2]  # two that train at once draw into folders of their own
+    return {"samples": found | ({"live": str(Path(found["live"], variant))} if variant else {})}
 
 
 def _live(
@@ -193,27 +199,25 @@ def _live(
     return Live(workspace, samples, recipe, job.params["base"]["prediction_type"], base, device, steps)
 
 
-def saved_set(project: Project) -> dict[str, Any]:
-    """Which snapshots are wanted: the keys that say so, and the steps that resizes start from."""
-    return keys_of_class(project.settings, "recipe", "saved") | {"resized": _resized_steps(project)}
-
-
 def known_steps(project: Project) -> list[int]:
-    """The steps of the snapshots that are known to be wanted without a look at the data set."""
-    recipe, saved = result_keys(project.settings, "recipe"), saved_set(project)
-    return surely_wanted_steps(recipe, saved)
+    """The steps of the snapshots of the project's own training that are known to be wanted without a look at the data set."""
+    return _known_steps(makers(project, "train")[project.name].values())
+
+
+def _known_steps(users: Collection[Mapping[str, Any]]) -> list[int]:
+    return surely_wanted_steps(result_keys(next(iter(users)), "recipe"), _saved_set(users))
+
+
+def _saved_set(users: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """Which snapshots of a training are wanted: the keys that say so, and the steps that its `users` resize."""
+    steps = {(one["resize"] or {}).get("step", "last") for one in users}
+    return keys_of_class(next(iter(users)), "recipe", "saved") | {"resized": sorted(steps - {"last"})}
 
 
 def steps_by_data(project: Project) -> bool:
     """Do snapshots hang on how many batches the data set has?"""
     recipe = project.settings["recipe"]
     return bool(recipe.get("save_every_n_epochs") or recipe.get("max_train_epochs"))
-
-
-def _resized_steps(project: Project) -> list[int]:
-    """The steps that resizes of a project and its variants start from."""
-    steps = {(one["resize"] or {}).get("step", "last") for one in (project.settings, *project.variants.values())}
-    return sorted(steps - {"last"})
 
 
 def _roles(steps: Iterable[int]) -> list[str]:

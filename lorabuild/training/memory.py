@@ -5,11 +5,12 @@ The numbers are fitted to what `benchmarks/bench_memory.py` reckons for SDXL's w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+
+from lorabuild.tomltext import written
 
 GB = 1e9
 CELL = 8  # pixels a side of a latent's cell
@@ -108,7 +109,7 @@ def remedy(recipe: Mapping[str, Any], model: Model, pixels: int, free: int) -> s
         for chosen in combinations(changes, count):
             changed = {**recipe, **{key: setting for one in chosen for key, setting in one.items()}}
             if sum(needs(changed, model, pixels).values()) <= free:
-                told = ", ".join(f"{key} = {_toml(setting)}" for one in chosen for key, setting in one.items())
+                told = ", ".join(f"{key} = {written(setting)}" for one in chosen for key, setting in one.items())
                 return f"it would fit with {told}"
     return "no key of [recipe] makes it fit: a lower resolution or network_dim, or a larger card"
 
@@ -126,8 +127,3 @@ def _changes(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"optimizer_type": EIGHT_BITS}
     if learns_text(recipe) and recipe.get("unet_lr"):
         yield {"text_encoder_lr": 0}
-
-
-def _toml(setting: Any) -> str:
-    """As it stands in a manifest."""
-    return json.dumps(setting)

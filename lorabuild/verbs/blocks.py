@@ -117,7 +117,7 @@ def _started(root: Path) -> dict[str, Path]:
     """Project, or project@variant, that resizes nothing -> the LoRA that it starts from."""
     from lorabuild.manifest import load
     from lorabuild.manifest.sources import source_path
-    from lorabuild.stages.spectrum import targets
+    from lorabuild.manifest.targets import targets
 
     try:
         projects = load(root).projects
@@ -125,9 +125,9 @@ def _started(root: Path) -> dict[str, Path]:
         return {}  # a build tells what is wrong
     return {
         target: source
-        for name, project in projects.items()
+        for project in projects.values()
         if (source := source_path(project))
-        for target, settings in targets(name, project.settings, project.variants)
+        for target, settings in targets(project)
         if not settings["resize"]
     }
 

@@ -18,6 +18,7 @@ from lorabuild.locks.locked import Line
 from lorabuild.locks.lockfile import NAME, Lines, named_jobs, read, rows
 from lorabuild.manifest import Repository, load
 from lorabuild.manifest.repository import SHARED_FILES, Project
+from lorabuild.manifest.targets import maker
 from lorabuild.names import resolve_chop
 from lorabuild.upkeep.recorded import recorded
 from lorabuild.verbs.common import warn
@@ -44,7 +45,7 @@ def present(engine: Engine, name: str, variant: str) -> Side:
     made = {job: Line(one.key, one.outputs) for job, one in found.items() if not one.missing}
     if behind := [job for job in jobs if job not in made and job in lines]:
         warn(f"not built as it stands now, compared as built last: {', '.join(behind)}")
-    chosen = _chosen({job: line for job, line in lines.items() if job in jobs} | made, name, variant)
+    chosen = _chosen({job: line for job, line in lines.items() if job in jobs} | made, project, variant)
     inputs = found[f"dataset:{name}"].inputs if f"dataset:{name}" in found else {}
     return Side(_settings_of(project, variant), chosen, _images_of(engine, chosen), _names(engine, chosen, inputs))
 
@@ -63,7 +64,7 @@ def past(engine: Engine, revision: str, name: str, variant: str) -> Side:
             raise ConfigError(*(Problem(f"{revision}:{p.file}", p.line, p.message) for p in error.problems)) from None
         lock = (project.folder / NAME).relative_to(root).as_posix()
         lines = dict(rows((objects.file(commit, lock) or b"").decode(errors="replace")))
-    chosen = _chosen(lines, name, variant)
+    chosen = _chosen(lines, project, variant)
     return Side(_settings_of(project, variant), chosen, _images_of(engine, chosen), _names(engine, chosen, {}))
 
 
@@ -113,17 +114,25 @@ def _dotted(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _chosen(lines: Lines, name: str, variant: str) -> Lines:
-    """The lines of a project by stage and variant, `chop@mini`; of a variant by stage, its own or else the project's."""
+def _chosen(lines: Lines, project: Project, variant: str) -> Lines:
+    """The lines of a project by stage and variant, `chop@mini`; of a variant by stage, its own or those that it shares."""
     found: Lines = {}
     for job, line in lines.items():
         stage, _, target = job.partition(":")
-        project, _, of_variant = target.partition("@")
-        if project == name and not (variant and of_variant not in ("", variant)):
-            label = stage if not of_variant or variant else f"{stage}@{of_variant}"
-            if not (variant and not of_variant and f"{stage}:{name}@{variant}" in lines):
-                found[label] = line
+        name, _, of_variant = target.partition("@")
+        if name != project.name:
+            continue
+        if not variant:
+            found[f"{stage}@{of_variant}" if of_variant else stage] = line
+        elif target == _maker(project, variant, stage, lines):
+            found[stage] = line
     return found
+
+
+def _maker(project: Project, variant: str, stage: str, lines: Lines) -> str:
+    """Whose job of a stage made a variant's files, of those that a lock has."""
+    found = maker(project, f"{project.name}@{variant}", stage)
+    return found if f"{stage}:{found}" in lines else project.name
 
 
 # data

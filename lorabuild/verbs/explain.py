@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorabuild.codes import CODES
 from lorabuild.errors import UsageError
-from lorabuild.findings import CODES, known_code
+from lorabuild.findings import known_code
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import table
 

@@ -60,9 +60,13 @@ def main(args: Sequence[str]) -> int:
         drawn = {outlook.job.name: one for outlook in likely if (one := pictures(engine, outlook, found))}
         counts = {name: one.steps for name, one in trainings.items()}
         costs = {outlook.job.name: estimates.of(outlook, counts.get(outlook.job.name)) for outlook in stale}
+        projects = {outlook.job.project for outlook in stale}
+        sweeps = {name: said for name, said in engine.sweeps.items() if name in projects}
     if options.json:
-        print(json.dumps(_facts(found, stale, costs, trainings, drawn), indent=2))
+        print(json.dumps(_facts(found, stale, costs, trainings, drawn) | {"sweeps": sweeps}, indent=2))
     else:
+        for name, said in sweeps.items():
+            print(f"{name}: {said}")
         for line in _lines(found, stale, costs, trainings, drawn):
             print(line)
     return 1 if stale else 0
@@ -92,7 +96,7 @@ def _trainings(
 
 def _notes(outlook: Outlook, counted: Steps, size: int | None, free: int) -> Iterator[str]:
     """What a training costs that its user may not expect."""
-    name = outlook.job.target
+    name, _, variant = outlook.job.target.partition("@")
     if counted.continues and counted.missing:
         there = counted.snapshots - len(counted.missing)
         kept = f"; the {there} that are there are kept, and so are the weights" if there else "; the weights are kept"
@@ -103,7 +107,8 @@ def _notes(outlook: Outlook, counted: Steps, size: int | None, free: int) -> Ite
     if any(reason.name in LENGTHS for reason in outlook.reasons):
         yield (
             "another length is another training, from the start; to go on from the finished one: "
-            f'init = "{name}" in a project of its own, or init = a copy of build/{name}/{name}.safetensors'
+            + (f'init = "{name}" in a project of its own, or ' if not variant else "in a project of its own, ")
+            + f"init = a copy of build/{name}/{'-'.join(filter(None, [name, variant]))}.safetensors"
         )
     if size and (needed := 2 * size * len(counted.missing)) > free:
         yield f"the disk has {megabytes(free)} free, and the snapshots alone take {megabytes(needed)}"

@@ -15,9 +15,10 @@ from lorabuild.manifest.layers import KeyPath, Reader, shown
 from lorabuild.manifest.merge import Merged, merge
 from lorabuild.reasons import plain
 from lorabuild.scaffold.assign import Assignment, Edited, assignment, edited
-from lorabuild.scaffold.edit import key_path
+from lorabuild.scaffold.keys import key_path
 from lorabuild.scan import Scan
 from lorabuild.session import opened, targets
+from lorabuild.tomltext import written
 from lorabuild.verbs.common import warn
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import root_here
@@ -122,15 +123,7 @@ def _told(merged: Merged, path: KeyPath, file: str) -> str:
         except (KeyError, IndexError, TypeError):
             return "(the default)"
     place = merged.place(path)
-    return _toml(value) + ("" if place.layer.file == file else f" ({place.layer.file}:{place.line})")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
-    return plain(value)
+    return written(value, plain) + ("" if place.layer.file == file else f" ({place.layer.file}:{place.line})")
 
 
 def _forecast(root: Path, projects: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def _rows(engine: Engine) -> list[Row]:
         rows.setdefault(row, {})[stage] = state_of(engine, outlook)
         sizes[row] += _size(engine, name)
     kinds = ("projects", "bases")
-    order = sorted(rows, key=lambda row: (kinds.index(row[0]), row[1]))
+    order = sorted(rows, key=lambda row: (kinds.index(row[0]), _by_value(row[1])))
     return [Row(*row, rows[row], sizes[row]) for row in order]
 
 
@@ -86,6 +87,13 @@ def state_of(engine: Engine, outlook: Outlook) -> str:
         return NEVER
     gone = outlook.found and not outlook.found.missing and all(why == "missing" for _, why in outlook.found.unpublished)
     return MISSING if gone else STALE
+
+
+def _by_value(name: str) -> list[Any]:
+    """Numbers in a name count as numbers: @size8 before @size16."""
+    project, _, variant = name.partition("@")
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", variant)
+    return [project, *(float(part) if number % 2 else part for number, part in enumerate(parts))]
 
 
 def _size(engine: Engine, name: str) -> int:

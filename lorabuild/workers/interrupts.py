@@ -26,8 +26,8 @@ class Build(Protocol):
     def stop(self) -> None:
         """Begin nothing any more, and let what runs keep what it has."""
 
-    def kill(self) -> None:
-        """End everything at once."""
+    def kill(self, asked: bool) -> None:
+        """End everything at once. `asked`: by a second signal, not because it takes too long."""
 
     def say(self, text: str) -> None: ...
 
@@ -74,7 +74,7 @@ def _stop(inbox: socket.socket, build: Build) -> None:
             said = f"not all jobs have stopped within {GRACE_SECONDS:.0f} s: they are ended"
             _within_a_second(lambda: build.say(said))
         if again != ENDED:
-            build.kill()
+            build.kill(again is not None)
             _within_a_second(build.close)
             os._exit(EXIT_CODE)  # no thread is waited for: files are whole at any moment
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabuild.errors import InputChanged, Interrupted, JobError
+from lorabuild.errors import Interrupted, JobError
+from lorabuild.executors.protocol import LAST
 from lorabuild.memory import short_of
-from lorabuild.store import Output
 from lorabuild.workers.process import Worker
 from lorabuild.workers.slots import Place, Slots
-
-Saved = Callable[[str, Output], None]
-Progress = Callable[[int, int, str], None]
-Warn = Callable[[str], None]
 
 
 class Pool:
@@ -41,22 +37,27 @@ class Pool:
             if not self._idle and not self._busy:
                 self._idle.append(self._start())
 
-    def run(
-        self, spec: Mapping[str, Any], place: Place, saved: Saved, progress: Progress, warn: Warn
-    ) -> dict[str, Any]:
-        """Run one job at a place and return what the worker reports at its end: {"pieces", "notes", "made_with"}.
+    def events(self, spec: Mapping[str, Any], place: Place) -> Iterator[dict[str, Any]]:
+        """Run one job at a place: what the worker reports, up to one of LAST. Who asks for more has noted what came before.
 
         `spec["base"]`: component -> digest of the networks that the job will load, `spec["loads"]`: what of memory that takes.
-        Raises JobError (one line; the job's log has the rest), InputChanged, and Interrupted if the build was stopped.
+        Closed before its end, it ends the worker. Raises JobError if the worker dies, and Interrupted if the build was stopped.
         """
         log = self.logs[spec["name"]] = self._logs / log_name(spec["name"])
         log.unlink(missing_ok=True)
         spec = {**spec, "log": str(log), "threads": place.threads, "device": place.device}
         cause = ""
         for _ in range(2):
-            worker = self._take(spec)
+            worker, last = self._take(spec), None
             try:
-                last = _converse(worker, spec, saved, progress, warn)
+                worker.tell(spec)
+                for event in worker.events():
+                    if event["event"] in LAST:
+                        last = event
+                        break
+                    yield event
+                    if event["event"] == "saved":
+                        worker.tell({"noted": event["role"]})
             except BaseException:  # of the driver's own: what the worker is at, nobody knows
                 worker.end()
                 raise
@@ -64,7 +65,8 @@ class Pool:
                 self._busy.remove(worker)
             if last:
                 self._keep(worker, last)
-                return _result(last)
+                yield last
+                return
             if self.stopping:
                 raise Interrupted
             cause = worker.ended()
@@ -146,34 +148,3 @@ def log_name(job: str) -> str:
 def _suits(worker: Worker, wanted: set[str]) -> tuple[int, int]:
     """How much of what a job loads the worker has in memory already; then, how little it has that others may want."""
     return len(wanted & worker.held.keys()), -len(worker.held)
-
-
-def _converse(worker: Worker, spec: Mapping[str, Any], saved: Saved, progress: Progress, warn: Warn) -> dict[str, Any]:
-    """Give the worker a job, pass on what it reports, and return its last event; nothing if it ended before."""
-    worker.tell(spec)
-    for event in worker.events():
-        match event["event"]:
-            case "progress":
-                progress(event["done"], event["total"], event["text"])
-            case "warn":
-                warn(event["text"])
-            case "saved":
-                saved(event["role"], Output(event["digest"], event["size"]))
-                worker.tell({"noted": event["role"]})
-            case _:
-                return event
-    return {}
-
-
-def _result(last: Mapping[str, Any]) -> dict[str, Any]:
-    """What a worker's last event means: a result, or an exception."""
-    match last["event"]:
-        case "changed":
-            raise InputChanged(Path(last["path"]))
-        case "failed":
-            raise JobError(*last["lines"])
-        case "crashed":
-            raise JobError(last["message"])
-        case "stopped":
-            raise Interrupted(last["kept"])
-    return dict(last)

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.manifest import values
+from lorabuild.manifest.tables.executor import ExecutorTable
 from lorabuild.manifest.tables.table import Count, Name, Table, Text, off
 from lorabuild.names import BY_DEFAULT, REPORT, STAGES
 
@@ -101,8 +102,23 @@ class SharedFile(Table):
     slots: SlotsTable = Field(default_factory=SlotsTable, description="[slots]: how many jobs run at once.")
     build: BuildTable = Field(default_factory=BuildTable, description="[build]: what plain `doit` builds.")
     store: StoreTable = Field(default_factory=StoreTable, description="[store]: what is kept of what was built.")
+    executor: ExecutorTable = Field(
+        default_factory=ExecutorTable, description="[executor]: other machines that build (docs/executors.md)."
+    )
     export: ExportTable = Field(
         default_factory=ExportTable,
         description="[export]: where `lorabuild export` puts its copies without -o, seen from the repository; ~ is the home "
         "folder.",
     )
+
+    @model_validator(mode="after")
+    def _executor_has_a_store(self) -> SharedFile:
+        if (kind := self.executor.kind) == "local":
+            return self
+        if not self.store.remote:
+            said = f'"{kind}" needs [store] remote: all files travel through it (file:///shared/folder, s3://bucket/prefix)'
+            raise values.Misfit("executor.kind", said)
+        if self.store.read_only:
+            said = f'executor.kind = "{kind}" sends what jobs read through the store: it must be written to'
+            raise values.Misfit("store.read_only", said)
+        return self

@@ -1,0 +1,342 @@
+"""Run one job, here or away, and put what it makes on record; the record comes last."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabuild.assess import Assessment, Assessor, records_of
+from lorabuild.bases.layout import stored_bytes
+from lorabuild.data.tokenizers import find_vocabulary
+from lorabuild.errors import InputChanged, Interrupted
+from lorabuild.executors.attend import attend, result, told_by
+from lorabuild.executors.away import Away, Order
+from lorabuild.executors.local import Local
+from lorabuild.executors.protocol import Event, Resources
+from lorabuild.executors.sending import Pack
+from lorabuild.executors.spec import FORMAT
+from lorabuild.files import empty_folder
+from lorabuild.inputs import Resolved
+from lorabuild.remotes.remote import Damaged
+from lorabuild.remotes.sharing import note_fetched
+from lorabuild.remotes.transport import Unreachable
+from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, present
+from lorabuild.store import Output, Record
+from lorabuild.workers.pool import Pool
+
+
+@dataclass(kw_only=True)
+class Builder(Assessor):
+    """Builds the jobs of one repository in one run: those of some stages by `away`, if there is one, all others here."""
+
+    pool: Pool
+    model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
+    away: Away | None = None
+    interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
+    begun: set[str] = field(default_factory=set)  # jobs
+    waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._local = Local(self.pool)
+
+    def build(self, found: Assessment) -> Mapping[str, Any]:
+        """Have a job run; what is to be noted of it in the run log. Raises JobError, InputChanged and Interrupted."""
+        work = self._build_away if self.away and found.job.stage in self.away.needs.stages else self._build_here
+        try:
+            return work(found)
+        except Interrupted as stop:
+            if found.job.name in self.begun:
+                self.interrupted[found.job.name] = stop.kept
+                self.face.stopped(found.job.name, stop.kept)
+            raise
+
+    # here
+
+    def _build_here(self, found: Assessment) -> Mapping[str, Any]:
+        """Run the job in a worker as soon as it has a slot."""
+        job, key = found.job, found.key
+        folder = self.root / ".lorabuild" / "scratch" / key
+        if job.name in self.anew:
+            empty_folder(folder)
+        making = _Making(self, found)
+        try:
+            handle = self._local.submit(self._spec(found, folder), Resources())
+            try:
+                last = result(attend(self._local, handle, making.hear, making.begin_here))
+            finally:
+                self._local.cancel(handle)
+        except InputChanged:
+            shutil.rmtree(folder, ignore_errors=True)  # what is there may come from other bytes than the key says
+            raise
+        self.unchanged(found)
+        if not self.keeps(key, job):
+            self.store.put_record(key, making.record(making.outputs, last["pieces"], last["made_with"]))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+        return last["notes"]
+
+    # away
+
+    def _build_away(self, found: Assessment) -> Mapping[str, Any]:
+        """Have the executor run the job, and bring what it made into the store."""
+        job, away = found.job, self.away
+        assert away is not None
+        with away.turn() as waited:
+            self.waited[job.name] += waited
+            making = _Making(self, found)
+            making.begin()
+            last = away.build(
+                Order(
+                    spec=self._spec_away(found, pack := self._packed(found)),
+                    pack=pack,
+                    resources=away.needs.resources(job.stage, job.options.get("processes", 1)),
+                    began=making.runs_away,
+                    hear=making.hear_away,
+                    waits=lambda text: self.face.progress(job.name, 0, 1, text),
+                    told=making.progress,
+                    warn=making.warn,
+                    collect=making.collect,
+                )
+            )
+        return last["notes"]
+
+    def _packed(self, found: Assessment) -> Pack:
+        assert self.away is not None
+        bases = {item.base for item in found.job.inputs.values() if isinstance(item, Component)}
+        made = {base: self.assessed[f"base:{base}"].outputs for base in bases if f"base:{base}" in self.jobs}
+        return self.away.sender.pack(found.job, found.inputs, made)
+
+    def _spec_away(self, found: Assessment, pack: Pack) -> dict[str, Any]:
+        """All that a worker elsewhere is told: see `lorabuild.executors.spec`."""
+        assert self.away is not None
+        job, stage = found.job, self.stages[found.job.stage]
+        return {
+            "format": FORMAT,
+            "name": job.name,
+            "stage": stage.name,
+            "version": stage.version,
+            "run": f"{stage.run.__module__}:{stage.run.__name__}",
+            "key": found.key,
+            "params": job.params,
+            "options": {**travelling(job.options), **self._have(found)},
+            "outputs": list(job.outputs),
+            "snapshots": list(job.snapshots),
+            "inputs": pack.inputs,
+            "places": pack.places,
+            "made_from": self.made_from(job),
+            "metadata": self.metadata_of_sources(found),
+            "anew": job.name in self.anew,
+            **self.away.needs.told(job.stage, job.options.get("processes", 1)),
+        }
+
+    # both
+
+    def _have(self, found: Assessment) -> dict[str, Any]:
+        """What of the outputs is there already, and need not be made."""
+        anew = found.job.name in self.anew
+        steps = [] if anew else [role for role in found.job.snapshots if role in found.outputs]
+        rest = not anew and all(role in found.outputs for role in found.job.outputs)
+        return {"have_steps": steps, "have_rest": rest}
+
+    def made_from(self, job: Job) -> dict[str, str]:
+        """Role -> the key of the record that the artifact comes from."""
+        return {role: self._record_key(item) for role, item in job.inputs.items() if isinstance(item, Artifact)}
+
+    def _record_key(self, item: Artifact) -> str:
+        """The key of the record that names an artifact."""
+        key = self.assessed[item.job].key
+        return f"{key}/{item.role}" if item.role in self.assessed[item.job].job.snapshots else key
+
+    def metadata_of_sources(self, found: Assessment) -> dict[str, dict[str, str]]:
+        """By digest, the metadata of each LoRA of the user's that the job reads."""
+        digests = {
+            item.path: found.inputs[role].digest
+            for role, item in found.job.inputs.items()
+            if isinstance(item, File) and item.key == SOURCE
+        }
+        return {digest: self.publisher.metadata_of(path, digest) for path, digest in digests.items()}
+
+    def unchanged(self, found: Assessment) -> None:
+        """A user's file, or base, is read by the job itself: raises InputChanged if it is no longer what the key says."""
+        for role, item in found.job.inputs.items():
+            if isinstance(item, TextFile) and self.state.digest(item.path) != found.inputs[role].digest:
+                raise InputChanged(item.path)
+            if isinstance(item, File) and self._resolver.content(item) != found.inputs[role].digest:
+                raise InputChanged(item.path)
+            path = self.base_path(item.base, item.name) if isinstance(item, Component) else None
+            if path is not None and self._component_of(path, item.name) != found.inputs[role].digest:
+                raise InputChanged(path)
+
+    def keeps(self, record_key: str, job: Job) -> bool:
+        """Is there a record that stays? Other bytes under the same key would only disturb who holds the first ones."""
+        record = self.store.record(record_key)
+        return record is not None and job.name not in self.anew and all(map(self.whole, record.outputs.values()))
+
+    def _spec(self, found: Assessment, folder: Path) -> dict[str, Any]:
+        """All that a worker beside us is told: plain data."""
+        job = found.job
+        run = self.stages[job.stage].run
+        networks, size = self._networks(job, found)
+        return {
+            "name": job.name,
+            "slot": self.stages[job.stage].slot,
+            "run": f"{run.__module__}:{run.__name__}",
+            "params": job.params,
+            "options": {**job.options, **self._have(found), "compiled": str(self.root / ".lorabuild" / "compiled")},
+            "outputs": list(job.outputs),
+            "snapshots": list(job.snapshots),
+            "inputs": {
+                role: {
+                    "digest": one.digest,
+                    "path": str(place) if (place := self._place(job.inputs[role], one)) else None,
+                    "images": [
+                        {k: str(v) if isinstance(v, Path) else v for k, v in vars(i).items()} for i in one.images
+                    ],
+                }
+                for role, one in found.inputs.items()
+            },
+            "store": str(self.store.root),
+            "folder": str(folder),
+            "anew": job.name in self.anew,
+            "base": {component: found.inputs[role].digest for role, component in networks.items()},
+            "loads": 2 * size,  # from half to single precision they double
+        }
+
+    def _place(self, item: Input, found: Resolved) -> Path | None:
+        """Where a worker reads an input. Raises JobError for the tokenizers of a single-file base that are not found."""
+        if isinstance(item, Component) and item.name.startswith("tokenizer") and found.path and found.path.is_file():
+            return find_vocabulary(found.path, self.model_dirs)
+        return found.path
+
+    def _networks(self, job: Job, found: Assessment) -> tuple[dict[str, str], int]:
+        """What a job loads of a base, role -> component, and how many bytes of files it reads for that."""
+        items = {role: item for role, item in job.inputs.items() if isinstance(item, Component)}
+        networks = {role: item.name for role, item in items.items() if not item.name.startswith("tokenizer")}
+        if self.stages[job.stage].slot != "gpu":  # measures the weights, by byte ranges
+            return {}, 0
+        paths = [(found.inputs[role].path, component) for role, component in networks.items()]
+        return networks, sum(stored_bytes(path, component) for path, component in paths if path)
+
+    def publish_early(self, found: Assessment, role: str, output: Output) -> None:
+        """A snapshot stands in build/ while its training goes on."""
+        for publication in self._publications(found, {role: output}):
+            if self.publisher.stale(publication):
+                self.publisher.publish(publication)
+
+    def why(self, found: Assessment) -> list[str]:
+        """The causes: a changed value if there is one, else what is missing or not as it was left."""
+        return [reason.text for reason in self.reasons(found)]
+
+
+@dataclass
+class _Making:
+    """One job that is being built: what it tells, and what of it is on record."""
+
+    builder: Builder
+    found: Assessment
+    outputs: dict[str, Output] = field(default_factory=dict)
+    asked: float = field(default_factory=time.monotonic)
+    start: float = 0.0
+
+    def begin(self) -> None:
+        """It has its place: it is told of, and timed."""
+        name = self.found.job.name
+        self.start = time.monotonic()
+        self.builder.begun.add(name)
+        self.builder.face.started(name, self.builder.why(self.found))
+
+    def begin_here(self) -> None:
+        self.begin()
+        self.builder.waited[self.found.job.name] += self.start - self.asked
+        self.builder.unchanged(self.found)  # it may have waited for its slot for hours
+
+    def runs_away(self) -> None:
+        """What it took until here is no time of its own: files were sent, and it stood in a queue."""
+        now = time.monotonic()
+        self.builder.waited[self.found.job.name] += now - self.start
+        self.start = now
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        self.builder.face.progress(self.found.job.name, done, total, text)
+
+    def warn(self, text: str) -> None:
+        self.builder.face.warn(f"{self.found.job.name}: {text}")
+
+    def hear(self, event: Event) -> None:
+        """What a worker here tells. A snapshot is on record, and stands in build/, when this is over."""
+        told_by(event, self.progress, self.warn)
+        if event["event"] == "saved":
+            self._saved(event["role"], Output(event["digest"], event["size"]))
+
+    def hear_away(self, event: Event, record: str) -> None:
+        """A snapshot is brought as soon as it is there; what does not come now comes when the job is done."""
+        told_by(event, self.progress, self.warn)
+        role = event["role"] if event["event"] == "saved" else ""
+        if role in self.found.job.snapshots and role not in self.outputs:
+            with suppress(Damaged, Unreachable):
+                if self._bring(f"{record}/{role}", f"{self.found.key}/{role}", [role]):
+                    self.outputs[role] = Output(event["digest"], event["size"])
+                    self.builder.publish_early(self.found, role, self.outputs[role])
+
+    def collect(self, record: str) -> list[str]:
+        """Bring all that is not here yet of what the job has made; what of it is not there."""
+        found, missing = self.found, []
+        wanted = records_of(found.job, found.key).items()
+        anew = found.job.name in self.builder.anew
+        theirs = {key: record + key.removeprefix(found.key) for key, _ in wanted}
+        for key, roles in wanted:
+            if (anew or not present(roles, found.outputs)) and not self._bring(theirs[key], key, roles):
+                missing += roles
+        if record != found.key and not missing:
+            assert self.builder.away is not None
+            for name in theirs.values():
+                self.builder.away.remote.drop(name)
+        return missing
+
+    def record(
+        self, outputs: Mapping[str, Output], pieces: Sequence[str] = (), made_with: Mapping[str, str] | None = None
+    ) -> Record:
+        found, job = self.found, self.found.job
+        stage = self.builder.stages[job.stage]
+        digests = {role: one.digest for role, one in found.inputs.items()}
+        seconds = round(time.monotonic() - self.start, 3)
+        head = stage.name, stage.version, job.params, digests
+        return Record(*head, outputs, tuple(pieces), seconds, made_with or {}, self.builder.made_from(job))
+
+    def _saved(self, role: str, output: Output) -> None:
+        builder, found = self.builder, self.found
+        builder.unchanged(found)  # before it is on record under this key; a worker that has read other bytes ends
+        builder.state.remember(builder.store.blob(output.digest), output.digest, ours=True)
+        if role not in found.job.snapshots:
+            self.outputs[role] = output
+        elif not builder.keeps(f"{found.key}/{role}", found.job):
+            builder.store.put_record(f"{found.key}/{role}", self.record({role: output}))
+            builder.publish_early(found, role, output)
+
+    def _bring(self, theirs: str, key: str, roles: Sequence[str]) -> bool:
+        """Fetch the record `theirs` and keep it as that of `key`. False if there is none."""
+        builder = self.builder
+        assert builder.away is not None
+        remote = builder.away.remote
+        remote.expect(theirs)
+        shared = remote.fetch(theirs, roles)
+        if shared is None:
+            return False
+        note_fetched(shared, builder.state, builder.store)
+        if theirs != key and (record := builder.store.record(theirs)):
+            builder.store.put_record(key, record)
+        return True
+
+
+def travelling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a job that mean something elsewhere: pictures and events of a running training are not sent back."""
+    watch = {name: value for name, value in options.get("watch", {}).items() if name not in ("folder", "log_with")}
+    kept = {name: value for name, value in options.items() if name not in ("samples", "watch")}
+    return kept | ({"watch": watch} if watch else {})
