@@ -26,6 +26,9 @@ def main() -> None:
                 say(event="warn", text="deaf")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "slow exit":
+                say(event="done", pieces=[], notes={}, made_with={})
+                time.sleep(600)
             case "fail":
                 say(event="failed", lines=["no such thing"])
                 sys.exit(1)

@@ -80,6 +80,17 @@ def test_a_stop_lets_the_worker_keep_its_state_and_ends_who_does_not_listen(monk
     assert "SIGKILL" in deaf.look(0)["how"]
 
 
+def test_the_last_event_is_told_when_the_process_is_gone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray_node, "EXIT_SECONDS", 1.0)
+    monkeypatch.setattr(ray_node, "GRACE_SECONDS", 0.1)
+    job = begin("deaf", "slow exit")
+    until(lambda: len(job._events) == 3)
+    told = job.look(0)
+    assert [one["event"] for one in told["events"]] == ["progress", "warn"] and not told["over"]
+    until(lambda: job.look(0)["over"])
+    assert job.look(2)["events"][0]["event"] == "done" and not lives(job.look(0)["events"][0]["pid"])
+
+
 def test_a_job_whose_time_is_over_is_stopped():
     job = begin("/nowhere", minutes=1 / 60)
     until(lambda: job.look(0)["over"])

@@ -149,7 +149,8 @@ def test_the_same_repository_gives_the_same_bytes_and_the_driver_imports_no_torc
     result = clone.doit(PYTHONPROFILEIMPORTTIME="1")
     assert result.code == 0 and {"latents:ember", "train:ember"} <= result.built, result.out
     imported = {line.rpartition("|")[2].strip() for line in result.err.splitlines() if "import time:" in line}
-    assert "lorabuild.executors.rays" in imported and not imported & {*HEAVY, "ray"}
+    assert "lorabuild.executors.away" in imported and not imported & {*HEAVY, "ray"}
+    assert (clone.root / ".lorabuild/logs/ray.log").exists()
     assert clone.built_files() == built_once.built_files()
     assert clone.doit().events == []
     until(lambda: not any("RayJob" in one for one in on.processes().values()))

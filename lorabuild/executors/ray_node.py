@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lorabuild import __version__
-from lorabuild.executors.protocol import ending
+from lorabuild.executors.protocol import LAST, ending
 from lorabuild.signals import ended_by
 
 GRACE_SECONDS = 30.0  # for a worker that was told to stop: one micro-batch, the writing and the upload of a state
+EXIT_SECONDS = 30.0  # for a worker whose job is over
 LINGER_SECONDS = 60.0  # for the end of a job to be fetched; then the driver is away, and the GPU is given back
 TAIL_BYTES = 4000  # of the log, which goes with every answer, so that the driver has it when the node is gone
 
@@ -57,12 +58,16 @@ class NodeJob:
             threading.Thread(target=self._end_after, args=(self._process, 60 * minutes), daemon=True).start()
 
     def look(self, since: int) -> dict[str, Any]:
-        """The events from number `since` on; the end of the log; where it runs; how it ended ("" if it has not)."""
+        """The events from number `since` on; the end of the log; where it runs; how it ended ("" if it has not).
+
+        The last event is told when the process has ended: then the GPU is free.
+        """
         over = self.over.is_set()  # first: all events are there by then
         if over:
             self._told.set()
+        events = self._events[since:]
         return {
-            "events": self._events[since:],
+            "events": [event for event in events if over or event["event"] not in LAST],
             "over": over,
             "how": self._how,
             "log": self._log if over else _tail(self._folder / "log"),
@@ -100,6 +105,8 @@ class NodeJob:
         for line in process.stdout or ():
             if (event := _event(line)) is not None:
                 self._events.append(event)
+                if event["event"] in LAST:
+                    threading.Thread(target=self._end_after, args=(process, EXIT_SECONDS), daemon=True).start()
         code = process.wait()
         if ending(self._events) is None:
             self._how = f"its worker on {self._where} ended without a last word: {ended_by(code)}"
