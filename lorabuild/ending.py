@@ -51,9 +51,11 @@ def facts(current: Engine, seconds: float, removed: Iterable[Path] = ()) -> dict
         }
         for line in current.log.lines
     ]
+    left = {"stopped": current.interrupted, "elsewhere": current.elsewhere}
     jobs += [
-        {"job": job, "event": "stopped", "seconds": None, "why": [kept] if kept else [], "bytes": None, "log": None}
-        for job, kept in sorted(current.interrupted.items())
+        {"job": job, "event": event, "seconds": None, "why": [what] if what else [], "bytes": None, "log": None}
+        for event, found in left.items()
+        for job, what in sorted(found.items())
     ]
     return {
         "jobs": jobs,

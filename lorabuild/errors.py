@@ -60,11 +60,14 @@ class InputMissing(JobError):
 
 
 class Interrupted(Exception):
-    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12"."""
+    """The build was stopped while this job ran, or before. Nobody failed. `kept` says what of it stays: "step 8 of 12".
 
-    def __init__(self, kept: str = ""):
-        self.kept = kept
-        super().__init__(kept or "interrupted")
+    `elsewhere`: where it goes on all the same, as it is under way on another machine: "slurm 4242".
+    """
+
+    def __init__(self, kept: str = "", elsewhere: str = ""):
+        self.kept, self.elsewhere = kept, elsewhere
+        super().__init__(kept or elsewhere or "interrupted")
 
 
 class InputChanged(Exception):

@@ -73,6 +73,7 @@ def sbatch(script: str) -> int:
     job = home() / f"job-{job_id}"
     job.mkdir()
     (job / "script").write_text(Path(script).read_text())
+    (job / "environment").write_text(json.dumps(dict(os.environ)))
     say(job, "PENDING", "Priority")
     subprocess.Popen(
         [sys.executable, __file__, "supervise", str(job_id)],

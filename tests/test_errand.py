@@ -230,7 +230,8 @@ def test_the_newer_state_counts_here_or_there(scratch: Scratch):
     assert scratch.read("a") == "step 5"
 
 
-def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("at", ["its file", "its manifest"])
+def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monkeypatch: pytest.MonkeyPatch, at: str):
     scratch.at("a")
     scratch.write("a", "step 1")
     scratch.at("a").save()
@@ -238,7 +239,7 @@ def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monke
     upload = Folder.upload
 
     def dies(self: Folder, name: str, content: Any, replace: bool = False) -> bool:
-        if name.endswith("state.json"):
+        if name.endswith("state.json") == (at == "its manifest"):
             raise Unreachable("killed")
         return upload(self, name, content, replace)
 

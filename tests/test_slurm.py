@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickletools
 import shutil
@@ -397,6 +398,32 @@ def test_a_preempted_job_that_is_not_queued_again_ends_with_what_it_kept(cluster
     assert ending(status.events) == {"event": "stopped", "kept": "step 2 of 6", "why": why}
 
 
+def test_where_requeue_is_not_allowed_the_job_ends_with_what_it_kept(cluster: FakeSlurm):
+    (cluster.root / "bin/scontrol").write_text("#!/bin/sh\necho 'Access denied' >&2\nexit 1\n")
+    handle = cluster.submit(wait_at=[2])
+    cluster.at_step(handle, 2)
+    slurm_standin.hit(cluster.job(handle), signal.SIGUSR2)
+    status = cluster.over(handle)
+    assert (status.state, ending(status.events)["kept"]) == ("ended", "step 2 of 6")
+    assert "scontrol" in cluster.executor.logs(handle)
+
+
+def test_from_within_a_job_only_where_slurm_is_goes_along(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch):
+    (cluster.slurm / "hold").touch()
+    said = {"SLURM_CONF": "/etc/other.conf", "SLURM_MEM_PER_NODE": "100", "SBATCH_QOS": "short"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+
+    def went_along() -> set[str]:
+        found = json.loads((cluster.job(cluster.submit()) / "environment").read_text())
+        return {name for name in said if found.get(name) == said[name]}
+
+    assert went_along() == set(said)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert went_along() == {"SLURM_CONF"}
+    assert os.environ["SBATCH_QOS"] == "short" and os.environ["SLURM_JOB_ID"] == "17"
+
+
 def test_cancel_stops_a_running_job_and_a_waiting_one(cluster: FakeSlurm):
     running = cluster.submit(wait_at=[2])
     cluster.at_step(running, 2)
@@ -429,6 +456,18 @@ def test_a_job_that_asks_for_more_than_there_is_does_not_wait_for_ever(cluster: 
     status = cluster.over(handle)
     line = f"its Slurm job 4242 would wait for ever, and was cancelled: PENDING ({reason})"
     assert ending(status.events)["lines"] == [line]
+    assert slurm_standin.state(cluster.job(handle)) == "CANCELLED"
+
+
+def test_a_job_that_its_node_could_not_start_is_tried_elsewhere(cluster: FakeSlurm):
+    cluster.executor.cluster.settle_s = 0.5
+    (cluster.slurm / "hold").touch()
+    handle = cluster.submit()
+    slurm_standin.say(cluster.job(handle), "PENDING", "launch failed requeued held")
+    texts = [cluster.poll(handle).text]
+    texts.append(cluster.over(handle).text)
+    assert cluster.poll(handle).state == "lost"
+    assert texts == ["Slurm job 4242: PENDING (launch failed requeued held)", "Slurm job 4242: CANCELLED"]
     assert slurm_standin.state(cluster.job(handle)) == "CANCELLED"
 
 

@@ -67,7 +67,7 @@ class Away:
     def turn(self) -> Iterator[float]:
         """Wait until one more job may be under way; how many seconds that took. Raises Interrupted if the build stops."""
         start = time.monotonic()
-        while not self._free.acquire(timeout=0.2):
+        while not self._free.acquire(timeout=0.5):
             self._go_on()
         try:
             self._go_on()
@@ -182,7 +182,7 @@ class Away:
             if status.state == "waiting":
                 order.waits(status.text)
             if self._leaving is not None and time.monotonic() > self._leaving + LEAVING_SECONDS:
-                raise Interrupted(f"{self.kind} {note.handle}, where it goes on")
+                raise Interrupted(elsewhere=f"{self.kind} {note.handle}")
 
         def hear(event: Event) -> None:
             if event["event"] == "lacking":

@@ -88,8 +88,14 @@ def _environment(command: str, minutes: float, settings: Settings, resources: Re
 
 def _is_controller(job_id: str, folder: Path) -> bool:
     """Whether a process with this number is that job's: the number may have gone to another one since."""
-    said = subprocess.run(["ps", "-ww", "-o", "args=", "-p", job_id], capture_output=True, text=True)
-    return "submitit.local._local" in said.stdout and str(folder) in said.stdout
+    if Path("/proc/self/cmdline").exists():
+        try:
+            said = Path(f"/proc/{int(job_id)}/cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError):
+            return False
+    else:  # macOS
+        said = subprocess.run(["ps", "-ww", "-o", "args=", "-p", job_id], capture_output=True, text=True).stdout
+    return "submitit.local._local" in said and str(folder) in said
 
 
 class Debug:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ BUSY = ("timed out", "Unable to contact", "temporarily unavailable", "try again"
 NEVER = re.compile(
     r"PartitionTimeLimit|BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|(QOS|Assoc)Max\w*PerJob\w*"
 )
+HELD = re.compile(r"launch failed requeued held|job requeued in held state")  # its node could not start it
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the controller is, and who asks
 TRIES_S = (5.0, 20.0)  # waits between tries of an sbatch whose controller is busy
 
 
@@ -62,6 +66,7 @@ class Slurm:
         self.settings = settings
         self.queue = queue or Queue()
         self._unseen: dict[str, float] = {}  # job id -> since when Slurm does not know it
+        self._cancelled: set[str] = set()  # by this process
         self._lock = threading.Lock()  # submitit's clean_env changes this process's environment
 
     def submit(self, folder: Path, name: str, resources: Resources) -> str:
@@ -88,7 +93,7 @@ class Slurm:
             def _make_submission_command(self, submission_file_path: Path) -> list[str]:
                 return ["sh", "-c", 'exec sbatch "$0" 2>"$1"', str(submission_file_path), str(errors)]
 
-        with self._lock, package.helpers.clean_env():
+        with self._lock, _outside_of_jobs(package):
             executor = Executor(folder, max_num_timeout=self.settings.timeouts, python=self.settings.python)
             executor.update_parameters(**asked)
             try:
@@ -111,23 +116,39 @@ class Slurm:
         if not row.over and NEVER.fullmatch(row.reason):
             self.cancel(job_id)
             return Look("over", str(row), f"its Slurm job {job_id} would wait for ever, and was cancelled: {row}")
+        if not row.over and HELD.fullmatch(row.reason):
+            self.cancel(job_id)
+            return Look("over", f"Slurm job {job_id}: {row}")
         if not row.over:
             return Look("running" if row.nodes or row.state == "RUNNING" else "waiting", str(row))
         text = f"Slurm job {job_id}: {row}"
         match row.state:
-            case "CANCELLED":
+            case "CANCELLED" if job_id not in self._cancelled:
                 return Look("over", text, f"its Slurm job {job_id} was cancelled")
             case "OUT_OF_MEMORY":
                 return Look("over", text, f"its Slurm job {job_id} ran out of memory: raise [executor] memory_gb")
         return Look("over", text)
 
     def cancel(self, job_id: str) -> None:
+        self._cancelled.add(job_id)
         try:
             subprocess.run(["scancel", job_id], capture_output=True, timeout=60)
         except FileNotFoundError:
             raise missing("scancel") from None
         except subprocess.TimeoutExpired:
             pass  # the controller is busy; the job ends by its time limit, if not by this
+
+
+@contextmanager
+def _outside_of_jobs(package: Any) -> Iterator[None]:
+    """Within, this process is in no Slurm job: one that is submitted from another would take over what that one asked for."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield  # with the user's own SBATCH_PARTITION and the like
+        return
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    with package.helpers.clean_env():
+        os.environ.update(kept)
+        yield
 
 
 class Rejected(Exception):

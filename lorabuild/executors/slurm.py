@@ -37,7 +37,6 @@ class _Job:
     folder: Path
     reader: Reader
     over_since: float | None = None
-    cancelled: bool = False
     stopped: Event | None = None  # how its last attempt ended, if so: its end only when no other begins
 
 
@@ -94,7 +93,7 @@ class Submitit:
         events = [*events, *self._news(job)]  # between the first look and its end
         if ending(events):
             return Status("ended", events)
-        if look.fault and not job.cancelled:
+        if look.fault:
             return Status("ended", [*events, {"event": "failed", "lines": [look.fault]}], look.text)
         job.over_since = job.over_since or time.monotonic()
         if time.monotonic() - job.over_since < self.cluster.settle_s:
@@ -105,9 +104,7 @@ class Submitit:
         return Status("ended", [*events, stopped], look.text)
 
     def cancel(self, handle: str) -> None:
-        job = self._job(handle)
-        job.cancelled = True
-        self.cluster.cancel(job.job_id)
+        self.cluster.cancel(self._job(handle).job_id)
 
     def logs(self, handle: str) -> str:
         """Of the worker's own log, and behind it what Slurm and submitit wrote: a setup line that failed, a module that lacks."""

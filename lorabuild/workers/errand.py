@@ -190,7 +190,7 @@ class Errand:
     @cached_property
     def remote(self) -> Remote:
         warn: Callable[[str], None] = lambda text: self.line.send({"event": "warn", "text": text})  # noqa: E731
-        return Remote(PatientFolder(self.spec["store"], warn, lambda: self.line.told_to_stop), self.store)
+        return Remote(PatientFolder(self.spec["store"], warn, lambda: self.line.told_to_stop), self.store, few=True)
 
     @cached_property
     def state(self) -> Travelling:

@@ -23,8 +23,10 @@ def failure_lines(failures: Mapping[str, str], logs: Mapping[str, Path], root: P
         yield f"failed: {name}: {message}" + (f" (log: {logs[name].relative_to(root)})" if name in logs else "")
 
 
-def interrupted_line(kept: Mapping[str, str], done: str) -> str:
-    """What an interrupted build leaves behind."""
+def interrupted_line(kept: Mapping[str, str], elsewhere: Mapping[str, str], done: str) -> str:
+    """What an interrupted build leaves behind, and what goes on without it."""
     states = [f"{name} at {what}" for name, what in sorted(kept.items()) if what]
     said = f"; kept: {', '.join(states)}" if states else ""
+    jobs = [f"{name} ({where})" for name, where in sorted(elsewhere.items())]
+    said += f"; under way elsewhere: {', '.join(jobs)}" if jobs else ""
     return f"interrupted after {done}{said}; `doit` goes on from there"
