@@ -43,6 +43,7 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "disabled",  # else there would be a token's file in HOME
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else 15: the tests beside would have all of the processor
         }
 
     def start(self, address: str, **more: str) -> None:
