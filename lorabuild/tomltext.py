@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
+
+from lorabuild.names import quoted
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a comment
@@ -32,14 +33,9 @@ def key_written(key: str) -> str:
 
 def comment(text: str) -> str:
     """Text that may stand after a `#`: on one line, without control characters."""
-    return _CONTROL.sub(" ", _unicode(text)).strip()
+    return _CONTROL.sub(" ", text.encode(errors="backslashreplace").decode()).strip()
 
 
 def text_written(text: str) -> str:
     """Text in quotes. DEL, which JSON leaves as it is, may not stand in TOML."""
-    return json.dumps(_unicode(text), ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _unicode(text: str) -> str:
-    """Bytes of a name that are not UTF-8 cannot stand in TOML: they are shown escaped."""
-    return text.encode(errors="backslashreplace").decode()
+    return quoted(text).replace("\x7f", "\\u007f")

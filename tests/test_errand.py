@@ -164,6 +164,12 @@ def test_a_node_of_fewer_cores_than_threads_uses_those_it_has(node: Node):
     assert any(event["event"] == "warn" and f"has {cores()} cores" in event["text"] for event in events)
 
 
+def test_a_folder_that_is_not_mounted_on_the_node_is_one_line(node: Node):
+    code, events, _ = node.run(node.spec(store=f"file://{node.root}/other"))
+    assert code == FAILED and "is it the same folder?" in events[-1]["lines"][0]
+    assert not (node.root / "other").exists()
+
+
 # stopping, and going on elsewhere
 
 
@@ -230,7 +236,8 @@ def test_the_newer_state_counts_here_or_there(scratch: Scratch):
     assert scratch.read("a") == "step 5"
 
 
-def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("at", ["its file", "its manifest"])
+def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monkeypatch: pytest.MonkeyPatch, at: str):
     scratch.at("a")
     scratch.write("a", "step 1")
     scratch.at("a").save()
@@ -238,7 +245,7 @@ def test_a_state_that_is_half_uploaded_is_never_taken_up(scratch: Scratch, monke
     upload = Folder.upload
 
     def dies(self: Folder, name: str, content: Any, replace: bool = False) -> bool:
-        if name.endswith("state.json"):
+        if name.endswith("state.json") == (at == "its manifest"):
             raise Unreachable("killed")
         return upload(self, name, content, replace)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import process_executor
 import pytest
 import standin
 from s3 import S3
+from sgm_base import write_sgm
+from tiny_base import tiny_folder
 from world import HEAVY, LONGER, World
 
 from lorabuild.errors import Interrupted, JobError
@@ -74,6 +77,16 @@ class Elsewhere:
         return [path.parent for path in self.nodes.glob("*/pid")]
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_on(tmp_path: Path) -> Iterator[None]:
+    """What a test that failed has left on its nodes is ended."""
+    yield
+    for path in tmp_path.glob("nodes/*/pid"):
+        command = Path(f"/proc/{path.read_text()}/cmdline")
+        if command.exists() and str(path.parent) in command.read_text():
+            os.kill(int(path.read_text()), signal.SIGKILL)
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> standin.Stage:
     """A project of stand-in stages."""
@@ -116,6 +129,7 @@ def test_what_needs_a_gpu_leaves_and_the_files_are_those_of_a_local_build(
     assert (away.world.root / ".lorabuild/logs/train-p0.log").read_text().startswith("train:p0 on ")
 
 
+@pytest.mark.slow
 def test_all_stages_can_leave(stage: standin.Stage, tmp_path: Path):
     names = ", ".join(f'"{name}"' for name in STAGES if name != "dataset")
     away = Elsewhere(tmp_path, stage.world, stage.env, more=f"stages = [{names}]\n")
@@ -123,6 +137,7 @@ def test_all_stages_can_leave(stage: standin.Stage, tmp_path: Path):
     assert result.code == 0 and len(away.sent()) == 7, result.out
 
 
+@pytest.mark.slow
 def test_jobs_are_under_way_together_without_n(tmp_path: Path):
     stage = standin.Stage(tmp_path, 3, train_p0="meet 3", train_p1="meet 3", train_p2="meet 3")
     stage.world.write("dodo.py", standin.DODO + "import process_executor\nprocess_executor.install()\n")
@@ -130,6 +145,7 @@ def test_jobs_are_under_way_together_without_n(tmp_path: Path):
     assert away.doit().code == 0 and stage.at_once("train") == 3
 
 
+@pytest.mark.slow
 def test_no_more_are_under_way_than_jobs_says(tmp_path: Path):
     stage = standin.Stage(tmp_path, 3, train_p0="sleep 0.3", train_p1="sleep 0.3", train_p2="sleep 0.3")
     stage.world.write("dodo.py", standin.DODO + "import process_executor\nprocess_executor.install()\n")
@@ -145,6 +161,7 @@ def test_a_job_that_fails_there_is_one_line_here_with_its_log(away: Elsewhere, s
     assert "(log: .lorabuild/logs/train-p0.log)" in result.out and len(away.sent()) == 2, "it was tried again"
 
 
+@pytest.mark.slow
 def test_anew_builds_anew_and_leaves_nothing_of_it_in_the_store(away: Elsewhere):
     assert away.doit().code == 0
     result = away.doit("-a", "train:p0")
@@ -155,6 +172,7 @@ def test_anew_builds_anew_and_leaves_nothing_of_it_in_the_store(away: Elsewhere)
     assert away.doit().events == []
 
 
+@pytest.mark.slow
 def test_a_lost_job_is_begun_again_and_after_all_tries_it_is_one_line(away: Elsewhere, stage: standin.Stage):
     stage.plan(train_p0="crash")
     result = away.doit()
@@ -175,6 +193,7 @@ def test_a_node_that_dies_in_a_training_costs_what_came_after_its_last_state(awa
     assert done["notes"]["resumed_at"] > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_input_in_the_store_is_sent_again(away: Elsewhere, stage: standin.Stage):
     """What the first project sent is damaged when the second one needs it."""
     assert away.doit().code == 0
@@ -205,6 +224,7 @@ def test_a_killed_driver_finds_its_job_and_builds_nothing_twice(away: Elsewhere,
     assert len([one for one in stage.lines("begin") if one["job"] == "train:p0"]) == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_ended_while_no_driver_was_there_is_only_fetched(away: Elsewhere, stage: standin.Stage):
     stage.plan(train_p0="train 10")
     build = away.start()
@@ -229,6 +249,7 @@ def test_ctrl_c_leaves_the_job_where_it_is_and_says_so(away: Elsewhere, stage: s
     os.kill(away.pids("train:p0")[-1], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_cancels_it_and_what_it_kept_is_taken_up(away: Elsewhere, stage: standin.Stage):
     stage.plan(train_p0="train 300")
     build = away.start()
@@ -249,6 +270,7 @@ def test_a_second_ctrl_c_cancels_it_and_what_it_kept_is_taken_up(away: Elsewhere
 # the store
 
 
+@pytest.mark.slow
 def test_a_store_that_answers_503_for_a_while_costs_time_alone(stage: standin.Stage, s3: S3, tmp_path: Path):
     away = Elsewhere(tmp_path, stage.world, stage.env | s3.environment, s3.url(tmp_path.name))
     stage.plan(train_p0="sleep 1")
@@ -477,3 +499,25 @@ def test_a_worker_killed_in_a_training_goes_on_elsewhere_to_equal_bytes(
     (done,) = [event for event in away.events("train:ember") if event["event"] == "done"]
     assert done["notes"]["resumed_at"] > 0
     assert build_files(away.world) == build_files(straight)
+
+
+@pytest.mark.slow
+def test_pictures_and_a_checkpoint_in_one_file_come_out_the_same(tmp_path: Path):
+    """Its vocabulary, which lies beside it, is sent along; prompts are, too."""
+    here = World(tmp_path / "here")
+    here.project(steps=2)
+    manifest = here.root / "projects/ember/lora.toml"
+    text = manifest.read_text().replace('base = "tiny"', 'base = "own"')
+    manifest.write_text(f'{text}\n[samples]\nprompts = "p.txt"\nsample_every_n_steps = 2\n')
+    here.write("projects/ember/p.txt", "ember, red --s 2 --w 64 --h 64\n")
+    here.write("lorabuild.toml", '[bases.own]\nfile = "models/own.safetensors"\n')
+    (here.root / "models").mkdir()
+    write_sgm(here.root / "models/own.safetensors")
+    shutil.copytree(tiny_folder() / "tokenizer", here.root / "models/own/tokenizer")
+    there = here.copy(tmp_path / "there")
+    there.write("dodo.py", process_executor.DODO)
+    away = Elsewhere(tmp_path, there, {})
+    assert here.doit("ember").code == 0
+    result = away.doit("ember")
+    assert result.code == 0 and away.sent() == ["latents:ember", "samples:ember", "train:ember"], result.out
+    assert there.built_files() == here.built_files()

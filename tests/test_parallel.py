@@ -16,9 +16,10 @@ from test_training import run
 from tiny_base import RECIPE, dataset, latents, outputs, training
 
 from lorabuild.errors import Interrupted, JobError
+from lorabuild.loaded import device_of
 from lorabuild.nn.batches import Data, micro_batch
 from lorabuild.nn.parallel import WHOLE, part_of, units
-from lorabuild.stages.train import STAGE, device_of
+from lorabuild.stages.train import STAGE
 
 THREE = RECIPE | {"gradient_accumulation_steps": 3, "max_train_steps": 2, "max_validation_steps": 1}
 TWO = {"processes": 2}

@@ -21,7 +21,7 @@ from lorabuild.nn.adapters.module import Module
 from lorabuild.nn.applied import bare
 from lorabuild.nn.batches import Data
 from lorabuild.nn.trainer import Training, _Loop
-from lorabuild.stages.train import to_compile
+from lorabuild.training.compiling import to_compile
 
 SOME = [(0, [(0, 0), (2, 0)]), (0, [(3, 0)])]
 MORE = [(0, [(1, 0)]), (0, [(4, 0), (4, 1)])]

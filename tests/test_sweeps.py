@@ -98,6 +98,21 @@ def test_a_sweep_is_planned_and_shown_and_told_why(stage: Stage):
     assert why.code == 0 and "never built" in why.out
 
 
+def test_check_tries_the_recipe_of_each_training(stage: Stage):
+    said(stage, '\n[matrix]\noptimizer_type = [\n"AdamW",\n"torch.optim.NoSuch",\n]\n')
+    found = stage.world.lorabuild("check", "--json", "p0", **stage.env)
+    (error,) = [one for one in json.loads(found.out)["projects"]["p0"]["findings"] if one["level"] == "error"]
+    line = (stage.world.root / MANIFEST).read_text().splitlines().index('"torch.optim.NoSuch",') + 1
+    assert (error["code"], error["line"]) == ("LB071", line) and "NoSuch" in error["message"]
+
+
+def test_a_variant_by_hand_may_be_trained_by_itself(stage: Stage):
+    path = stage.world.root / MANIFEST
+    path.write_text(path.read_text() + "\n[variants.slow.recipe]\nunet_lr = 1e-5\n")
+    assert stage.doit().built == {"train:p0@slow", "spectrum:p0@slow", "resize:p0@slow", "chop:p0@slow"}
+    assert {"p0-slow.safetensors", "p0-slow-step00000002.safetensors", "p0-slow-resized.safetensors"} < files(stage)
+
+
 def test_why_names_the_line_in_the_matrix(stage: Stage):
     said(stage, "\n[matrix]\nthr = [-3.2, -3.9]\nfro_ckpt = [1]\n")
     stage.doit()

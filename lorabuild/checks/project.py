@@ -40,6 +40,7 @@ class Checked:
     buckets: list[Bucket] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     adapter: dict[str, Any] | None = None  # modules, parameters, bytes: of one that could be made
+    adapters: dict[str, dict[str, Any]] = field(default_factory=dict)  # likewise of each training, variants' among them
     snapshots: int = 0  # that its training saves
     memory: dict[str, int] | None = None  # bytes that its training takes of a device, of a base that is not small
     notes: list[str] = field(default_factory=list)  # what else is worth knowing: what was skipped, say
@@ -86,9 +87,9 @@ class Places:
     def manifest(self) -> str:
         return shown(self.project.manifest, self.repository.root)
 
-    def of(self, key: str) -> tuple[str, int]:
-        """File and line of a key, of its table where nobody wrote it, or the manifest."""
-        name, table = self.project.name, key.partition(".")[0]
+    def of(self, key: str, target: str = "") -> tuple[str, int]:
+        """File and line of a key, of its table where nobody wrote it, or the manifest; of the project or of `target`."""
+        name, table = target or self.project.name, key.partition(".")[0]
         return self.whence.key(name, key) or self.whence.key(name, table) or (self.manifest, 0)
 
     def folder(self, number: int, subset: Subset) -> Named:

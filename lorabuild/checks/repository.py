@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lorabuild.checks.base import CheckedBase, check_base, pin_findings
 from lorabuild.checks.files import Entry
@@ -19,6 +21,7 @@ from lorabuild.findings import Finding, at_levels, of_problems
 from lorabuild.manifest import Repository
 from lorabuild.manifest.keys import result_keys
 from lorabuild.manifest.repository import survey
+from lorabuild.manifest.targets import makers
 from lorabuild.manifest.whence import Whence
 from lorabuild.memory import card_bytes
 from lorabuild.session import jobs_of
@@ -79,7 +82,8 @@ def _checked(
         for name, one in projects.items():
             if one.adapter:
                 one.snapshots = snapshot_count(jobs[f"train:{name}"], one.batches)
-                size = one.adapter["bytes"] * (one.snapshots + 1)
+                saved = {target: snapshot_count(jobs[f"train:{target}"], one.batches) + 1 for target in one.adapters}
+                size = sum(adapter["bytes"] * saved[target] for target, adapter in one.adapters.items())
                 one.findings += room_findings(repository.root, size, *places[name].of("recipe.save_every_n_steps"))
                 _reckon_memory(one, places[name])
     finally:
@@ -125,17 +129,28 @@ def _judge(
 def _tasks(projects: Mapping[str, Checked], bases: Mapping[str, CheckedBase]) -> dict[str, Task]:
     """The recipes to try: of what is trained here, on a base that is whole."""
     return {
-        name: Task(result_keys(checked.project.settings, "recipe"), bases[checked.base].path)
-        for name, checked in projects.items()
+        target: Task(result_keys(settings, "recipe"), bases[checked.base].path)
+        for checked in projects.values()
         if checked.trains and bases[checked.base].usable
+        for target, settings in _trainings(checked)
     }
+
+
+def _trainings(checked: Checked) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A project, and those of its variants that are trained by themselves, with their settings."""
+    for target, users in makers(checked.project, "train").items():
+        yield target, next(iter(users.values()))
 
 
 def _try_out(projects: Mapping[str, Checked], places: Mapping[str, Places], tried: Mapping[str, Tried]) -> None:
     for name, checked in projects.items():
         if name in tried:
             checked.adapter = tried[name]["adapter"]
-            checked.findings += tried_findings(tried[name], places[name].of)
+            for target, _ in _trainings(checked):
+                if tried[target]["adapter"]:
+                    checked.adapters[target] = tried[target]["adapter"]
+                found = tried_findings(tried[target], partial(places[name].of, target=target))
+                checked.findings += [one for one in found if one not in checked.findings]
         elif checked.trains:
             checked.notes.append(f"adapter, optimizer and schedule are not tried: base {checked.base} is not whole")
 

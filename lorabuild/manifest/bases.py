@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorabuild.bases.layout import CLIP_SKIP
 from lorabuild.errors import JobError, Problem, nearest
 from lorabuild.manifest.layers import Reader
 from lorabuild.manifest.merge import merge
@@ -42,6 +43,11 @@ def base_params(repository: Repository, base: str) -> dict[str, Any]:
     settings = repository.bases[base]
     skip = {"clip_skip": settings["clip_skip"]} if "clip_skip" in settings else {}
     return {"prediction_type": settings.get("prediction_type", "epsilon"), **skip}
+
+
+def clip_skip_of(params: Mapping[str, Any]) -> int:
+    """Which hidden states of the text encoders a base is meant to be used with, by its `base_params`."""
+    return params.get("clip_skip", CLIP_SKIP)
 
 
 def component_path(repository: Repository, base: str, component: str) -> Path | None:

@@ -18,10 +18,12 @@ MAKERS = {"trained": "train", "resized": "resize", "chopped": "chop"}  # role ->
 
 
 def artifacts(files: ProjectFiles) -> Iterator[tuple[ProjectFiles, str, Path]]:
-    """(project or variant, role, file) of the LoRAs that stand: first the project's, then what its variants add."""
-    for owner in (files, *files.variants.values()):
-        for role in SHOWN if owner is files else SHOWN[2:]:
-            if (path := owner.path(role)) is not None:
+    """(project or variant, role, file) of the LoRAs that stand: first the project's, then what its variants by hand add."""
+    seen: set[Path] = set()
+    for owner in (files, *files.named.values()):
+        for role in SHOWN:
+            if (path := owner.path(role)) is not None and path not in seen:
+                seen.add(path)
                 yield owner, role, path
 
 

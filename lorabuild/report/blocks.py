@@ -37,8 +37,8 @@ RULES = {
 
 
 def data(files: ProjectFiles) -> dict[str, Any] | None:
-    """A picker for the project and one for each variant, as far as there is a file to chop. Reads its tensors."""
-    found = [one for each in (files, *files.variants.values()) if (one := _picker(each)) is not None]
+    """A picker for the project and one for each variant by hand, as far as there is a file to chop. Reads its tensors."""
+    found = [one for each in (files, *files.named.values()) if (one := _picker(each)) is not None]
     return {"rules": RULES, "pickers": found} if found else None
 
 

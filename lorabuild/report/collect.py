@@ -79,6 +79,7 @@ def _project(engine: Engine, project: Project, whence: Whence, states: Mapping[s
             states=jobs,
             snapshots=_snapshots(engine.root, project.name, states),
             checked=remembered(engine.state, project.name),
+            swept=project.swept.get(target.partition("@")[2], {}),
         )
     whole = made.pop(project.name)
     variants = {target.partition("@")[2]: one for target, one in made.items()}

@@ -49,11 +49,17 @@ class ProjectFiles:
     states: Mapping[str, StageState]
     snapshots: Mapping[int, Path] = field(default_factory=dict)
     checked: Mapping[str, Any] | None = None  # what `check` last found: when, findings, tokens of captions
+    swept: Mapping[str, Any] = field(default_factory=dict)  # of a variant by [matrix]: key -> value
     variants: Mapping[str, ProjectFiles] = field(default_factory=dict)  # by the variant's own name
 
     def path(self, role: str) -> Path | None:
         """The file of a role, None where it is not there."""
         return self.paths.get(role)
+
+    @property
+    def named(self) -> Mapping[str, ProjectFiles]:
+        """The variants that are written by hand: those of a sweep have a section of their own."""
+        return {name: one for name, one in self.variants.items() if not one.swept}
 
     @property
     def project(self) -> str:

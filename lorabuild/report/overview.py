@@ -18,7 +18,7 @@ def data(files: ProjectFiles) -> dict[str, Any]:
     """Facts of [project], stages, files, commands."""
     project = files.settings["project"]
     stages = [_stage(one) for one in files.states.values()]
-    more = [(name, _stage(one)) for name, own in files.variants.items() for one in _own(files, own)]
+    more = [(name, _stage(one)) for name, own in files.named.items() for one in _own(files, own)]
     return {
         "facts": [(key, _text(project[key])) for key in TOLD if project.get(key)],
         "stages": [("", one) for one in stages] + more,

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 # them) and `beside(files)`, the files that stand beside the page. templates/<section>.html shows `data`;
 # static/<section>.js and .css are there or not; static/<section>.<part>.js is put before it, into one scope.
 SECTIONS = (
-    "overview", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
+    "overview", "sweep", "curves", "blocks", "shrink", "sheets", "strip", "ablation", "dataset", "recipe", "loaders", "provenance",
 )  # fmt: skip
 FAULT = "cannot be shown (if nobody has edited build/, a fault in lorabuild)"
 CSP = (

@@ -15,7 +15,7 @@ TABLES = ("project", "dataset", "recipe", "resize", "chop", "samples")
 def data(files: ProjectFiles) -> dict[str, Any]:
     """Tables of rows (key, value as TOML writes it, file:line or None), and what each variant has otherwise."""
     tables = [(name, list(_rows(files, name, files.settings.get(name)))) for name in TABLES]
-    variants = [(name, list(_changed(files, own))) for name, own in files.variants.items()]
+    variants = [(name, list(_changed(files, own))) for name, own in files.named.items()]
     return {
         "tables": [(name, rows, sum(row["whence"] is not None for row in rows)) for name, rows in tables if rows],
         "variants": variants,
@@ -32,7 +32,7 @@ def _rows(files: ProjectFiles, table: str, values: Mapping[str, Any] | None) -> 
 
 
 def _changed(files: ProjectFiles, own: ProjectFiles) -> Iterator[dict[str, Any]]:
-    for table in ("resize", "chop"):
+    for table in ("recipe", "resize", "chop"):
         was, now = files.settings.get(table) or {}, own.settings.get(table) or {}
         for key, value in now.items():
             if was.get(key) != value:

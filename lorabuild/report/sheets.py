@@ -60,17 +60,18 @@ def wanted(files: ProjectFiles) -> list[str]:
     settings = files.settings
     first = "source" if settings["project"].get("source") else "trained"
     found = ["base", first]
-    for name, one in [("", files), *files.variants.items()]:
-        found += [f"{name}/{role}".lstrip("/") for role, stage in _made(one, bool(name), files) if stage]
-    return found
+    for one in (files, *files.variants.values()):
+        found += _made(one)
+    return list(dict.fromkeys(found))
 
 
-def _made(one: ProjectFiles, variant: bool, whole: ProjectFiles) -> Iterator[tuple[str, bool]]:
-    """(role, is it made) of the files that a project or its variant makes of what was trained."""
-    for role, stage in (("resized", "resize"), ("chopped", "chop")):
-        state = one.states.get(stage)
-        shared = variant and state is not None and whole.states.get(stage) == state
-        yield role, state is not None and not shared
+def _made(one: ProjectFiles) -> Iterator[str]:
+    """The roles of the files that a project or its variant is made by, as `samples` calls them: variants may share one."""
+    for role, stage in MAKERS.items():
+        if (state := one.states.get(stage)) is not None:
+            family = state.job.partition("@")[2]
+            if family or role != "trained":  # which stands at the beginning
+                yield f"{family}/{role}".lstrip("/")
 
 
 def _cell(picture: Picture | None, role: str, thumbnails: Thumbnails) -> dict[str, Any]:
@@ -84,10 +85,11 @@ def _note(files: ProjectFiles, role: str, drawn: Mapping[str, Picture]) -> str:
     if role not in drawn:
         return f"never drawn: doit samples:{files.project}"
     variant, _, made = role.rpartition("/")
-    if variant and variant not in files.variants:
+    job = f"{MAKERS.get(made)}:{files.name}" + (f"@{variant}" if variant else "")
+    states = (one.states.get(MAKERS.get(made, "")) for one in (files, *files.variants.values()))
+    state = next((one for one in states if one and one.job == job), None)
+    if variant and state is None:
         return "no longer in the manifest"
-    owner = files.variants[variant] if variant else files
-    state = owner.states.get(MAKERS.get(made, ""))
     now = ((state.record or {}).get("outputs", {}).get("weights") or {}).get("digest") if state else None
     then = drawn[role].told["digest"]
     return "drawn with an earlier build of this file" if now and now != then else ""

@@ -25,8 +25,8 @@ BINS = (0, 1, 2, 3, 5, 9, 17, 33, 65, 129)  # ranks from which the bars of the h
 
 
 def data(files: ProjectFiles) -> dict[str, Any] | None:
-    """Curves of the project and of each variant that resizes, as far as there is a spectrum."""
-    found = [one for each in (files, *files.variants.values()) if (one := _curves(each)) is not None]
+    """Curves of the project and of each variant by hand that resizes, as far as there is a spectrum."""
+    found = [one for each in (files, *files.named.values()) if (one := _curves(each)) is not None]
     return {"bins": _bin_names(), "curves": found} if found else None
 
 

@@ -132,6 +132,7 @@ def _plain(files: ProjectFiles, state: State) -> dict[str, Any]:
     return {
         "name": files.name,
         "settings": files.settings,
+        "swept": files.swept,
         "whence": files.whence,
         "paths": {role: told(path) for role, path in files.paths.items()},
         "states": {stage: asdict(one) for stage, one in files.states.items()},

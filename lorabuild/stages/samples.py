@@ -11,15 +11,16 @@ from lorabuild.data.prompts import Prompt, parse_prompts
 from lorabuild.errors import Interrupted, Problem
 from lorabuild.hashing import canonical_json, digest_bytes
 from lorabuild.header import read_header
+from lorabuild.loaded import device_of, load_base
 from lorabuild.lora.chopping import Blocks
-from lorabuild.manifest.bases import base_params
+from lorabuild.manifest.bases import base_params, clip_skip_of
 from lorabuild.manifest.sources import source_path
 from lorabuild.manifest.targets import makers
 from lorabuild.sampling.differences import differences, pairs
 from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
-from lorabuild.stages.train import clip_skip_of, device_of, known_steps, load_base, steps_by_data
+from lorabuild.stages.train import known_steps, steps_by_data
 
 if TYPE_CHECKING:
     from lorabuild.manifest import Project, Repository
@@ -115,7 +116,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(str(problem))
     recipe, prompts = job.params["recipe"], found.prompts
     samples = {**job.params["samples"], "size": job.params["dataset"]["resolution"]}
-    told = job.params["base"]["prediction_type"], clip_skip_of(job)
+    told = job.params["base"]["prediction_type"], clip_skip_of(job.params["base"])
     settings = [settings_of(one, index, samples, recipe, *told) for index, one in enumerate(prompts)]
     columns = list(_columns(workspace))
     if job.params["samples"].get("blocks_ablation"):
@@ -126,7 +127,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if workspace.stopping():
             raise Interrupted(f"{done} of {total} pictures")
 
-    painter = _painter(workspace, recipe, clip_skip_of(job), stepped)
+    painter = _painter(workspace, recipe, clip_skip_of(job.params["base"]), stepped)
     tokens = _tokens(workspace, prompts, file)
     pictures: dict[str, list[bytes]] = {}
     for column in columns:

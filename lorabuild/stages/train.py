@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabuild.bases.family import prediction_warning
-from lorabuild.bases.layout import CLIP_SKIP
-from lorabuild.data.captions import tag_counts
 from lorabuild.errors import JobError
 from lorabuild.hashing import canonical_json, digest_json
+from lorabuild.loaded import device_of, load_base
 from lorabuild.lora.presets import TEXT_PARTS
-from lorabuild.manifest.bases import base_params
+from lorabuild.manifest.bases import base_params, clip_skip_of
 from lorabuild.manifest.continued import init_path, init_project
 from lorabuild.manifest.keys import keys_of_class, result_keys
 from lorabuild.manifest.targets import makers
 from lorabuild.sampling.samples import sample_steps, sampling
 from lorabuild.stage import INIT, Artifact, Component, File, Job, Stage
+from lorabuild.training.compiling import to_compile
+from lorabuild.training.facts import facts_of
 from lorabuild.training.order import batches_per_epoch
 from lorabuild.training.updates import counted, hangs_on_data, surely_wanted_steps, update_count, wanted_steps
 from lorabuild.training.validation import split
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from lorabuild.watching import Watch
     from lorabuild.workspace import Progress, Workspace
 
-# A guess, as no GPU was at hand: a minute or two of compiling, a tenth of some 100 to 250 ms an image.
-COMPILING_PAYS = 6000  # images
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a number, by save_precision
 WATCHED = ("log_with", "validate_every_n_steps")  # of the keys that show alone
 READ_COMPONENTS = ("unet", "te1", "te2", "tokenizer1", "tokenizer2")
@@ -130,7 +128,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         workspace.warn(room.short)
     learns_text = any(part in TEXT_PARTS for part in trained_parts(recipe))
     with room.watched():
-        base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job), learns_text)
+        base = load_base(workspace, recipe["mixed_precision"], device, clip_skip_of(job.params["base"]), learns_text)
     state_file, state = _saved_state(job, workspace, steps)
 
     shape = Shape.of(recipe)
@@ -170,7 +168,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if options.get("have_rest") or not ranks.leads:
             return
         write("weights")
-        facts = _facts(dataset, recipe, log, adapter.counts())
+        facts = facts_of(dataset, recipe, log, adapter.counts())
         if held_back["images"]:
             facts["num_validation_images"] = len(held_back["images"])
     workspace.output("log").write_bytes(b"".join(canonical_json(record) + b"\n" for record in log))
@@ -258,22 +256,6 @@ def _compiled(
     return compiled(base.unet, workspace.warn, cache)
 
 
-def to_compile(asked: bool | None, recipe: Mapping[str, Any], device: str) -> bool:
-    """Whether to compile the U-Net's blocks: on a GPU alone, as its bytes are not promised.
-
-    By itself for a LoCon, and where the training sees enough images. Never where something is drawn in each layer, or
-    a layer's scale changes from update to update: each would be compiled anew, all the time.
-    """
-    args = recipe["network_args"]
-    changing = any(args.get(key) for key in ("dropout", "rank_dropout", "module_dropout")) or args["algo"] == "dylora"
-    if device == "cpu" or changing or recipe.get("scale_weight_norms"):
-        return False
-    if asked is not None:
-        return asked
-    images = recipe["max_train_steps"] * recipe["gradient_accumulation_steps"] * recipe["train_batch_size"]
-    return args["algo"] == "locon" and images >= COMPILING_PAYS
-
-
 def _watching(repository: Repository, project: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is shown of a training while it runs, which is in no key."""
     shown = {key: value for key in WATCHED if (value := settings["recipe"].get(key))}
@@ -314,21 +296,6 @@ def _wanted_steps(job: Job) -> list[int]:
     return [int(role.partition("/")[2]) for role in wanted]
 
 
-def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: Workspace) -> str:
-    """The device to train on; of several GPUs this process takes its own."""
-    import torch
-
-    device = options.get("device", "cpu")
-    if device != "cpu" and not torch.cuda.is_available():
-        workspace.warn(f"device {device} is not there: training on the CPU")
-        device = "cpu"
-    if device == "cpu" and recipe["mixed_precision"] == "fp16":
-        raise JobError('recipe.mixed_precision: "fp16" needs a GPU; on a CPU use "bf16" or "no"')
-    if device != "cpu":  # of several processes each has its own, before it loads the base
-        torch.cuda.set_device(options.get("rank", 0))
-    return device
-
-
 def _processes(options: Mapping[str, Any], recipe: Mapping[str, Any], device: str) -> int:
     """How many processes work on it: on a CPU no more than there are micro-batches in an update, which stay whole there."""
     wanted = options.get("processes", 1)
@@ -344,36 +311,6 @@ def _room(
     settings = {**recipe, "gradient_checkpointing": options.get("gradient_checkpointing", False)}
     pixels = max(width * height for width, height in (image["bucket"] for image in dataset["images"]))
     return room_of(settings, workspace.path("unet"), pixels, device)
-
-
-def clip_skip_of(job: Job) -> int:
-    """Which hidden states of the text encoders a job's base is meant to be used with."""
-    return job.params["base"].get("clip_skip", CLIP_SKIP)
-
-
-def load_base(
-    workspace: Workspace, mixed_precision: str, device: str, clip_skip: int = CLIP_SKIP, text: bool = True
-) -> Base:
-    """The base on its device, found warm if the job before in this process used the same.
-
-    Without `text` the text encoders stay in the host's memory, from where they come when they are asked. What else is
-    kept warm, the VAE say, leaves the device.
-    """
-    import torch
-
-    from lorabuild.nn.base import DTYPES, Base, load_text_encoders, load_tokenizers, load_unet
-    from lorabuild.nn.present import HOST
-    from lorabuild.nn.warm import aside
-
-    dtype, digests = DTYPES[mixed_precision], workspace.digests
-    place = device if text else HOST
-    aside(("unet", "te1", "te2") if text else ("unet",))
-    unet = load_unet(workspace.path("unet"), dtype, digests["unet"], device)
-    te1, te2 = load_text_encoders(workspace.path("te1"), dtype, (digests["te1"], digests["te2"]), place)
-    tokenizer1, tokenizer2 = load_tokenizers(workspace.path("tokenizer1"))
-    if device != "cpu":
-        unet.to(device, memory_format=torch.channels_last)  # as tensor cores take a convolution's inputs
-    return Base(unet.to(device), te1.to(place), te2.to(place), tokenizer1, tokenizer2, clip_skip)
 
 
 def _saved_state(job: Job, workspace: Workspace, steps: Sequence[int]) -> tuple[StateFile, State | None]:
@@ -423,31 +360,6 @@ def _data(dataset: Mapping[str, Any], workspace: Workspace, device: str) -> Any:
     from lorabuild.nn.latents import open_latents
 
     return Data(dataset, open_latents(workspace.path("latents"), device))
-
-
-def _facts(
-    dataset: Mapping[str, Any], recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]], modules: Mapping[str, int]
-) -> dict[str, Any]:
-    """What a file's header tells of its training. Tags are counted as sd-scripts does: once an image, in lower case."""
-    images = dataset["images"]
-    tags = tag_counts(image["caption"] for image in images)
-    buckets: Counter[str] = Counter()
-    for image in images:
-        buckets["{}x{}".format(*image["bucket"])] += image["repeats"]
-    measured = {record["when"]: record["loss"] for record in log if record["event"] == "held_out"}
-    steps = recipe["max_train_steps"]
-    batches = steps * recipe["gradient_accumulation_steps"]
-    return {
-        "tag_frequency": dict(tags),
-        "num_images": len(images),
-        "num_images_with_repeats": sum(buckets.values()),
-        "buckets": dict(buckets),
-        "loss_before": measured["before"],
-        "loss_after": measured["after"],
-        "modules": dict(modules),
-        "steps": steps,
-        "epochs": -(-batches // batches_per_epoch(images, recipe["train_batch_size"])),
-    }
 
 
 STAGE = Stage("train", 4, jobs, run, slot="gpu", snapshots=snapshots)
