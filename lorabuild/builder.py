@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import time
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorabuild.assess import Assessment, Assessor, records_of
+from lorabuild.assess import Assessment, Assessor
 from lorabuild.bases.layout import stored_bytes
 from lorabuild.data.tokenizers import find_vocabulary
 from lorabuild.errors import InputChanged, Interrupted
-from lorabuild.executors.attend import attend, result, told_by
-from lorabuild.executors.away import Away, Order
+from lorabuild.executors.attend import attend, result
 from lorabuild.executors.local import Local
-from lorabuild.executors.protocol import Event, Resources
-from lorabuild.executors.sending import Pack
-from lorabuild.executors.spec import FORMAT
+from lorabuild.executors.protocol import Resources
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved
-from lorabuild.remotes.remote import Damaged
-from lorabuild.remotes.sharing import note_fetched
-from lorabuild.remotes.transport import Unreachable
-from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, present
-from lorabuild.store import Output, Record
+from lorabuild.making import Making
+from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, dependencies
+from lorabuild.store import Output
 from lorabuild.workers.pool import Pool
+
+if TYPE_CHECKING:
+    from lorabuild.executors.away import Away
+    from lorabuild.executors.sending import Pack
 
 
 @dataclass(kw_only=True)
@@ -42,10 +40,12 @@ class Builder(Assessor):
     elsewhere: dict[str, str] = field(default_factory=dict)  # job -> where it goes on without us, "slurm 4242"
     begun: set[str] = field(default_factory=set)  # jobs
     waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
+    _urgencies: dict[str, float] = field(default_factory=dict)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._local = Local(self.pool)
+        self._local = Local(self.pool, self.urgency)
 
     def build(self, found: Assessment) -> Mapping[str, Any]:
         """Have a job run; what is to be noted of it in the run log. Raises JobError, InputChanged and Interrupted."""
@@ -61,6 +61,23 @@ class Builder(Assessor):
                 self.face.stopped(found.job.name, stop.kept)
             raise
 
+    def urgency(self, name: str) -> float:
+        """Seconds of a job and of what comes after it, by what they took before: among jobs that wait, the largest goes first."""
+        from lorabuild.urgency import urgencies
+
+        with self._counting:
+            if not self._urgencies:
+                needs = {one: dependencies(job, self.jobs) for one, job in self.jobs.items()}
+                names = list(self.jobs)
+                self._urgencies = urgencies(self.jobs, needs, dict(zip(names, self.seconds_of(names), strict=True)))
+        return self._urgencies[name]
+
+    def seconds_of(self, names: Sequence[str]) -> list[float | None]:
+        """How long each of these jobs took when it was built last; None for what was never built here."""
+        lasts = [self.state.last(name) for name in names]
+        records = [self.store.record(last[0]) if last else None for last in lasts]
+        return [record.seconds if record else None for record in records]
+
     # here
 
     def _build_here(self, found: Assessment) -> Mapping[str, Any]:
@@ -69,7 +86,7 @@ class Builder(Assessor):
         folder = self.root / ".lorabuild" / "scratch" / key
         if job.name in self.anew:
             empty_folder(folder)
-        making = _Making(self, found)
+        making = Making(self, found)
         try:
             handle = self._local.submit(self._spec(found, folder), Resources())
             try:
@@ -90,11 +107,13 @@ class Builder(Assessor):
 
     def _build_away(self, found: Assessment) -> Mapping[str, Any]:
         """Have the executor run the job, and bring what it made into the store."""
+        from lorabuild.executors.away import Order
+
         job, away = found.job, self.away
         assert away is not None
-        with away.turn() as waited:
+        with away.turn(self.urgency(job.name)) as waited:
             self.waited[job.name] += waited
-            making = _Making(self, found)
+            making = Making(self, found)
             making.begin()
             last = away.build(
                 Order(
@@ -119,6 +138,8 @@ class Builder(Assessor):
 
     def _spec_away(self, found: Assessment, pack: Pack) -> dict[str, Any]:
         """All that a worker elsewhere is told: see `lorabuild.executors.spec`."""
+        from lorabuild.executors.spec import FORMAT
+
         assert self.away is not None
         job, stage = found.job, self.stages[found.job.stage]
         return {
@@ -237,106 +258,6 @@ class Builder(Assessor):
     def why(self, found: Assessment) -> list[str]:
         """The causes: a changed value if there is one, else what is missing or not as it was left."""
         return [reason.text for reason in self.reasons(found)]
-
-
-@dataclass
-class _Making:
-    """One job that is being built: what it tells, and what of it is on record."""
-
-    builder: Builder
-    found: Assessment
-    outputs: dict[str, Output] = field(default_factory=dict)
-    asked: float = field(default_factory=time.monotonic)
-    start: float = 0.0
-
-    def begin(self) -> None:
-        """It has its place: it is told of, and timed."""
-        name = self.found.job.name
-        self.start = time.monotonic()
-        self.builder.begun.add(name)
-        self.builder.face.started(name, self.builder.why(self.found))
-
-    def begin_here(self) -> None:
-        self.begin()
-        self.builder.waited[self.found.job.name] += self.start - self.asked
-        self.builder.unchanged(self.found)  # it may have waited for its slot for hours
-
-    def runs_away(self) -> None:
-        """What it took until here is no time of its own: files were sent, and it stood in a queue."""
-        now = time.monotonic()
-        self.builder.waited[self.found.job.name] += now - self.start
-        self.start = now
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self.builder.face.progress(self.found.job.name, done, total, text)
-
-    def warn(self, text: str) -> None:
-        self.builder.face.warn(f"{self.found.job.name}: {text}")
-
-    def hear(self, event: Event) -> None:
-        """What a worker here tells. A snapshot is on record, and stands in build/, when this is over."""
-        told_by(event, self.progress, self.warn)
-        if event["event"] == "saved":
-            self._saved(event["role"], Output(event["digest"], event["size"]))
-
-    def hear_away(self, event: Event, record: str) -> None:
-        """A snapshot is brought as soon as it is there; what does not come now comes when the job is done."""
-        told_by(event, self.progress, self.warn)
-        role = event["role"] if event["event"] == "saved" else ""
-        if role in self.found.job.snapshots and role not in self.outputs:
-            with suppress(Damaged, Unreachable):
-                if self._bring(f"{record}/{role}", f"{self.found.key}/{role}", [role]):
-                    self.outputs[role] = Output(event["digest"], event["size"])
-                    self.builder.publish_early(self.found, role, self.outputs[role])
-
-    def collect(self, record: str) -> list[str]:
-        """Bring all that is not here yet of what the job has made; what of it is not there."""
-        found, missing = self.found, []
-        wanted = records_of(found.job, found.key).items()
-        anew = found.job.name in self.builder.anew
-        theirs = {key: record + key.removeprefix(found.key) for key, _ in wanted}
-        for key, roles in wanted:
-            if (anew or not present(roles, found.outputs)) and not self._bring(theirs[key], key, roles):
-                missing += roles
-        if record != found.key and not missing:
-            assert self.builder.away is not None
-            for name in theirs.values():
-                self.builder.away.remote.drop(name)
-        return missing
-
-    def record(
-        self, outputs: Mapping[str, Output], pieces: Sequence[str] = (), made_with: Mapping[str, str] | None = None
-    ) -> Record:
-        found, job = self.found, self.found.job
-        stage = self.builder.stages[job.stage]
-        digests = {role: one.digest for role, one in found.inputs.items()}
-        seconds = round(time.monotonic() - self.start, 3)
-        head = stage.name, stage.version, job.params, digests
-        return Record(*head, outputs, tuple(pieces), seconds, made_with or {}, self.builder.made_from(job))
-
-    def _saved(self, role: str, output: Output) -> None:
-        builder, found = self.builder, self.found
-        builder.unchanged(found)  # before it is on record under this key; a worker that has read other bytes ends
-        builder.state.remember(builder.store.blob(output.digest), output.digest, ours=True)
-        if role not in found.job.snapshots:
-            self.outputs[role] = output
-        elif not builder.keeps(f"{found.key}/{role}", found.job):
-            builder.store.put_record(f"{found.key}/{role}", self.record({role: output}))
-            builder.publish_early(found, role, output)
-
-    def _bring(self, theirs: str, key: str, roles: Sequence[str]) -> bool:
-        """Fetch the record `theirs` and keep it as that of `key`. False if there is none."""
-        builder = self.builder
-        assert builder.away is not None
-        remote = builder.away.remote
-        remote.expect(theirs)
-        shared = remote.fetch(theirs, roles)
-        if shared is None:
-            return False
-        note_fetched(shared, builder.state, builder.store)
-        if theirs != key and (record := builder.store.record(theirs)):
-            builder.store.put_record(key, record)
-        return True
 
 
 def travelling(options: Mapping[str, Any]) -> dict[str, Any]:

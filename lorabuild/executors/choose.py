@@ -6,20 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabuild.errors import JobError
-from lorabuild.executors.away import Away
-from lorabuild.executors.handles import Handles
-from lorabuild.executors.needs import Needs
 from lorabuild.executors.protocol import Executor
-from lorabuild.executors.sending import Sender
-from lorabuild.remotes.patient import PatientFolder
-from lorabuild.remotes.remote import Remote
 from lorabuild.stage import Stage
 from lorabuild.state import State
 from lorabuild.store import Store
 from lorabuild.workers.pool import Pool
+
+if TYPE_CHECKING:
+    from lorabuild.executors.away import Away
 
 LOCAL = "local"
 MODULES = {"slurm": "lorabuild.executors.slurm", "ray": "lorabuild.executors.rays"}
@@ -40,6 +37,13 @@ def away_of(
     """What builds on other machines; None where all is built here. Nothing is opened yet, and no extra imported."""
     if (kind := settings.get("kind", LOCAL)) == LOCAL or not url:
         return None
+    from lorabuild.executors.away import Away
+    from lorabuild.executors.handles import Handles
+    from lorabuild.executors.needs import Needs
+    from lorabuild.executors.sending import Sender
+    from lorabuild.remotes.patient import PatientFolder
+    from lorabuild.remotes.remote import Remote
+
     hidden = root / ".lorabuild"
     folder = PatientFolder(url, warn, lambda: away.left)
     remote = Remote(folder, store)

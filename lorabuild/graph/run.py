@@ -197,8 +197,10 @@ class _Stopped:
     def say(self, text: str) -> None:
         away = self.current.away
         if away and away.flying:
-            it = "it" if away.flying == 1 else "them"
-            text += f"; {_jobs(away.flying)} of {away.kind} go on, `doit` finds {it} again: once more cancels {it}, too"
+            it, goes = ("it", "goes") if away.flying == 1 else ("them", "go")
+            text += (
+                f"; {_jobs(away.flying)} of {away.kind} {goes} on, `doit` finds {it} again: once more cancels {it}, too"
+            )
         self.current.face.warn(text)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorabuild.data.vocabulary import END, START
+from lorabuild.nn.base_folder import file_name, write_base
 from lorabuild.nn.tokenizer import vocabulary
-from lorabuild.writing import header_bytes
 
 PIXELS = 128  # the side that it is meant for, as 1024 is SDXL's
 
@@ -84,36 +82,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "text_encoder": _clip("CLIPTextModel", TE1, 12, "quick_gelu"),
     "text_encoder_2": _clip("CLIPTextModelWithProjection", TE2, 32, "gelu"),
 }
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
-}
-SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionXLPipeline",
-    "force_zeros_for_empty_prompt": True,
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-PAD = {"tokenizer": END, "tokenizer_2": "!"}  # SDXL's second tokenizer pads with id 0
-
 # Standard deviation of a weight times the root of its fan-in, by a part of its name; 1 where none fits. Chosen so that
 # hidden states, activations and latents (times scaling_factor) are of order 1 and the U-Net's prediction is about half
 # as large as the noise: the residual branches of the deep stacks are damped, the latents are as large as SDXL's.
@@ -128,13 +96,12 @@ EMBEDDINGS = {"token_embedding": 0.5, "position_embedding": 0.1}  # standard dev
 
 def write_tiny(folder: Path) -> None:
     """Write the base into `folder`, which need not exist: the same bytes on every machine, in seconds."""
-    for component, config in CONFIGS.items():
-        _write_json(folder / component / "config.json", config)
-        _write_weights(folder / component / WEIGHTS[component], component, _shapes(component, config))
-    for component, pad in PAD.items():
-        _write_tokenizer(folder / component, pad)
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "model_index.json", MODEL_INDEX)
+    write_base(folder, CONFIGS, _weights)
+
+
+def _weights(component: str, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    shapes = _shapes(component, config)
+    return {name: fixed_weight(component, name, shape) for name, shape in shapes.items()}
 
 
 def fixed_weight(component: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -167,11 +134,11 @@ def _shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]
     import torch
 
     with torch.device("meta"):
-        parameters = dict(_architecture(component, config).named_parameters())
-    return {_file_name(component, name): tuple(parameter.shape) for name, parameter in parameters.items()}
+        parameters = dict(architecture(component, config).named_parameters())
+    return {file_name(component, name): tuple(parameter.shape) for name, parameter in parameters.items()}
 
 
-def _architecture(component: str, config: dict[str, Any]) -> Any:
+def architecture(component: str, config: dict[str, Any]) -> Any:
     if component in ("unet", "vae"):
         import diffusers
 
@@ -180,33 +147,3 @@ def _architecture(component: str, config: dict[str, Any]) -> Any:
 
     (architecture,) = config["architectures"]
     return getattr(transformers, architecture)(transformers.CLIPTextConfig(**config))
-
-
-def _file_name(component: str, name: str) -> str:
-    """transformers 5 calls a text encoder's layers `encoder…`, SDXL's files `text_model.encoder…`."""
-    bare = component in TEXT_ENCODERS and not name.startswith(("text_model.", "text_projection."))
-    return f"text_model.{name}" if bare else name
-
-
-def _write_weights(path: Path, component: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    header = header_bytes([(name, "F32", shape) for name, shape in shapes.items()], {"format": "pt"})
-    with open(path, "wb") as file:
-        file.write(header)
-        for name in sorted(shapes):
-            file.write(fixed_weight(component, name, shapes[name]).astype("<f4").tobytes())
-
-
-def _write_tokenizer(folder: Path, pad: str) -> None:
-    tokens, merges = vocabulary()
-    special = {"bos_token": START, "eos_token": END, "pad_token": pad, "unk_token": END}
-    settings = {"model_max_length": TOKENS, "tokenizer_class": "CLIPTokenizer", **special}
-    _write_json(folder / "vocab.json", tokens, sort_keys=False)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode())
-    _write_json(folder / "special_tokens_map.json", special)
-    _write_json(folder / "tokenizer_config.json", settings)
-
-
-def _write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,243 @@
+"""The stages from nothing to an asset: what each needs, makes, and keeps in the folder of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorabuild.hashing import digest_file, digest_json
+from lorabuild.nn.base_folder import TEXT_ENCODERS, file_name
+from lorabuild.nn.packed import pack as write_pack
+from lorabuild.streams import python_random
+from toy import card, patches, text, unet, vae
+from toy.captions import caption
+from toy.configs import configs, made
+from toy.draw.render import render
+from toy.gate import LORA_PICTURES, SUBJECTS, Effort, gate
+from toy.learn import Log, Plan
+from toy.levels import LEVEL1, LEVEL2, bypassed, start
+from toy.pictures import picture, strange_style, stranger
+from toy.pool import as_input, drawn, pixels_of, validation
+from toy.sampled import sheet
+from toy.traits import HELD_STYLES
+
+WHITENED_ON = 1024  # pictures
+ASSET, GATE_FOLDER = "tiny-drawing.safetensors", "base"
+SHEET_COLUMNS, PALETTE = 10, 128
+SIZE_LIMIT = 9_000_000  # bytes of the asset
+LOOSE = 0.05  # of a validation caption's tags are left out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run. Steps are updates; a run that is given more goes on."""
+
+    folder: Path
+    seed: int = 0
+    pictures: int = 20000
+    held: int = 256
+    captions: int = 2  # of each picture
+    vae_steps: int = 8000
+    vae_batch: int = 12
+    decoder_steps: int = 3000
+    text_steps: int = 2000
+    text_batch: int = 48
+    unet_steps: int = 10000
+    unet_batch: int = 48
+    rate: float = 2e-3
+    cure: unet.Cure = field(default_factory=unet.Cure)
+    effort: Effort = field(default_factory=Effort)
+    device: str = "cpu"
+    processes: int = 2
+
+    def plan(self, steps: int, **changes: Any) -> Plan:
+        return Plan(steps, self.rate, warmup=min(50, steps), save_every=min(steps, 100), **changes)
+
+
+def run_vae(settings: Settings, log: Log) -> None:
+    """Encoder and decoder, then white latents, then the decoder alone -> vae.weights."""
+    pixels, held = _pixels(settings), _held_pixels(settings)
+    network = made("vae", settings.seed).to(settings.device)
+    folder, seed, batch = settings.folder, settings.seed, settings.vae_batch
+    vae.train_whole(network, folder, pixels, held, seed, batch, settings.plan(settings.vae_steps), log)
+    before = vae.psnr(network, held)
+    vae.whiten(network, pixels[:WHITENED_ON])
+    log(f"vae: PSNR {before:.2f} dB, with white latents {vae.psnr(network, held):.2f} dB")
+    vae.train_decoder(network, folder, pixels, held, seed, batch, settings.plan(settings.decoder_steps), log)
+    _save(settings, "vae", network)
+
+
+def run_text(settings: Settings, log: Log) -> None:
+    """Both text encoders -> text_encoder.weights, text_encoder_2.weights."""
+    te1, te2 = (made(name, settings.seed + n).to(settings.device) for n, name in enumerate(TEXT_ENCODERS))
+    text.prepare(te1, te2)
+    plan = Plan(settings.text_steps, 1.5 * settings.rate, min(50, settings.text_steps), averaging=0.99, save_every=100)
+    text.train(te1, te2, settings.folder, settings.seed, settings.text_batch, plan, log)
+    for name, encoder in zip(TEXT_ENCODERS, (te1, te2), strict=True):
+        _save(settings, name, encoder)
+
+
+def run_unet(settings: Settings, log: Log) -> None:
+    """The U-Net on latents of the VAE -> unet.weights."""
+    network = _loaded(settings, "vae")
+    latents = _kept(settings, "latents", ["vae"], lambda: vae.encoded(network, _pixels(settings)).half())
+    held = vae.encoded(network, _held_pixels(settings))
+    _save(settings, "unet", _trained_unet(settings, "", latents, held, log))
+
+
+def run_trial(settings: Settings, log: Log) -> None:
+    """A short run on stand-in latents, to compare cures: only figures are kept, in a folder named after the cure."""
+    latents, held = patches.latents(_pixels(settings), _held_pixels(settings))
+    cure = settings.cure
+    name = f"trial-{cure.alone}-{cure.left_out}-{cure.branch}-{cure.exit}"
+    network, held_samples = _trained_unet(settings, name, latents, held, log), _held_samples(settings, held)
+    whole = unet.validation(network, held_samples)
+    told = [f"no text {unet.validation(network, held_samples, text=False) / whole - 1:+.1%}"]
+    for places in (*((place,) for place in LEVEL2), LEVEL2, LEVEL1):
+        with bypassed(network, *places):
+            told.append(f"without {'+'.join(places)} {unet.validation(network, held_samples) / whole - 1:+.1%}")
+    log(f"{name}: {whole:.4f}; " + ", ".join(told))
+
+
+def _trained_unet(settings: Settings, name: str, latents: Tensor, held: Tensor, log: Log) -> nn.Module:
+    folder = settings.folder / name
+    folder.mkdir(exist_ok=True)
+    pictures, captions = range(settings.pictures), range(settings.captions)
+    texts = _kept(
+        settings,
+        "captions",
+        list(TEXT_ENCODERS),
+        lambda: _conditions(settings, [_caption(settings, "train", n, v) for n in pictures for v in captions]),
+    )
+    empty = _conditions(settings, [""])
+    samples = unet.Samples(latents, *texts, (empty[0][0], empty[1][0]))
+    network = made("unet", settings.seed)
+    start(network, {"branch": settings.cure.branch, "exit": settings.cure.exit})
+    network.to(settings.device)
+    unet.train(
+        network, folder, samples, _held_samples(settings, held), settings.seed, settings.unet_batch,
+        settings.plan(settings.unet_steps), settings.cure, log, digest_json(_made_of(settings, ["vae", *TEXT_ENCODERS])),
+    )  # fmt: skip
+    return network
+
+
+def run_pack(settings: Settings, log: Log) -> None:
+    """All weights -> one file. Raises SystemExit where it is too large."""
+    weights = {component: _arrays(component, _loaded(settings, component)) for component in configs()}
+    path = settings.folder / ASSET
+    write_pack(path, configs(), weights, card.card(settings))
+    size = path.stat().st_size
+    log(f"{path}: {size / 1e6:.2f} MB")
+    if size > SIZE_LIMIT:
+        raise SystemExit(f"{path}: larger than {SIZE_LIMIT / 1e6:.0f} MB")
+
+
+def run_gate(settings: Settings, log: Log) -> None:
+    """The asset as users would have it, with sheets to look at. Raises SystemExit unless it passes."""
+
+    def show(name: str, rows: Sequence[np.ndarray]) -> None:
+        columns = min(SHEET_COLUMNS, len(rows[0]))
+        sheet(np.concatenate(rows), columns).save(settings.folder / f"{name}.png")
+
+    if not gate(settings.folder / ASSET, settings.folder / GATE_FOLDER, log, show, settings.effort):
+        raise SystemExit("the asset does not pass")
+
+
+def run_look(settings: Settings, log: Log) -> None:
+    """What pictures are like -> pictures.png: four rows to train on, then the character and the styles held back."""
+    count = SHEET_COLUMNS // 2
+    shown = [picture(settings.seed, "train", number) for number in range(4 * SHEET_COLUMNS)]
+    shown += [stranger(settings.seed, number) for number in range(SHEET_COLUMNS - count)]
+    shown += [strange_style(HELD_STYLES[number % 2], settings.seed, number) for number in range(count)]
+    pixels = np.stack([pixels_of(one) for one in shown]).transpose(0, 2, 3, 1)
+    sheet(pixels, SHEET_COLUMNS).quantize(PALETTE).save(settings.folder / "pictures.png", optimize=True)
+    log(f"{settings.folder / 'pictures.png'}: {caption(shown[0], python_random(settings.seed, 'look'))}")
+
+
+def run_examples(settings: Settings, log: Log) -> None:
+    """Data sets of what is held back, as a project has them -> examples/<name>/01.png, 01.txt, ...: the gate's own."""
+    for name, (one, text_of) in SUBJECTS.items():
+        folder = settings.folder / "examples" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(LORA_PICTURES):
+            render(one(number)).save(folder / f"{number + 1:02}.png", optimize=True)
+            line = text_of(one(number), number) + "\n"
+            (folder / f"{number + 1:02}.txt").write_text(line, encoding="utf-8", newline="\n")
+        log(f"{folder}: {LORA_PICTURES} pictures")
+
+
+STAGES: dict[str, Callable[[Settings, Log], None]] = {
+    "look": run_look, "examples": run_examples, "vae": run_vae, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
+}  # fmt: skip
+BY_DEFAULT = tuple(name for name in STAGES if name not in ("look", "examples", "trial"))
+
+
+# what stages hand on
+
+
+def _pixels(settings: Settings) -> np.ndarray:
+    return drawn(settings.folder, settings.seed, settings.pictures, settings.processes)
+
+
+def _held_pixels(settings: Settings) -> Tensor:
+    return torch.stack([as_input(pixels_of(one)) for one in validation(settings.seed, settings.held)])
+
+
+def _caption(settings: Settings, purpose: str, number: int, version: int, left_out: float = 0.12) -> str:
+    draw = python_random(settings.seed, "caption", purpose, number, version)
+    return caption(picture(settings.seed, purpose, number), draw, left_out)
+
+
+def _held_samples(settings: Settings, held: Tensor) -> unet.Samples:
+    captions = [_caption(settings, "validate", n, 0, LOOSE) for n in range(settings.held)]
+    hidden, pooled = _conditions(settings, captions)
+    return unet.Samples(held, hidden, pooled, (hidden[0], pooled[0]))
+
+
+def _conditions(settings: Settings, captions: list[str]) -> tuple[Tensor, Tensor]:
+    te1, te2 = (_loaded(settings, name) for name in TEXT_ENCODERS)
+    hidden, pooled = text.conditions(te1, te2, captions, text.TOKENS)
+    return hidden.half(), pooled.half()
+
+
+def _save(settings: Settings, component: str, network: nn.Module) -> None:
+    torch.save({k: v.cpu() for k, v in network.state_dict().items()}, settings.folder / f"{component}.weights")
+
+
+def _loaded(settings: Settings, component: str) -> nn.Module:
+    """Raises SystemExit where its stage has not run."""
+    path = settings.folder / f"{component}.weights"
+    if not path.exists():
+        raise SystemExit(f"{path}: not there yet: run the stage before")
+    network = made(component, settings.seed)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    return network.to(settings.device).eval().requires_grad_(False)
+
+
+def _kept(settings: Settings, name: str, of: list[str], make: Callable[[], Any]) -> Any:
+    """What `make` gives, kept in a file for as long as the weights that it is made with are the same."""
+    path = settings.folder / f"{name}.kept"
+    key = [settings.pictures, settings.captions, *_made_of(settings, of)]
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["key"] == key:
+            return kept["value"]
+    value = make()
+    torch.save({"key": key, "value": value}, path)
+    return value
+
+
+def _made_of(settings: Settings, components: list[str]) -> list[Any]:
+    """The seed, and digests of these components' weights as far as they are there."""
+    paths = [settings.folder / f"{one}.weights" for one in components]
+    return [settings.seed, *(digest_file(path) if path.exists() else "" for path in paths)]
+
+
+def _arrays(component: str, network: nn.Module) -> dict[str, np.ndarray]:
+    return {file_name(component, name): p.detach().cpu().numpy() for name, p in network.named_parameters()}
