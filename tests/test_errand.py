@@ -149,6 +149,8 @@ def test_a_snapshot_is_in_the_store_before_it_is_told_of_and_the_record_comes_la
 def test_what_went_wrong_is_told_by_its_exit_code(node: Node):
     assert node.run(node.spec("fault"))[:2] == (FAILED, [{"event": "crashed", "message": "ValueError: a fault"}])
     assert node.run(node.spec() | {"key": "0" * 32})[1][-1]["lines"][0].startswith("train:ember: the spec is damaged")
+    damaged = node.spec() | {"record": ".."}
+    assert "is no record of its key" in node.run(damaged)[1][-1]["lines"][0]
 
 
 def test_a_gpu_that_is_promised_and_not_there_is_one_line(node: Node, monkeypatch: pytest.MonkeyPatch):
