@@ -28,6 +28,7 @@ from lorabuild.executors.handles import Handles, Note
 from lorabuild.executors.needs import Needs
 from lorabuild.executors.protocol import Event, Resources, Status
 from lorabuild.executors.sending import Pack
+from lorabuild.hashing import digest_bytes
 from lorabuild.stages import STAGES
 
 EXECUTOR = '[executor]\nkind = "slurm"\ngpus = 0\ncpus = 1\n'
@@ -213,6 +214,26 @@ def test_a_damaged_input_in_the_store_is_sent_again(away: Elsewhere, stage: stan
 # the driver goes, and comes back
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("role, record", [("step/2", r".*\.step\.2\.json"), ("log", r"[0-9a-f]+\.json")])
+def test_a_result_that_rotted_in_the_store_is_made_again_and_mended(
+    away: Elsewhere, role: str, record: str, tmp_path: Path
+):
+    """Its size is right, so that nobody would upload it anew; and of a snapshot the record is not the job's own."""
+    assert away.doit().code == 0
+    before, remote = away.world.built_files(), tmp_path / "remote/v1"
+    records = [json.loads(path.read_text()) for path in remote.glob("record/*/*.json") if re.fullmatch(record, path.name)]
+    blob = next(one["outputs"][role]["digest"] for one in records if one["stage"] == "train")
+    path = remote / "blob" / blob[:2] / blob
+    path.chmod(0o644)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    for folder in (".lorabuild", "build"):
+        shutil.rmtree(away.world.root / folder)
+    result = away.doit()
+    assert result.code == 0, result.out
+    assert away.world.built_files() == before and digest_bytes(path.read_bytes()) == blob
+
+
 def test_a_killed_driver_finds_its_job_and_builds_nothing_twice(away: Elsewhere, stage: standin.Stage):
     stage.plan(train_p0="train 40")
     build = away.start()
@@ -362,9 +383,6 @@ class Nothing:
 
     def upload(self, pack: Any, told: Any, again: Any = ()) -> None:
         self.uploads.append(set(again))
-
-    def drop(self, key: str) -> None:
-        pass
 
 
 def away_of(tmp_path: Path, executor: Any, **table: Any) -> Away:

@@ -29,7 +29,7 @@ LEAVING_SECONDS = 3.0  # in which a second Ctrl-C cancels what runs there
 @dataclass(frozen=True)
 class Order:
     """One job to be built. `collect` brings what it has made into the store, by the name of its record, and returns what
-    is still missing; it raises Damaged and Unreachable."""
+    is still missing; it raises Unreachable, and Damaged for what it has dropped, so that another try makes it again."""
 
     spec: Mapping[str, Any]  # but for its record
     pack: Pack
@@ -151,8 +151,7 @@ class Away:
             if last and last["event"] == "done":
                 try:
                     missing = order.collect(record)
-                except Damaged as error:  # there, of what it has made: that is made again
-                    self.remote.drop(record)
+                except Damaged as error:
                     why = str(error)
                 else:
                     why = f"it has not made {', '.join(missing)}"
