@@ -380,15 +380,19 @@ class Nothing:
 
     left = staticmethod(bool)
     uploads: list[Any] = []  # noqa: RUF012
+    dropped: list[str] = []  # noqa: RUF012
 
     def upload(self, pack: Any, told: Any, again: Any = ()) -> None:
         self.uploads.append(set(again))
+
+    def drop_blob(self, digest: str) -> None:
+        self.dropped.append(digest)
 
 
 def away_of(tmp_path: Path, executor: Any, **table: Any) -> Away:
     needs = Needs({"jobs": 16, "tries": 3, **table}, STAGES, "file:///x")
     nothing: Any = Nothing()
-    nothing.uploads = []
+    nothing.uploads, nothing.dropped = [], []
     return Away(lambda: executor, "told", needs, nothing, nothing, Handles(tmp_path / "jobs", tmp_path), tmp_path, {})
 
 
@@ -452,6 +456,22 @@ def test_after_all_tries_it_is_one_line_with_the_end_of_the_log(tmp_path: Path):
     away = away_of(tmp_path, Told(*[[Status("lost", (), "gone")]] * 2), tries=2)
     with pytest.raises(JobError, match="begun 2 times with told, and not done: gone; its last line: log of 1"):
         away.build(order([], []))
+
+
+def test_an_input_that_is_damaged_at_the_last_try_is_uploaded_by_the_next_build(tmp_path: Path):
+    lacking = Status("ended", [{"event": "lacking", "digests": ["d"]}, {"event": "stopped", "kept": "", "why": "gone"}])
+    away = away_of(tmp_path, Told([lacking]), tries=1)
+    with pytest.raises(JobError, match="begun 1 time with told, and not done: gone"):
+        away.build(order([], []))
+    assert away.remote.dropped == ["d"], "its size may be right: by a listing it is there"
+
+
+def test_a_job_that_is_built_anew_is_found_again_by_the_next_a_though_its_key_is_on_record(tmp_path: Path):
+    away = away_of(tmp_path, Told())
+    for key, record, since in (("k", "k", 0), ("l", "l/anew/1f", 0), ("m", "m/anew/1f", 8 * 86400)):
+        away.handles.write(key, Note("train:p0", "told", "1", record, time.time() - since))
+    away.tidy(lambda key: True)
+    assert list(away.handles.noted()) == ["l"]
 
 
 def test_who_leaves_keeps_the_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from lorabuild.remotes.transport import Unreachable
 from lorabuild.workers.pool import log_name
 
 PAUSE_SECONDS = 0.2  # between two polls of an executor that had nothing to tell and did not wait itself
+ANEW_SECONDS = 7 * 86400.0  # how long a job of a build that was killed counts as what `-a` asks for now
 LEAVING_SECONDS = 3.0  # in which a second Ctrl-C cancels what runs there
 
 
@@ -132,9 +133,11 @@ class Away:
         return len(notes)
 
     def tidy(self, on_record: Callable[[str], bool]) -> None:
-        """Forget notes of jobs that are done."""
+        """Forget notes of jobs that are done. Of one that is built anew the key was on record before: the next `-a` asks."""
         for key in self.handles.noted():
-            if on_record(key):
+            note = self.handles.read(key)
+            anew = note is not None and note.record != key and time.time() - note.since < ANEW_SECONDS
+            if on_record(key) and not anew:
                 self.handles.drop(key)
 
     def _build(self, order: Order) -> Event:
@@ -164,7 +167,9 @@ class Away:
             if attempt < tries:
                 order.warn(f"{why or 'lost'} ({self.kind} {note.handle}); begun again, {attempt + 1} of {tries}")
             note = None
-        raise JobError(f"begun {tries} times with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}")
+        for digest in damaged:  # of the right size, so that the next build would not upload it
+            self.remote.drop_blob(digest)
+        raise JobError(f"begun {tries} time{'s' * (tries > 1)} with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}")
 
     def _found(self, order: Order) -> Note | None:
         """The note of this job, if it is under way already."""
