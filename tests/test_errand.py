@@ -275,6 +275,21 @@ def test_a_damaged_state_is_left_and_the_files_before_are_removed(scratch: Scrat
     assert scratch.folder.sizes("v1/state") == {}
 
 
+@pytest.mark.parametrize("files", [["state"], {"state": {}}, {"..": None}, {"../serial": None}, {"": None}])
+def test_a_manifest_of_a_state_that_is_none_is_left(scratch: Scratch, files: Any):
+    """None of its names leads out of scratch, and the job begins from the start."""
+    a = scratch.at("a")
+    scratch.write("a", "step 1")
+    a.save()
+    there = json.loads(scratch.folder.read(a._name("state.json")))
+    if isinstance(files, dict):
+        files = {name: one if one is not None else there["files"]["state"] for name, one in files.items()}
+    scratch.folder.upload(a._name("state.json"), json.dumps({"serial": 9, "files": files}).encode(), replace=True)
+    b = scratch.at("b")
+    b.take_up()
+    assert scratch.read("b") is None
+
+
 def test_a_state_that_has_not_changed_is_not_uploaded_again(scratch: Scratch):
     a = scratch.at("a")
     a.save()

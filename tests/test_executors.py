@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import process_executor
@@ -29,7 +30,10 @@ from lorabuild.executors.needs import Needs
 from lorabuild.executors.protocol import Event, Resources, Status
 from lorabuild.executors.sending import Pack
 from lorabuild.hashing import digest_bytes
+from lorabuild.making import Making
+from lorabuild.remotes.sharing import Shared
 from lorabuild.stages import STAGES
+from lorabuild.store import Output, Record, Store
 
 EXECUTOR = '[executor]\nkind = "slurm"\ngpus = 0\ncpus = 1\n'
 
@@ -222,7 +226,9 @@ def test_a_result_that_rotted_in_the_store_is_made_again_and_mended(
     """Its size is right, so that nobody would upload it anew; and of a snapshot the record is not the job's own."""
     assert away.doit().code == 0
     before, remote = away.world.built_files(), tmp_path / "remote/v1"
-    records = [json.loads(path.read_text()) for path in remote.glob("record/*/*.json") if re.fullmatch(record, path.name)]
+    records = [
+        json.loads(path.read_text()) for path in remote.glob("record/*/*.json") if re.fullmatch(record, path.name)
+    ]
     blob = next(one["outputs"][role]["digest"] for one in records if one["stage"] == "train")
     path = remote / "blob" / blob[:2] / blob
     path.chmod(0o644)
@@ -472,6 +478,27 @@ def test_a_job_that_is_built_anew_is_found_again_by_the_next_a_though_its_key_is
         away.handles.write(key, Note("train:p0", "told", "1", record, time.time() - since))
     away.tidy(lambda key: True)
     assert list(away.handles.noted()) == ["l"]
+
+
+def test_of_two_workers_that_made_a_snapshot_the_first_ones_is_published(tmp_path: Path):
+    """A lost node that was not lost goes on: what the other tells of is not what the store has."""
+    store, published = Store(tmp_path / "store"), []
+    first = Record("train", 1, {}, {}, {"step/2": Output("a" * 32, 1)})
+
+    class There(Nothing):
+        expect = drop_blob = staticmethod(lambda key: None)
+
+        def fetch(self, key: str, roles: Any) -> Shared:
+            store.put_record(key, first)
+            return Shared(first, {})
+
+    builder: Any = SimpleNamespace(
+        store=store, state=None, away=SimpleNamespace(remote=There()),
+        publish_early=lambda found, role, output: published.append(output),
+    )  # fmt: skip
+    found: Any = SimpleNamespace(key="k" * 32, job=SimpleNamespace(name="train:p0", snapshots=["step/2"]))
+    Making(builder, found).hear_away({"event": "saved", "role": "step/2", "digest": "b" * 32, "size": 1}, "k" * 32)
+    assert published == [first.outputs["step/2"]]
 
 
 def test_who_leaves_keeps_the_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

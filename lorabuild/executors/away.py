@@ -169,7 +169,9 @@ class Away:
             note = None
         for digest in damaged:  # of the right size, so that the next build would not upload it
             self.remote.drop_blob(digest)
-        raise JobError(f"begun {tries} time{'s' * (tries > 1)} with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}")
+        raise JobError(
+            f"begun {tries} time{'s' * (tries > 1)} with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}"
+        )
 
     def _found(self, order: Order) -> Note | None:
         """The note of this job, if it is under way already."""
