@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from lorabuild.executors.protocol import Resources
 from lorabuild.files import empty_folder
 from lorabuild.inputs import Resolved
 from lorabuild.making import Making
-from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile
+from lorabuild.stage import SOURCE, Artifact, Component, File, Input, Job, TextFile, dependencies
 from lorabuild.store import Output
 from lorabuild.workers.pool import Pool
 
@@ -39,10 +40,12 @@ class Builder(Assessor):
     elsewhere: dict[str, str] = field(default_factory=dict)  # job -> where it goes on without us, "slurm 4242"
     begun: set[str] = field(default_factory=set)  # jobs
     waited: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # job -> seconds, for a slot or a key
+    _urgencies: dict[str, float] = field(default_factory=dict)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._local = Local(self.pool)
+        self._local = Local(self.pool, self.urgency)
 
     def build(self, found: Assessment) -> Mapping[str, Any]:
         """Have a job run; what is to be noted of it in the run log. Raises JobError, InputChanged and Interrupted."""
@@ -57,6 +60,23 @@ class Builder(Assessor):
                 self.interrupted[found.job.name] = stop.kept
                 self.face.stopped(found.job.name, stop.kept)
             raise
+
+    def urgency(self, name: str) -> float:
+        """Seconds of a job and of what comes after it, by what they took before: among jobs that wait, the largest goes first."""
+        from lorabuild.urgency import urgencies
+
+        with self._counting:
+            if not self._urgencies:
+                needs = {one: dependencies(job, self.jobs) for one, job in self.jobs.items()}
+                names = list(self.jobs)
+                self._urgencies = urgencies(self.jobs, needs, dict(zip(names, self.seconds_of(names), strict=True)))
+        return self._urgencies[name]
+
+    def seconds_of(self, names: Sequence[str]) -> list[float | None]:
+        """How long each of these jobs took when it was built last; None for what was never built here."""
+        lasts = [self.state.last(name) for name in names]
+        records = [self.store.record(last[0]) if last else None for last in lasts]
+        return [record.seconds if record else None for record in records]
 
     # here
 
@@ -91,7 +111,7 @@ class Builder(Assessor):
 
         job, away = found.job, self.away
         assert away is not None
-        with away.turn() as waited:
+        with away.turn(self.urgency(job.name)) as waited:
             self.waited[job.name] += waited
             making = Making(self, found)
             making.begin()

@@ -220,9 +220,3 @@ class Engine(Builder):
     def forget(self, name: str) -> bool:
         """Drop the record of the job's present key, so that it is built again. True if there was one."""
         return self.store.drop_record(self.assess(name).key)
-
-    def seconds_of(self, names: Sequence[str]) -> list[float | None]:
-        """How long each of these jobs took when it was built last; None for what was never built here."""
-        lasts = [self.state.last(name) for name in names]
-        records = [self.store.record(last[0]) if last else None for last in lasts]
-        return [record.seconds if record else None for record in records]

@@ -30,7 +30,7 @@ from lorabuild.publish import Publisher
 from lorabuild.remotes.sharing import Sharing, remote_of
 from lorabuild.runlog import RunLog
 from lorabuild.scan import Scan
-from lorabuild.stage import Artifact, Component, Job
+from lorabuild.stage import Job, dependencies
 from lorabuild.stages import STAGES
 from lorabuild.state import State
 from lorabuild.store import Store
@@ -205,22 +205,6 @@ class _Memo:
 def jobs_of(repository: Repository) -> dict[str, Job]:
     """Every job of every project, by name, in the order of the stages."""
     return {job.name: job for stage in STAGES.values() for job in stage.jobs(repository)}
-
-
-def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
-    """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
-    return list(dict.fromkeys(makers(job, jobs).values()))
-
-
-def makers(job: Job, jobs: Mapping[str, Job]) -> dict[str, str]:
-    """Role -> the one of `jobs` that makes this input."""
-    found = {}
-    for role, item in job.inputs.items():
-        if isinstance(item, Artifact):
-            found[role] = item.job
-        elif isinstance(item, Component) and f"base:{item.base}" in jobs:
-            found[role] = f"base:{item.base}"
-    return found
 
 
 def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[str]]:

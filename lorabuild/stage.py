@@ -158,3 +158,19 @@ class Stage:
     run: Callable[[Job, Workspace, Progress], None]
     slot: Literal["cpu", "gpu"] = "cpu"
     snapshots: Callable[[Job, Callable[[str], bytes]], Sequence[str]] | None = None
+
+
+def dependencies(job: Job, jobs: Mapping[str, Job]) -> list[str]:
+    """Those of `jobs` whose results `job` needs, in no particular order and each once. A user's base is made by none."""
+    return list(dict.fromkeys(makers(job, jobs).values()))
+
+
+def makers(job: Job, jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Role -> the one of `jobs` that makes this input."""
+    found = {}
+    for role, item in job.inputs.items():
+        if isinstance(item, Artifact):
+            found[role] = item.job
+        elif isinstance(item, Component) and f"base:{item.base}" in jobs:
+            found[role] = f"base:{item.base}"
+    return found

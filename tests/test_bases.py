@@ -24,9 +24,9 @@ from lorabuild.errors import JobError
 from lorabuild.header import read_header
 from lorabuild.inputs import Resolved
 from lorabuild.manifest import load
-from lorabuild.session import dependencies, opened
+from lorabuild.session import opened
 from lorabuild.signature import GRAIN_NS
-from lorabuild.stage import Artifact, Component, Job
+from lorabuild.stage import Artifact, Component, Job, dependencies
 from lorabuild.state import State
 
 # Some tensors of each component, by the names and dtypes that sd_xl_base_1.0.safetensors has.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy import vae
 from toy.captions import ATTRIBUTES, SEPARATOR, attributes, caption, full_caption, stranger_caption
 from toy.colors import background_color, body_color
@@ -239,6 +240,16 @@ def test_level_1_is_left_out_at_first_and_now_and_then():
 # the asset
 
 
+def test_the_examples_are_data_sets_of_what_is_held_back(tmp_path: Path):
+    STAGES["examples"](Settings(tmp_path), lambda line: None)
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == {"wazzo", "blueprint"}
+    for name, word in (("wazzo", "wazzo, "), ("blueprint", ", blueprint style")):
+        folder = tmp_path / "examples" / name
+        texts = [path.read_text() for path in sorted(folder.glob("*.txt"))]
+        assert len(texts) == 10 == len({path.read_bytes() for path in folder.glob("*.png")})
+        assert all(word in text for text in texts)
+
+
 def test_a_stage_without_the_one_before_says_so(tmp_path: Path):
     from train import main
 
@@ -271,7 +282,7 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"text_encoder\.weights: not there yet"):
         STAGES["trial"](settings, said.append)
-    for name in ("vae", "text", "trial", "unet", "pack"):
+    for name in ("look", "vae", "text", "trial", "unet", "pack"):
         STAGES[name](settings, said.append)
     metadata = read_header(tmp_path / ASSET).metadata
     assert metadata["license"] == "MIT" and "U-Net 2" in metadata["training"]
@@ -282,3 +293,7 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     with pytest.raises(SystemExit, match="does not pass"):
         STAGES["gate"](settings, said.append)
     assert sum(line.startswith("-") for line in said) >= 6
+    sheets = {path.stem: Image.open(path).size for path in tmp_path.glob("*.png")}
+    assert sheets == {"pictures": (1280, 640), "plain": (256, 128)} | dict.fromkeys(
+        ("lora-wazzo", "lora-blueprint"), (128, 5 * 128)
+    )

@@ -121,3 +121,12 @@ def test_with_continue_other_projects_are_built(built: World):
     result = built.doit("--continue")
     assert result.code == 1
     assert result.ran == {"dataset:broken": "failed", "chop:ember": "built"}
+
+
+def test_doits_own_run_builds_nothing_and_says_what_does(empty: World):
+    empty.project()
+    empty.write("pyproject.toml", "")  # no command of ours is registered
+    result = empty.doit()
+    assert result.code != 0 and "Traceback" not in result.out + result.err
+    assert "doit's own `run` is at work" in result.err and "`lorabuild init`" in result.err
+    assert not (empty.root / "build").exists()

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,32 @@ class Away:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._free = threading.Semaphore(self.needs.jobs)
+        self._free, self._line, self._room = self.needs.jobs, list[tuple[float, int]](), threading.Condition()
+        self._numbers = count()
         self.sender.left = lambda: self.left
 
     @contextmanager
-    def turn(self) -> Iterator[float]:
-        """Wait until one more job may be under way; how many seconds that took. Raises Interrupted if the build stops."""
+    def turn(self, urgency: float = 0.0) -> Iterator[float]:
+        """Wait until one more job may be under way, the most urgent first; how many seconds that took. Raises Interrupted if
+        the build stops."""
         start = time.monotonic()
-        while not self._free.acquire(timeout=0.5):
-            self._go_on()
+        with self._room:
+            me = -urgency, next(self._numbers)
+            self._line.append(me)
+            try:
+                while not self._room.wait_for(lambda: self._free > 0 and min(self._line) == me, timeout=0.5):
+                    self._go_on()
+                self._free -= 1
+            finally:
+                self._line.remove(me)
+                self._room.notify_all()  # there may be room for who is next
         try:
             self._go_on()
             yield time.monotonic() - start
         finally:
-            self._free.release()
+            with self._room:
+                self._free += 1
+                self._room.notify_all()
 
     def build(self, order: Order) -> Event:
         """The event that the job ended with, when all that it has made is in the store.

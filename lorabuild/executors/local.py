@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lorabuild.executors.protocol import LAST, Event, Resources, Status
@@ -27,8 +28,10 @@ class Local:
     the worker goes on. It raises what the pool raises.
     """
 
-    def __init__(self, pool: Pool):
+    def __init__(self, pool: Pool, urgency: Callable[[str], float] = lambda name: 0.0):
+        """`urgency`, by a job's name: of those that wait the largest goes first."""
         self._pool = pool
+        self._urgency = urgency
         self._jobs: dict[str, _Running] = {}
 
     def submit(self, spec: Mapping[str, Any], resources: Resources) -> str:
@@ -60,7 +63,8 @@ class Local:
         """Take a slot as soon as there is one; what is to be said of it."""
         options = job.spec["options"]
         wanted = options.get("processes", 1)
-        place = job.place.enter_context(self._pool.slots.place(job.spec["slot"], wanted))
+        slots, urgency = self._pool.slots, partial(self._urgency, job.spec["name"])
+        place = job.place.enter_context(slots.place(job.spec["slot"], wanted, urgency))
         device = "cuda" if place.device else "cpu"
         spec = {**job.spec, "options": {**options, "processes": place.processes, "device": device}}
         job.events = self._pool.events(spec, place)

@@ -12,7 +12,7 @@ from lorabuild.engine import Engine
 from lorabuild.errors import JobError, UsageError, near_miss
 from lorabuild.forecast.outlook import outlooks
 from lorabuild.publish import NAMES, published_path
-from lorabuild.session import dependencies
+from lorabuild.stage import dependencies
 
 WEIGHTS = "weights"
 STAGE_OF = {"chopped": "chop", "resized": "resize", "trained": "train"}  # what a project makes last comes first

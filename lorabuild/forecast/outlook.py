@@ -14,8 +14,7 @@ from lorabuild.errors import UserError
 from lorabuild.inputs import Resolved, components, key_of
 from lorabuild.publish import is_published
 from lorabuild.reasons import FEW, RENAMED, Reason, changes
-from lorabuild.session import dependencies, makers
-from lorabuild.stage import Job, declared
+from lorabuild.stage import Job, declared, dependencies, makers
 
 # As the run log will say it. maybe: only if what is made before it comes out otherwise than last time · failed: it
 # cannot even be looked at · blocked: what it needs fails

@@ -15,7 +15,8 @@ from lorabuild.engine import Engine
 from lorabuild.errors import Interrupted, UserError
 from lorabuild.files import remove_empty
 from lorabuild.names import REPORT
-from lorabuild.session import dependencies, opened, targets
+from lorabuild.session import opened, targets
+from lorabuild.stage import dependencies
 from lorabuild.stages import STAGES
 
 
@@ -34,6 +35,8 @@ class Running:
 
 
 running = Running()
+
+FOREIGN = "doit's own `run` is at work, which cannot build LoRAs: `lorabuild init` registers lorabuild's in doit.cfg"
 
 
 def engine() -> Engine:
@@ -83,6 +86,9 @@ class _Fresh:
 
 
 def _realise(current: Engine, name: str) -> Any:
+    if not running.builds:  # without the lock, and without an end
+        sys.stderr.write(f"{name}: {FOREIGN}\n")
+        return TaskFailed(FOREIGN, report=False)
     try:
         current.realise(name)
     except (UserError, Interrupted) as error:

@@ -9,8 +9,7 @@ from lorabuild.assess import records_of
 from lorabuild.engine import Engine
 from lorabuild.errors import UserError
 from lorabuild.remotes.remote import Damaged, Remote
-from lorabuild.session import dependencies
-from lorabuild.stage import present
+from lorabuild.stage import dependencies, present
 
 
 @dataclass

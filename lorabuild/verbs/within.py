@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 
 from lorabuild.engine import Engine
-from lorabuild.session import dependencies, opened, selected
+from lorabuild.session import opened, selected
+from lorabuild.stage import dependencies
 from lorabuild.verbs.reading import reading, root_here
 
 

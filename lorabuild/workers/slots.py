@@ -30,11 +30,20 @@ class Place:
     processes: int = 1
 
 
+@dataclass(eq=False)
+class _Waiter:
+    """A job that waits for `needs`, slots by kind, and so many devices."""
+
+    needs: Mapping[str, int]
+    devices: int
+    urgency: float
+
+
 class Slots:
     """`gpu` heavy jobs and `cpu` others at once. Without a GPU a heavy job works on the processor, and takes both.
 
     More `gpu` slots than devices share them in turn. All that a job needs is taken in one step, so that no two wait for
-    each other.
+    each other. Of the jobs that wait and for which there is room the most urgent one goes first, of equals the first that came.
     """
 
     def __init__(self, gpu: int, cpu: int, find_devices: Callable[[], Sequence[str]] = lambda: ()):
@@ -45,6 +54,7 @@ class Slots:
         self._there = 0  # devices
         self._threads = max(1, cores() // cpu)
         self._changed = threading.Condition()
+        self._line: list[_Waiter] = []
         self._looking = threading.Lock()
         self.shut = False
 
@@ -60,10 +70,12 @@ class Slots:
             self._changed.notify_all()
 
     @contextmanager
-    def place(self, kind: str, processes: int = 1) -> Iterator[Place]:
+    def place(self, kind: str, processes: int = 1, urgency: Callable[[], float] = lambda: 0.0) -> Iterator[Place]:
         """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops.
 
-        A job of several processes takes a slot, and a device, for each; of no more than there are.
+        A job of several processes takes a slot, and a device, for each; of no more than there are. `urgency` is asked for
+        where more than one heavy job may run at once: else an order is as good as another, and the one that they come in
+        begins with a base that is in memory.
         """
         start = time.monotonic()
         self._look()
@@ -72,7 +84,13 @@ class Slots:
             kinds = {kind} if on_device else {kind, "cpu"}
             count = min(processes, *(self._all[one] for one in kinds), *([self._there] if on_device else []))
             needs = {"jobs": 1} | dict.fromkeys(kinds, count)
-            self._changed.wait_for(lambda: self.shut or self._fits(needs, count if on_device else 0))
+            me = _Waiter(needs, count if on_device else 0, urgency() if self._all["gpu"] > 1 else 0.0)
+            self._line.append(me)
+            try:
+                self._changed.wait_for(lambda: self.shut or self._next() is me)
+            finally:
+                self._line.remove(me)
+                self._changed.notify_all()  # there may be room for who is next
             if self.shut:
                 raise Interrupted
             for one, number in needs.items():
@@ -90,9 +108,14 @@ class Slots:
                 self._devices[:0] = devices  # first, as their worker is warm
                 self._changed.notify_all()
 
-    def _fits(self, needs: Mapping[str, int], devices: int) -> bool:
+    def _next(self) -> _Waiter | None:
+        """Who goes first of those for whom there is room."""
+        return max(filter(self._fits, self._line), key=lambda one: one.urgency, default=None)
+
+    def _fits(self, one: _Waiter) -> bool:
         """Is there room for a job? Its processes do not share a device, as slots may."""
-        return all(self._free[one] >= number for one, number in needs.items()) and len(set(self._devices)) >= devices
+        enough = all(self._free[kind] >= number for kind, number in one.needs.items())
+        return enough and len(set(self._devices or ())) >= one.devices
 
     def _look(self) -> None:
         """Find the devices when there is a first job: a build with nothing to do need not know.
