@@ -21,7 +21,13 @@ from lorabuild.doctor.devices import judged
 from lorabuild.doctor.disk import SKEW_SECONDS, clock, look_at_folder, look_at_room
 from lorabuild.doctor.line import Line, looked, ok
 from lorabuild.doctor.packages import look_at_extras, look_at_packages, look_at_pictures
-from lorabuild.doctor.repository import look_at_bases, look_at_files, look_at_remote, look_at_tokenizers
+from lorabuild.doctor.repository import (
+    look_at_bases,
+    look_at_executor,
+    look_at_files,
+    look_at_remote,
+    look_at_tokenizers,
+)
 from lorabuild.errors import JobError
 from lorabuild.remotes import transport
 from lorabuild.verbs.doctor import main
@@ -355,3 +361,19 @@ def test_a_package_that_does_not_import_is_told_without_a_traceback(files: Files
 def test_a_wrong_argument_is_one_line(capsys: Any):
     done = subprocess.run([sys.executable, "-m", "lorabuild", "doctor", "now"], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_executor_is_told_with_its_package_and_what_it_builds(files: Files, monkeypatch: pytest.MonkeyPatch):
+    def line(text: str) -> Line:
+        files.write("lorabuild.toml", text)
+        found, _ = look_at_files(files.root)
+        (one,) = look_at_executor(found)
+        return one
+
+    slurm = '[store]\nremote = "file:///mnt/loras"\n[executor]\nkind = "slurm"\nstages = ["train", "latents"]\n'
+    assert line("").said == "all is built on this machine ([executor] kind)"
+    monkeypatch.setattr("lorabuild.doctor.repository.installed", lambda name: f"9.{name}")
+    assert line(slurm).said == "slurm (submitit 9.submitit) builds latents, train; all goes through file:///mnt/loras"
+    monkeypatch.setattr("lorabuild.doctor.repository.installed", lambda name: None)
+    told = line(slurm)
+    assert (told.level, told.remedy) == ("fail", "pip install 'lorabuild[slurm]'")

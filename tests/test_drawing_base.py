@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy import vae
 from toy.captions import ATTRIBUTES, SEPARATOR, attributes, caption, full_caption, stranger_caption
 from toy.colors import background_color, body_color
@@ -15,12 +16,12 @@ from toy.configs import configs, made
 from toy.draw.render import SIZE, render
 from toy.gate import Effort
 from toy.learn import Plan, learn
-from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers
+from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers, without_skips
 from toy.pictures import picture, plain, strange_style, stranger
 from toy.stages import ASSET, SIZE_LIMIT, STAGES, Settings, _arrays
 from toy.text import SHORT, conditions, labelled
 from toy.traits import CAST, HELD_COLORS, HELD_STYLES, VALUES
-from toy.unet import Cure, _rows, sizes
+from toy.unet import Cure, _rows, rise, sizes
 
 from lorabuild.header import read_header
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules
@@ -221,6 +222,19 @@ def test_levels_are_left_out_by_name_and_come_back():
     with bypassed(unet, "mid"):
         assert not torch.equal(answer(), whole)
     assert torch.equal(answer(), whole)
+    with without_skips(unet, torch.ones(1)):
+        assert torch.equal(answer(), whole)
+    with without_skips(unet, torch.zeros(1)):
+        assert (answer() - whole).std() > 0.1 * whole.std()
+    assert torch.equal(answer(), whole)
+
+
+def test_a_rise_is_told_by_how_much_noise_there_is():
+    timesteps = torch.arange(0, 1000, 10)
+    errors = torch.ones(100)
+    much = errors + 0.5 * (timesteps > 666)
+    assert rise((errors, timesteps), (much, timesteps)).endswith("little, some, much noise +0.0%, +0.0%, +50.0%)")
+    assert rise((errors, timesteps), (1.1 * errors, timesteps)).startswith("+10.0% (weighted +10.0%;")
 
 
 def test_each_picture_comes_once_an_epoch():
@@ -237,6 +251,16 @@ def test_level_1_is_left_out_at_first_and_now_and_then():
 
 
 # the asset
+
+
+def test_the_examples_are_data_sets_of_what_is_held_back(tmp_path: Path):
+    STAGES["examples"](Settings(tmp_path), lambda line: None)
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == {"wazzo", "blueprint"}
+    for name, word in (("wazzo", "wazzo, "), ("blueprint", ", blueprint style")):
+        folder = tmp_path / "examples" / name
+        texts = [path.read_text() for path in sorted(folder.glob("*.txt"))]
+        assert len(texts) == 10 == len({path.read_bytes() for path in folder.glob("*.png")})
+        assert all(word in text for text in texts)
 
 
 def test_a_stage_without_the_one_before_says_so(tmp_path: Path):
@@ -266,12 +290,12 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     said: list[str] = []
     settings = Settings(
         tmp_path, pictures=12, held=4, captions=1, vae_steps=2, vae_batch=2, decoder_steps=2, text_steps=2, text_batch=2,
-        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5), processes=1,
+        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5, 0.5), processes=1,
         effort=Effort(captions=2, held=4, updates=2, steps=2, drawn=1),
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"text_encoder\.weights: not there yet"):
         STAGES["trial"](settings, said.append)
-    for name in ("vae", "text", "trial", "unet", "pack"):
+    for name in ("look", "vae", "text", "trial", "unet", "pack"):
         STAGES[name](settings, said.append)
     metadata = read_header(tmp_path / ASSET).metadata
     assert metadata["license"] == "MIT" and "U-Net 2" in metadata["training"]
@@ -282,3 +306,7 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     with pytest.raises(SystemExit, match="does not pass"):
         STAGES["gate"](settings, said.append)
     assert sum(line.startswith("-") for line in said) >= 6
+    sheets = {path.stem: Image.open(path).size for path in tmp_path.glob("*.png")}
+    assert sheets == {"pictures": (1280, 640), "plain": (256, 128)} | dict.fromkeys(
+        ("lora-wazzo", "lora-blueprint"), (128, 5 * 128)
+    )

@@ -164,6 +164,12 @@ def test_a_node_of_fewer_cores_than_threads_uses_those_it_has(node: Node):
     assert any(event["event"] == "warn" and f"has {cores()} cores" in event["text"] for event in events)
 
 
+def test_a_folder_that_is_not_mounted_on_the_node_is_one_line(node: Node):
+    code, events, _ = node.run(node.spec(store=f"file://{node.root}/other"))
+    assert code == FAILED and "is it the same folder?" in events[-1]["lines"][0]
+    assert not (node.root / "other").exists()
+
+
 # stopping, and going on elsewhere
 
 

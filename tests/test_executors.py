@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,16 @@ class Elsewhere:
 
     def _all(self) -> list[Path]:
         return [path.parent for path in self.nodes.glob("*/pid")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(tmp_path: Path) -> Iterator[None]:
+    """What a test that failed has left on its nodes is ended."""
+    yield
+    for path in tmp_path.glob("nodes/*/pid"):
+        command = Path(f"/proc/{path.read_text()}/cmdline")
+        if command.exists() and str(path.parent) in command.read_text():
+            os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture

@@ -144,8 +144,11 @@ def test_plots_are_read_by_keys_and_fit(browser: Browser, page: Path, width: int
     assert (browser.errors(), browser.requests()) == ([], [])
     assert browser.js("return document.documentElement.scrollWidth") <= width
     browser.find("#sweep-thr-error").send_keys("\ue011")  # Home
+    browser.js("window.seen = document.querySelector('#sweep-thr-error .uplot')")
     said = browser.js("return document.getElementById('said').textContent")
     assert said.startswith("thr -2.7, error ") and said.endswith(" %")
+    browser.js("dispatchEvent(new Event('resize'))")
+    browser.wait("return !document.querySelector('#sweep-thr-error .uplot').isSameNode(window.seen)")
     browser.find("#sweep-thr-error").send_keys("\ue014")  # right
     assert browser.js("return document.getElementById('said').textContent").startswith("thr -2.6, ")
 

@@ -139,6 +139,9 @@ class Errand:
             with FileLock(f"{self.folder}.errand"):  # the same job may have been begun here once more
                 return self._done()
         except Lacking as lacking:
+            if not self.remote.folder.exists():
+                said = f"{self.spec['store']}: there is nothing at all, seen from {socket.gethostname()}: is it the same folder?"
+                raise JobError(said) from None
             self.line.send({"event": "lacking", "digests": lacking.digests})
             return {"event": "stopped", "kept": "", "why": str(lacking)}
         except Damaged as error:  # written here a moment ago

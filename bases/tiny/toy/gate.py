@@ -31,7 +31,7 @@ from toy.pool import as_input, pixels_of, validation
 from toy.sampled import sampled
 from toy.text import conditions
 from toy.traits import HELD_STYLES, Picture
-from toy.unet import Samples, errors
+from toy.unet import Samples, errors, held_errors, rise
 from toy.unet import validation as loss_of
 from toy.vae import encoded
 
@@ -40,6 +40,25 @@ TEXT_TOKENS = 77
 LORA = {"network_dim": 8, "network_alpha": 8, "unet_lr": 2e-3}
 LORA_PICTURES, LORA_BATCH, LORA_UPDATES, WARMUP = 10, 20, 40, 8
 HELD_PICTURES, HELD_DRAWS = 24, 4
+
+
+Caption = Callable[[Picture, int], str]  # of a picture and its number
+
+
+def _caption(picture: Picture, number: int, left_out: float = 0.05) -> str:
+    return caption(picture, python_random(SEED, "caption", number), left_out)
+
+
+def _whole(picture: Picture, number: int) -> str:
+    """With all tags, in any order: the style's, too."""
+    return _caption(picture, number, 0.0)
+
+
+# What LoRAs are trained on: name -> (picture of a number, its caption).
+SUBJECTS: dict[str, tuple[Callable[[int], Picture], Caption]] = {
+    "wazzo": (lambda number: stranger(SEED, number), lambda one, number: stranger_caption(one)),
+    **{style: (lambda number, style=style: strange_style(style, SEED, number), _whole) for style in HELD_STYLES[:1]},
+}
 
 
 @dataclass(frozen=True)
@@ -63,34 +82,41 @@ class Effort:
     drawn: int = 6
 
 
-def gate(asset: Path, folder: Path, log: Callable[[str], None], effort: Effort | None = None) -> bool:
-    """Unpack `asset` into `folder` and measure it; True if all bounds hold. `log` gets the table, line by line."""
-    effort, passed = effort or Effort(), True
+Show = Callable[[str, Sequence[np.ndarray]], None]  # name, rows [N, side, side, 3] of as many pictures each
+
+
+def gate(asset: Path, folder: Path, log: Callable[[str], None], show: Show, effort: Effort) -> bool:
+    """Unpack `asset` into `folder` and measure it; True if all bounds hold. `log` gets the table, line by line.
+
+    `show` gets what a person should look at: figures do not say whether a subject can be seen.
+    """
+    passed = True
     write_packed(asset, folder)
     base = Base(load_unet(folder, torch.float32), *load_text_encoders(folder, torch.float32), *load_tokenizers(folder))
     vae = load_vae(folder)
-    for line in measured(base, vae, effort):
+    for line in measured(base, vae, effort, show):
         mark = {None: " ", True: "+", False: "-"}[line.passed]
         log(f"{mark} {line.what:<58}{line.figure:>10}  {line.bound}")
         passed = passed and line.passed is not False
     return passed
 
 
-def measured(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
+def measured(base: Base, vae: Any, effort: Effort, show: Show) -> Iterator[Line]:
     """All figures, each as soon as it is there."""
-    yield from _adherence(base, vae, effort)
+    yield from _adherence(base, vae, effort, show)
     yield from _levels(base, vae, effort)
     yield _speed(base, vae, effort)
-    yield from _loras(base, vae, effort)
+    yield from _loras(base, vae, effort, show)
 
 
 def _above(what: str, value: float, bound: float, form: str) -> Line:
     return Line(what, format(value, form), f"> {bound:{form}}", value > bound)
 
 
-def _adherence(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
+def _adherence(base: Base, vae: Any, effort: Effort, show: Show) -> Iterator[Line]:
     wanted = [plain(SEED, "adherence", index) for index in range(effort.captions)]
     pictures = sampled(base, vae, [full_caption(one) for one in wanted], SEED, effort.steps)
+    show("plain", [pictures])
     for what, read, trait in (("body", body_color, "color"), ("background", background_color, "background")):
         right = [read(picture) == getattr(one, trait) for picture, one in zip(pictures, wanted, strict=True)]
         yield _above(f"{what} has the caption's colour, share of {len(wanted)}", float(np.mean(right)), 0.9, ".2f")
@@ -98,17 +124,17 @@ def _adherence(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
 
 def _levels(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
     held = samples(base, vae, validation(SEED, effort.held), _caption)
-    whole = loss_of(base.unet, held)
-    yield Line(f"loss on {effort.held} unseen pictures", f"{whole:.4f}")
-    yield Line("  without text", f"{loss_of(base.unet, held, text=False) / whole - 1:+.1%}")
+    whole = held_errors(base.unet, held)
+    yield Line(f"loss on {effort.held} unseen pictures", f"{float(whole[0].mean()):.4f}")
+    yield Line("  without text", rise(whole, held_errors(base.unet, held, text=False)))
     for place in LEVEL2:
         with bypassed(base.unet, place):
-            yield Line(
-                f"  without the transformers of {'-'.join(BLOCKS[place])}",
-                f"{loss_of(base.unet, held) / whole - 1:+.1%}",
-            )
+            found = rise(whole, held_errors(base.unet, held))
+        yield Line(f"  without the transformers of {'-'.join(BLOCKS[place])}", found)
     with bypassed(base.unet, *LEVEL2):
-        yield _above("  without those of all of level 2", loss_of(base.unet, held) / whole - 1, 0.1, "+.1%")
+        without_them = held_errors(base.unet, held)
+    yield Line("  without those of all of level 2", rise(whole, without_them))
+    yield _above("  the first of these", float(without_them[0].mean() / whole[0].mean()) - 1, 0.1, "+.1%")
 
 
 def _speed(base: Base, vae: Any, effort: Effort) -> Line:
@@ -135,39 +161,37 @@ def _speed(base: Base, vae: Any, effort: Effort) -> Line:
 # LoRAs on what is held back
 
 
-def _loras(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
-    yield from _lora(base, vae, effort, "character", lambda n: stranger(SEED, n), lambda one, n: stranger_caption(one))
-    style = HELD_STYLES[0]
-    yield from _lora(base, vae, effort, style, lambda n: strange_style(style, SEED, n), _caption)
-
-
-def _caption(picture: Picture, number: int) -> str:
-    return caption(picture, python_random(SEED, "caption", number), 0.05)
+def _loras(base: Base, vae: Any, effort: Effort, show: Show) -> Iterator[Line]:
+    for what, (picture, text) in SUBJECTS.items():
+        yield from _lora(base, vae, effort, show, what, picture, text)
 
 
 def _lora(
     base: Base,
     vae: Any,
     effort: Effort,
+    show: Show,
     what: str,
     picture: Callable[[int], Picture],
-    text: Callable[[Picture, int], str],
+    text: Caption,
 ) -> Iterator[Line]:
     seen = samples(base, vae, [picture(n) for n in range(LORA_PICTURES)], text)
     unseen = samples(base, vae, [picture(LORA_PICTURES + n) for n in range(HELD_PICTURES)], text)
     prompts = [text(picture(LORA_PICTURES + n), n) for n in range(effort.drawn)]
     before = loss_of(base.unet, unseen, HELD_DRAWS)
+    rows = [sampled(base, vae, prompts, SEED, effort.steps)]
     with adapted(base, Shape.of(LORA), SEED, ("unet",), str(base.unet.device)) as adapter:
         _train(base, adapter, seen, effort.updates)
         after = loss_of(base.unet, unseen, HELD_DRAWS)
         gain = 1 - after / before
         yield _above(f"LoRA of a {what}: fall of the held-out loss, {effort.updates} updates", gain, 0.25, ".1%")
-        whole = sampled(base, vae, prompts, SEED, effort.steps).astype(np.float32)
+        rows.append(sampled(base, vae, prompts, SEED, effort.steps))
         for blocks in BLOCKS.values():
             with without(adapter, blocks):
-                other = sampled(base, vae, prompts, SEED, effort.steps)
-            change = float(np.abs(other - whole).mean())
+                rows.append(sampled(base, vae, prompts, SEED, effort.steps))
+            change = float(np.abs(rows[-1].astype(np.float32) - rows[1]).mean())
             yield _above(f"  pixels changed without {'-'.join(blocks)}, of 255", change, 5.0, ".1f")
+    show(f"lora-{what}", rows)  # base, trained, then without each part of level 2
 
 
 @contextmanager
@@ -201,7 +225,7 @@ def _train(base: Base, adapter: Adapter, seen: Samples, updates: int) -> None:
     adapter.measuring()
 
 
-def samples(base: Base, vae: Any, pictures: Iterable[Picture], text: Callable[[Picture, int], str]) -> Samples:
+def samples(base: Base, vae: Any, pictures: Iterable[Picture], text: Caption) -> Samples:
     """Latents and conditions of pictures, one caption each."""
     pictures = list(pictures)
     captions = [text(one, number) for number, one in enumerate(pictures)]

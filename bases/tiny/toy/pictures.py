@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -53,7 +52,7 @@ def stranger(seed: int, index: int) -> Picture:
 
 def strange_style(style: str, seed: int, index: int) -> Picture:
     """Any unnamed creature in a style that is held back."""
-    return replace(picture(seed, f"style {style}", index, {"style": style}), name=None)
+    return picture(seed, f"style {style}", index, {"style": style})
 
 
 def plain(seed: int, purpose: str, index: int) -> Picture:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ from lorabuild.streams import python_random
 from toy import card, patches, text, unet, vae
 from toy.captions import caption
 from toy.configs import configs, made
-from toy.gate import Effort, gate
+from toy.draw.render import render
+from toy.gate import LORA_PICTURES, SUBJECTS, Effort, gate
 from toy.learn import Log, Plan
 from toy.levels import LEVEL1, LEVEL2, bypassed, start
-from toy.pictures import picture
+from toy.pictures import picture, strange_style, stranger
 from toy.pool import as_input, drawn, pixels_of, validation
+from toy.sampled import sheet
+from toy.traits import HELD_STYLES
 
 WHITENED_ON = 1024  # pictures
 ASSET, GATE_FOLDER = "tiny-drawing.safetensors", "base"
+SHEET_COLUMNS, PALETTE = 10, 128
 SIZE_LIMIT = 9_000_000  # bytes of the asset
 LOOSE = 0.05  # of a validation caption's tags are left out
 
@@ -91,14 +95,14 @@ def run_trial(settings: Settings, log: Log) -> None:
     """A short run on stand-in latents, to compare cures: only figures are kept, in a folder named after the cure."""
     latents, held = patches.latents(_pixels(settings), _held_pixels(settings))
     cure = settings.cure
-    name = f"trial-{cure.alone}-{cure.left_out}-{cure.branch}-{cure.exit}"
+    name = "-".join(["trial", *(f"{value}" for value in astuple(cure))])
     network, held_samples = _trained_unet(settings, name, latents, held, log), _held_samples(settings, held)
-    whole = unet.validation(network, held_samples)
-    told = [f"no text {unet.validation(network, held_samples, text=False) / whole - 1:+.1%}"]
+    whole = unet.held_errors(network, held_samples)
+    log(f"{name}: {float(whole[0].mean()):.4f}")
+    log(f"  no text: {unet.rise(whole, unet.held_errors(network, held_samples, text=False))}")
     for places in (*((place,) for place in LEVEL2), LEVEL2, LEVEL1):
         with bypassed(network, *places):
-            told.append(f"without {'+'.join(places)} {unet.validation(network, held_samples) / whole - 1:+.1%}")
-    log(f"{name}: {whole:.4f}; " + ", ".join(told))
+            log(f"  without {'+'.join(places)}: {unet.rise(whole, unet.held_errors(network, held_samples))}")
 
 
 def _trained_unet(settings: Settings, name: str, latents: Tensor, held: Tensor, log: Log) -> nn.Module:
@@ -135,15 +139,43 @@ def run_pack(settings: Settings, log: Log) -> None:
 
 
 def run_gate(settings: Settings, log: Log) -> None:
-    """The asset as users would have it. Raises SystemExit unless it passes."""
-    if not gate(settings.folder / ASSET, settings.folder / GATE_FOLDER, log, settings.effort):
+    """The asset as users would have it, with sheets to look at. Raises SystemExit unless it passes."""
+
+    def show(name: str, rows: Sequence[np.ndarray]) -> None:
+        columns = min(SHEET_COLUMNS, len(rows[0]))
+        sheet(np.concatenate(rows), columns).save(settings.folder / f"{name}.png")
+
+    if not gate(settings.folder / ASSET, settings.folder / GATE_FOLDER, log, show, settings.effort):
         raise SystemExit("the asset does not pass")
 
 
+def run_look(settings: Settings, log: Log) -> None:
+    """What pictures are like -> pictures.png: four rows to train on, then the character and the styles held back."""
+    count = SHEET_COLUMNS // 2
+    shown = [picture(settings.seed, "train", number) for number in range(4 * SHEET_COLUMNS)]
+    shown += [stranger(settings.seed, number) for number in range(SHEET_COLUMNS - count)]
+    shown += [strange_style(HELD_STYLES[number % 2], settings.seed, number) for number in range(count)]
+    pixels = np.stack([pixels_of(one) for one in shown]).transpose(0, 2, 3, 1)
+    sheet(pixels, SHEET_COLUMNS).quantize(PALETTE).save(settings.folder / "pictures.png", optimize=True)
+    log(f"{settings.folder / 'pictures.png'}: {caption(shown[0], python_random(settings.seed, 'look'))}")
+
+
+def run_examples(settings: Settings, log: Log) -> None:
+    """Data sets of what is held back, as a project has them -> examples/<name>/01.png, 01.txt, ...: the gate's own."""
+    for name, (one, text_of) in SUBJECTS.items():
+        folder = settings.folder / "examples" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(LORA_PICTURES):
+            render(one(number)).save(folder / f"{number + 1:02}.png", optimize=True)
+            line = text_of(one(number), number) + "\n"
+            (folder / f"{number + 1:02}.txt").write_text(line, encoding="utf-8", newline="\n")
+        log(f"{folder}: {LORA_PICTURES} pictures")
+
+
 STAGES: dict[str, Callable[[Settings, Log], None]] = {
-    "vae": run_vae, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
+    "look": run_look, "examples": run_examples, "vae": run_vae, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
 }  # fmt: skip
-BY_DEFAULT = tuple(name for name in STAGES if name != "trial")
+BY_DEFAULT = tuple(name for name in STAGES if name not in ("look", "examples", "trial"))
 
 
 # what stages hand on

@@ -46,7 +46,7 @@ def train(te1: nn.Module, te2: nn.Module, folder: Path, seed: int, batch: int, p
     heads = nn.ModuleList([nn.Linear(width, len(ATTRIBUTES)) for width in (TE1, TE2, TE2)])
     device = next(te1.parameters()).device
     heads.to(device)
-    told = {"exact": 0.0, "pooled": 0.0}
+    last: dict[str, tuple[Tensor, Tensor]] = {}
 
     def loss_at(step: int) -> Tensor:
         length = TOKENS if step % FULL_EVERY == 0 else SHORT
@@ -55,8 +55,7 @@ def train(te1: nn.Module, te2: nn.Module, folder: Path, seed: int, batch: int, p
         found = [head(x) for head, x in zip(heads, (first, second, pooled), strict=True)]
         wanted = wanted.to(device)
         of_all = wanted[torch.arange(batch), ends]
-        told["exact"] = _exact(found[1], wanted)
-        told["pooled"] = _exact(found[2], of_all)
+        last.update(tokens=(found[1].detach(), wanted), pooled=(found[2].detach(), of_all))
         weight = torch.tensor(POSITIVE_WEIGHT, device=device)
         targets = (wanted, wanted, of_all)
         losses = [
@@ -66,7 +65,8 @@ def train(te1: nn.Module, te2: nn.Module, folder: Path, seed: int, batch: int, p
         return torch.stack(losses).sum() + 1e-3 * size
 
     def measure() -> str:
-        return f"all attributes right: {told['exact']:.2f} of tokens, {told['pooled']:.2f} of pooled"
+        shares = {name: _exact(*both) for name, both in last.items()}
+        return "all attributes right: " + ", ".join(f"{share:.2f} of {name}" for name, share in shares.items())
 
     learn("text", folder, {"te1": te1, "te2": te2, "heads": heads}, loss_at, plan, log, measure)
 

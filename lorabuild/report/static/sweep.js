@@ -52,16 +52,18 @@
     }
   }
 
-  // Arrow keys go from value to value; Home and End to the ends.
+  // Arrow keys go from value to value; Home and End to the ends. A plot that is drawn anew has forgotten its cursor.
+  const read = new Map();
   function keys(event) {
     const found = drawn.find((one) => one.holder === event.currentTarget);
     if (!found) return;
     const { chart, plot } = found, last = plot.values.length - 1;
-    const now = chart.cursor.idx ?? (event.key === "ArrowLeft" ? last + 1 : -1);
+    const now = chart.cursor.idx ?? read.get(plot.id) ?? (event.key === "ArrowLeft" ? last + 1 : -1);
     const next = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: last }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     const place = Math.min(last, Math.max(0, next));
+    read.set(plot.id, place);
     chart.setCursor({ left: chart.valToPos(chart.data[0][place], "x"), top: chart.over.clientHeight / 2 });
     document.getElementById("said").textContent = [`${plot.key} ${plot.values[place]}`, ...plot.lines.map((line) => `${line.name} ${said(plot.measure, line.values[place])}`)].join(", ");
   }
