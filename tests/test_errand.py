@@ -301,6 +301,13 @@ def test_a_state_that_has_not_changed_is_not_uploaded_again(scratch: Scratch):
     a.save()
     assert scratch.folder.read("v1/state/" + "k" * 32 + "/state.json") == before
     assert set(json.loads(before)["files"]) == {"state"}
+    b = scratch.at("b")
+    b.take_up()
+    b.save()
+    assert scratch.folder.read("v1/state/" + "k" * 32 + "/state.json") == before, "nor where it was taken up"
+    scratch.write("b", "step 2")
+    b.save()
+    assert scratch.folder.read("v1/state/" + "k" * 32 + "/state.json") != before
 
 
 # the store

@@ -67,6 +67,8 @@ class Travelling:
             path.replace(scratch / path.name)
         part.rmdir()
         self._note(manifest["serial"])
+        self._saved, copies = self._copied()  # it is there
+        shutil.rmtree(copies, ignore_errors=True)
 
     @contextmanager
     def going_along(self) -> Iterator[None]:
