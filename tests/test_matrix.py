@@ -130,6 +130,17 @@ def test_the_projects_own_recipe_in_a_sweep_is_its_own_training(files: Files):
     assert takes(found["resize:ember@unet_lr3e-4"]) == {"spectrum:ember"}
 
 
+def test_a_project_that_trains_nothing_decomposes_its_file_once_whatever_is_swept(files: Files):
+    files.write("projects/ember/a.safetensors", "")
+    files.write(
+        "projects/ember/lora.toml",
+        "[project]\nbase = 'tiny'\nsource = 'a.safetensors'\n[resize]\nthr = -3\n[matrix]\nsave_precision = ['bf16', 'float']\n",
+    )
+    found = jobs_of(load(files.root))
+    assert [name for name in found if name.startswith("spectrum")] == ["spectrum:ember"]
+    assert takes(found["resize:ember@save_precision-bf16"]) == {"spectrum:ember"}
+
+
 def test_a_sweep_of_blocks_shares_each_resize(files: Files):
     found = jobs(files, "thr = [-3.2]\nkeep = [['TE'], ['OUT01'], []]\nchop.allow_empty = [true]")
     assert {name for name in own(found) if name.startswith("resize:")} == {"resize:ember@thr-3.2"}
