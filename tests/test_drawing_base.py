@@ -16,12 +16,12 @@ from toy.configs import configs, made
 from toy.draw.render import SIZE, render
 from toy.gate import Effort
 from toy.learn import Plan, learn
-from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers
+from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers, without_skips
 from toy.pictures import picture, plain, strange_style, stranger
 from toy.stages import ASSET, SIZE_LIMIT, STAGES, Settings, _arrays
 from toy.text import SHORT, conditions, labelled
 from toy.traits import CAST, HELD_COLORS, HELD_STYLES, VALUES
-from toy.unet import Cure, _rows, sizes
+from toy.unet import Cure, _rows, rise, sizes
 
 from lorabuild.header import read_header
 from lorabuild.lora.keymap import EXPECTED, adaptable_modules
@@ -222,6 +222,19 @@ def test_levels_are_left_out_by_name_and_come_back():
     with bypassed(unet, "mid"):
         assert not torch.equal(answer(), whole)
     assert torch.equal(answer(), whole)
+    with without_skips(unet, torch.ones(1)):
+        assert torch.equal(answer(), whole)
+    with without_skips(unet, torch.zeros(1)):
+        assert (answer() - whole).std() > 0.1 * whole.std()
+    assert torch.equal(answer(), whole)
+
+
+def test_a_rise_is_told_by_how_much_noise_there_is():
+    timesteps = torch.arange(0, 1000, 10)
+    errors = torch.ones(100)
+    much = errors + 0.5 * (timesteps > 666)
+    assert rise((errors, timesteps), (much, timesteps)).endswith("little, some, much noise +0.0%, +0.0%, +50.0%)")
+    assert rise((errors, timesteps), (1.1 * errors, timesteps)).startswith("+10.0% (weighted +10.0%;")
 
 
 def test_each_picture_comes_once_an_epoch():
@@ -277,7 +290,7 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     said: list[str] = []
     settings = Settings(
         tmp_path, pictures=12, held=4, captions=1, vae_steps=2, vae_batch=2, decoder_steps=2, text_steps=2, text_batch=2,
-        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5), processes=1,
+        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5, 0.5), processes=1,
         effort=Effort(captions=2, held=4, updates=2, steps=2, drawn=1),
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"text_encoder\.weights: not there yet"):

@@ -38,8 +38,8 @@ def repository(here: Path, capsys: pytest.CaptureFixture) -> Path:
 
 
 def pictures(folder: Path, extension: str = ".txt", tags: str = "ember, red", count: int = 3) -> Path:
-    world = World(folder) if folder.exists() else World.__new__(World)
-    object.__setattr__(world, "root", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    world = World(folder)
     for number in range(1, count + 1):
         world.picture(f"{number}.png", number)
         if extension:
@@ -366,9 +366,8 @@ def test_a_folder_without_images_is_not_taken_for_one(repository: Path, capsys: 
 def test_a_stranger_succeeds_and_a_project_without_images_hinders_nobody(tmp_path: Path):
     """The tutorial's way, as a user types it; `doit` alone, with doit.cfg."""
     pictures(tmp_path / "pictures", count=4)
-    world = World.__new__(World)
-    object.__setattr__(world, "root", tmp_path / "loras")
-    world.root.mkdir()
+    (tmp_path / "loras").mkdir()
+    world = World(tmp_path / "loras")
     assert world.lorabuild("init").code == 0
     assert "lorabuild new NAME" in world.doit().out
     assert world.lorabuild("new", "ember", "--images", "../pictures", "--trigger", "ember").code == 0

@@ -25,13 +25,11 @@ class Shell:
     """A user's shell: `cd` counts, and `lorabuild` and `doit` are this Python's."""
 
     def __init__(self, folder: Path):
-        self.world = World.__new__(World)
-        object.__setattr__(self.world, "root", folder)
-        self.home = folder
+        self.world, self.home = World(folder), folder
 
     def run(self, line: str) -> str:
         if line.startswith("cd "):
-            object.__setattr__(self.world, "root", self.world.root / line[3:])
+            self.world.root /= line[3:]
             return ""
         tool, _, rest = line.partition(" ")
         result = self.world.run("sh", "-c", f'set -f; exec "{sys.executable}" -m {tool} {rest}', HOME=str(self.home))

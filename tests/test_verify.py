@@ -196,9 +196,7 @@ def test_an_unknown_name_is_one_line_with_a_near_miss(world: World):
 
 
 def test_outside_of_a_repository_it_says_so(tmp_path: Path):
-    world = World.__new__(World)
-    world.root = tmp_path
-    result = world.lorabuild("verify")
+    result = World(tmp_path).lorabuild("verify")
     assert result.code == 2 and "no repository here" in result.err
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from lorabuild.data.captions import read_caption
 from lorabuild.data.images import EXTENSIONS, caption_name, caption_path, is_folder
 from lorabuild.errors import JobError
 from lorabuild.findings import Finding, found, one_line
+from lorabuild.hashing import read_file
 from lorabuild.inputs import named_subsets
 from lorabuild.stage import Subset
 
@@ -107,13 +106,6 @@ def _listed(folder: Path) -> tuple[list[str], list[str], str]:
     return [name for name, inner in both if not inner], [name for name, inner in both if inner], ""
 
 
-def _read(path: Path) -> bytes:
-    """A file's bytes. Raises OSError, also for what is no file: a pipe would be waited for."""
-    if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return path.read_bytes()
-
-
 def _with_caption(entry: Entry, names: Sequence[str], findings: list[Finding]) -> Entry:
     path = caption_path(entry.path, entry.subset.caption_extension)
     shown = f"{entry.subset.shown}/{path.name}"
@@ -124,7 +116,7 @@ def _with_caption(entry: Entry, names: Sequence[str], findings: list[Finding]) -
         findings.append(found("LB051", entry.shown, f"no caption ({one_line(path.name)})"))
         return entry
     try:
-        data = _read(path)
+        data = read_file(path)
         text = read_caption(data, shown, every_line)
     except JobError as error:
         findings.append(found("LB050", shown, str(error).removeprefix(f"{shown}: "), 1))

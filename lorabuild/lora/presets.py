@@ -17,7 +17,6 @@ _CONVOLUTION = re.compile(
 )  # 3x3; a shortcut's is 1x1 and counts as linear
 _IN_ATTENTIONS = re.compile(r".*attentions\.\d+\..*")
 _ATTENTION = re.compile(r".*\.(?:attn[12]|self_attn)\..*")
-_ANY = re.compile(r".*")
 
 
 def _all(path: str) -> bool:

@@ -31,7 +31,7 @@ from toy.pool import as_input, pixels_of, validation
 from toy.sampled import sampled
 from toy.text import conditions
 from toy.traits import HELD_STYLES, Picture
-from toy.unet import Samples, errors
+from toy.unet import Samples, errors, held_errors, rise
 from toy.unet import validation as loss_of
 from toy.vae import encoded
 
@@ -124,17 +124,17 @@ def _adherence(base: Base, vae: Any, effort: Effort, show: Show) -> Iterator[Lin
 
 def _levels(base: Base, vae: Any, effort: Effort) -> Iterator[Line]:
     held = samples(base, vae, validation(SEED, effort.held), _caption)
-    whole = loss_of(base.unet, held)
-    yield Line(f"loss on {effort.held} unseen pictures", f"{whole:.4f}")
-    yield Line("  without text", f"{loss_of(base.unet, held, text=False) / whole - 1:+.1%}")
+    whole = held_errors(base.unet, held)
+    yield Line(f"loss on {effort.held} unseen pictures", f"{float(whole[0].mean()):.4f}")
+    yield Line("  without text", rise(whole, held_errors(base.unet, held, text=False)))
     for place in LEVEL2:
         with bypassed(base.unet, place):
-            yield Line(
-                f"  without the transformers of {'-'.join(BLOCKS[place])}",
-                f"{loss_of(base.unet, held) / whole - 1:+.1%}",
-            )
+            found = rise(whole, held_errors(base.unet, held))
+        yield Line(f"  without the transformers of {'-'.join(BLOCKS[place])}", found)
     with bypassed(base.unet, *LEVEL2):
-        yield _above("  without those of all of level 2", loss_of(base.unet, held) / whole - 1, 0.1, "+.1%")
+        without_them = held_errors(base.unet, held)
+    yield Line("  without those of all of level 2", rise(whole, without_them))
+    yield _above("  the first of these", float(without_them[0].mean() / whole[0].mean()) - 1, 0.1, "+.1%")
 
 
 def _speed(base: Base, vae: Any, effort: Effort) -> Line:

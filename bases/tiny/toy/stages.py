@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,14 @@ def run_trial(settings: Settings, log: Log) -> None:
     """A short run on stand-in latents, to compare cures: only figures are kept, in a folder named after the cure."""
     latents, held = patches.latents(_pixels(settings), _held_pixels(settings))
     cure = settings.cure
-    name = f"trial-{cure.alone}-{cure.left_out}-{cure.branch}-{cure.exit}"
+    name = "-".join(["trial", *(f"{value}" for value in astuple(cure))])
     network, held_samples = _trained_unet(settings, name, latents, held, log), _held_samples(settings, held)
-    whole = unet.validation(network, held_samples)
-    told = [f"no text {unet.validation(network, held_samples, text=False) / whole - 1:+.1%}"]
+    whole = unet.held_errors(network, held_samples)
+    log(f"{name}: {float(whole[0].mean()):.4f}")
+    log(f"  no text: {unet.rise(whole, unet.held_errors(network, held_samples, text=False))}")
     for places in (*((place,) for place in LEVEL2), LEVEL2, LEVEL1):
         with bypassed(network, *places):
-            told.append(f"without {'+'.join(places)} {unet.validation(network, held_samples) / whole - 1:+.1%}")
-    log(f"{name}: {whole:.4f}; " + ", ".join(told))
+            log(f"  without {'+'.join(places)}: {unet.rise(whole, unet.held_errors(network, held_samples))}")
 
 
 def _trained_unet(settings: Settings, name: str, latents: Tensor, held: Tensor, log: Log) -> nn.Module:

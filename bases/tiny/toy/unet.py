@@ -18,7 +18,7 @@ from lorabuild.nn.text import TOKENS
 from lorabuild.streams import python_random
 from toy.configs import SIZE
 from toy.learn import Log, Plan, learn
-from toy.levels import LEVEL1, LEVEL2, bypassed
+from toy.levels import LEVEL1, LEVEL2, bypassed, without_skips
 from toy.text import FULL_EVERY, SHORT
 
 GAMMA = 5.0  # of min-SNR weights (Hang et al. 2023)
@@ -30,13 +30,15 @@ class Cure:
     """What is to make level 2 work: without it, level 1 learns everything first (docs/log.md has what was tried).
 
     `alone`: share of the run at whose beginning level 1's transformers are left out. `left_out`: share of the updates
-    after that in which they are. `branch`, `exit`: how level 2 starts (`levels.start`). All 0 is the prototype's way.
+    after that in which they are. `branch`, `exit`: how level 2 starts (`levels.start`). `skipless`: share of the samples
+    for which levels 0 and 1 hand nothing across. All 0 is the prototype's way.
     """
 
     alone: float = 0.4
     left_out: float = 0.3
     branch: float = 0.3
     exit: float = 0.5
+    skipless: float = 0.0
 
     def leaves_out(self, seed: int, step: int, steps: int) -> bool:
         if step < self.alone * steps:
@@ -74,9 +76,7 @@ def train(
     of: str = "",
 ) -> None:
     """Min-SNR-weighted error of the noise; the loss is measured on `held`. `of`: see `learn`."""
-    kept, device = alphas_cumprod(), next(unet.parameters()).device
-    signal = kept / (1 - kept)
-    weights = signal.clamp(max=GAMMA) / signal
+    device, weights = next(unet.parameters()).device, min_snr_weights()
 
     def loss_at(step: int) -> Tensor:
         draw = generator(seed, "unet", step)
@@ -87,7 +87,11 @@ def train(
         timesteps = even.long()
         noise = torch.randn(latents.shape, generator=draw)
         hidden, pooled = _texts(samples, rows, draw, TOKENS if step % FULL_EVERY == 0 else SHORT)
-        with bypassed(unet, *LEVEL1) if cure.leaves_out(seed, step, plan.steps) else nullcontext():
+        skips = (torch.rand(batch, generator=draw) >= cure.skipless).float().to(device)
+        with (
+            bypassed(unet, *LEVEL1) if cure.leaves_out(seed, step, plan.steps) else nullcontext(),
+            without_skips(unet, skips) if cure.skipless else nullcontext(),
+        ):
             error = errors(unet, latents, noise, timesteps, hidden, pooled)
         return (error * weights[timesteps].to(device)).mean()
 
@@ -114,23 +118,45 @@ def sizes(count: int) -> Tensor:
     return torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32).expand(count, 6)
 
 
-@torch.no_grad()
-def validation(unet: Any, held: Samples, draws: int = 1, text: bool = True, batch: int = 64) -> float:
+def min_snr_weights() -> Tensor:
+    """[1000] of a sample's loss by its timestep: less where there is little noise."""
+    kept = alphas_cumprod()
+    signal = kept / (1 - kept)
+    return signal.clamp(max=GAMMA) / signal
+
+
+def validation(unet: Any, held: Samples, draws: int = 1, text: bool = True) -> float:
     """Mean squared error over `held`, each at `draws` timesteps that are even over all, with noise of its own."""
+    return float(held_errors(unet, held, draws, text)[0].mean())
+
+
+@torch.no_grad()
+def held_errors(unet: Any, held: Samples, draws: int = 1, text: bool = True, batch: int = 64) -> tuple[Tensor, Tensor]:
+    """(errors [N * draws], their timesteps), of what `validation` is the mean."""
     count = len(held.latents) * draws
     rows = torch.arange(count) % len(held.latents)
     timesteps = (torch.arange(count) * STEPS) // count
     timesteps = timesteps[torch.randperm(count, generator=generator(0, "validation order"))]
     noise = torch.randn(count, *held.latents.shape[1:], generator=generator(0, "validation noise"))
-    total = 0.0
+    found = []
     for part in range(0, count, batch):
         now = slice(part, part + batch)
         texts = rows[now] * held.captions
         hidden, pooled = held.hidden[texts, :SHORT].float(), held.pooled[texts].float()
         if not text:
             hidden, pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
-        total += float(errors(unet, held.latents[rows[now]].float(), noise[now], timesteps[now], hidden, pooled).sum())
-    return total / count
+        found.append(errors(unet, held.latents[rows[now]].float(), noise[now], timesteps[now], hidden, pooled).cpu())
+    return torch.cat(found), timesteps
+
+
+def rise(whole: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> str:
+    """By how much `other`'s errors are larger, of `held_errors`: all; as trained, by min-SNR; by thirds of the timesteps."""
+    timesteps = whole[1]
+    weights = min_snr_weights()[timesteps]
+    parts = [torch.ones(len(timesteps)), weights]
+    parts += [(timesteps * 3 // STEPS == third).float() for third in range(3)]
+    told = [f"{float((other[0] * part).sum() / (whole[0] * part).sum()) - 1:+.1%}" for part in parts]
+    return f"{told[0]} (weighted {told[1]}; little, some, much noise {', '.join(told[2:])})"
 
 
 def _texts(samples: Samples, rows: Tensor, draw: torch.Generator, length: int) -> tuple[Tensor, Tensor]:
