@@ -67,18 +67,22 @@ class Making:
         role = event["role"] if event["event"] == "saved" else ""
         if role in self.found.job.snapshots and role not in self.outputs:
             with suppress(Damaged, Unreachable):
-                if self._bring(f"{record}/{role}", f"{self.found.key}/{role}", [role]):
-                    self.outputs[role] = Output(event["digest"], event["size"])
+                brought = self._bring(f"{record}/{role}", key := f"{self.found.key}/{role}", [role])
+                if brought and (kept := self.builder.store.record(key)):  # of two workers the first one's
+                    self.outputs[role] = kept.outputs[role]
                     self.builder.publish_early(self.found, role, self.outputs[role])
 
     def collect(self, record: str) -> list[str]:
-        """Bring all that is not here yet of what the job has made; what of it is not there."""
+        """Bring all that is not here yet of what the job has made; what of it is not there.
+
+        Raises Damaged for what is not as its record says; that is dropped there, so that another try makes it again.
+        """
         found, missing = self.found, []
         wanted = records_of(found.job, found.key).items()
         anew = found.job.name in self.builder.anew
         theirs = {key: record + key.removeprefix(found.key) for key, _ in wanted}
         for key, roles in wanted:
-            if (anew or not present(roles, found.outputs)) and not self._bring(theirs[key], key, roles):
+            if (anew or not present(roles, found.outputs)) and not self._brought(theirs[key], key, roles):
                 missing += roles
         if record != found.key and not missing:
             assert self.builder.away is not None
@@ -105,6 +109,17 @@ class Making:
         elif not builder.keeps(f"{found.key}/{role}", found.job):
             builder.store.put_record(f"{found.key}/{role}", self.record({role: output}))
             builder.publish_early(found, role, output)
+
+    def _brought(self, theirs: str, key: str, roles: Sequence[str]) -> bool:
+        """As `_bring`, twice if need be, as the way may have damaged it. What is damaged there is dropped."""
+        with suppress(Damaged):
+            return self._bring(theirs, key, roles)
+        try:
+            return self._bring(theirs, key, roles)
+        except Damaged as error:
+            assert self.builder.away is not None
+            self.builder.away.remote.drop(theirs, error.blob)
+            raise
 
     def _bring(self, theirs: str, key: str, roles: Sequence[str]) -> bool:
         """Fetch the record `theirs` and keep it as that of `key`. False if there is none."""

@@ -149,6 +149,8 @@ def test_a_snapshot_is_in_the_store_before_it_is_told_of_and_the_record_comes_la
 def test_what_went_wrong_is_told_by_its_exit_code(node: Node):
     assert node.run(node.spec("fault"))[:2] == (FAILED, [{"event": "crashed", "message": "ValueError: a fault"}])
     assert node.run(node.spec() | {"key": "0" * 32})[1][-1]["lines"][0].startswith("train:ember: the spec is damaged")
+    damaged = node.spec() | {"record": ".."}
+    assert "is no record of its key" in node.run(damaged)[1][-1]["lines"][0]
 
 
 def test_a_gpu_that_is_promised_and_not_there_is_one_line(node: Node, monkeypatch: pytest.MonkeyPatch):
@@ -271,6 +273,21 @@ def test_a_damaged_state_is_left_and_the_files_before_are_removed(scratch: Scrat
     assert scratch.read("b") is None
     a.forget()
     assert scratch.folder.sizes("v1/state") == {}
+
+
+@pytest.mark.parametrize("files", [["state"], {"state": {}}, {"..": None}, {"../serial": None}, {"": None}])
+def test_a_manifest_of_a_state_that_is_none_is_left(scratch: Scratch, files: Any):
+    """None of its names leads out of scratch, and the job begins from the start."""
+    a = scratch.at("a")
+    scratch.write("a", "step 1")
+    a.save()
+    there = json.loads(scratch.folder.read(a._name("state.json")))
+    if isinstance(files, dict):
+        files = {name: one if one is not None else there["files"]["state"] for name, one in files.items()}
+    scratch.folder.upload(a._name("state.json"), json.dumps({"serial": 9, "files": files}).encode(), replace=True)
+    b = scratch.at("b")
+    b.take_up()
+    assert scratch.read("b") is None
 
 
 def test_a_state_that_has_not_changed_is_not_uploaded_again(scratch: Scratch):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import process_executor
@@ -28,7 +29,11 @@ from lorabuild.executors.handles import Handles, Note
 from lorabuild.executors.needs import Needs
 from lorabuild.executors.protocol import Event, Resources, Status
 from lorabuild.executors.sending import Pack
+from lorabuild.hashing import digest_bytes
+from lorabuild.making import Making
+from lorabuild.remotes.sharing import Shared
 from lorabuild.stages import STAGES
+from lorabuild.store import Output, Record, Store
 
 EXECUTOR = '[executor]\nkind = "slurm"\ngpus = 0\ncpus = 1\n'
 
@@ -213,6 +218,28 @@ def test_a_damaged_input_in_the_store_is_sent_again(away: Elsewhere, stage: stan
 # the driver goes, and comes back
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("role, record", [("step/2", r".*\.step\.2\.json"), ("log", r"[0-9a-f]+\.json")])
+def test_a_result_that_rotted_in_the_store_is_made_again_and_mended(
+    away: Elsewhere, role: str, record: str, tmp_path: Path
+):
+    """Its size is right, so that nobody would upload it anew; and of a snapshot the record is not the job's own."""
+    assert away.doit().code == 0
+    before, remote = away.world.built_files(), tmp_path / "remote/v1"
+    records = [
+        json.loads(path.read_text()) for path in remote.glob("record/*/*.json") if re.fullmatch(record, path.name)
+    ]
+    blob = next(one["outputs"][role]["digest"] for one in records if one["stage"] == "train")
+    path = remote / "blob" / blob[:2] / blob
+    path.chmod(0o644)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    for folder in (".lorabuild", "build"):
+        shutil.rmtree(away.world.root / folder)
+    result = away.doit()
+    assert result.code == 0, result.out
+    assert away.world.built_files() == before and digest_bytes(path.read_bytes()) == blob
+
+
 def test_a_killed_driver_finds_its_job_and_builds_nothing_twice(away: Elsewhere, stage: standin.Stage):
     stage.plan(train_p0="train 40")
     build = away.start()
@@ -359,18 +386,19 @@ class Nothing:
 
     left = staticmethod(bool)
     uploads: list[Any] = []  # noqa: RUF012
+    dropped: list[str] = []  # noqa: RUF012
 
     def upload(self, pack: Any, told: Any, again: Any = ()) -> None:
         self.uploads.append(set(again))
 
-    def drop(self, key: str) -> None:
-        pass
+    def drop_blob(self, digest: str) -> None:
+        self.dropped.append(digest)
 
 
 def away_of(tmp_path: Path, executor: Any, **table: Any) -> Away:
     needs = Needs({"jobs": 16, "tries": 3, **table}, STAGES, "file:///x")
     nothing: Any = Nothing()
-    nothing.uploads = []
+    nothing.uploads, nothing.dropped = [], []
     return Away(lambda: executor, "told", needs, nothing, nothing, Handles(tmp_path / "jobs", tmp_path), tmp_path, {})
 
 
@@ -434,6 +462,43 @@ def test_after_all_tries_it_is_one_line_with_the_end_of_the_log(tmp_path: Path):
     away = away_of(tmp_path, Told(*[[Status("lost", (), "gone")]] * 2), tries=2)
     with pytest.raises(JobError, match="begun 2 times with told, and not done: gone; its last line: log of 1"):
         away.build(order([], []))
+
+
+def test_an_input_that_is_damaged_at_the_last_try_is_uploaded_by_the_next_build(tmp_path: Path):
+    lacking = Status("ended", [{"event": "lacking", "digests": ["d"]}, {"event": "stopped", "kept": "", "why": "gone"}])
+    away = away_of(tmp_path, Told([lacking]), tries=1)
+    with pytest.raises(JobError, match="begun 1 time with told, and not done: gone"):
+        away.build(order([], []))
+    assert away.remote.dropped == ["d"], "its size may be right: by a listing it is there"
+
+
+def test_a_job_that_is_built_anew_is_found_again_by_the_next_a_though_its_key_is_on_record(tmp_path: Path):
+    away = away_of(tmp_path, Told())
+    for key, record, since in (("k", "k", 0), ("l", "l/anew/1f", 0), ("m", "m/anew/1f", 8 * 86400)):
+        away.handles.write(key, Note("train:p0", "told", "1", record, time.time() - since))
+    away.tidy(lambda key: True)
+    assert list(away.handles.noted()) == ["l"]
+
+
+def test_of_two_workers_that_made_a_snapshot_the_first_ones_is_published(tmp_path: Path):
+    """A lost node that was not lost goes on: what the other tells of is not what the store has."""
+    store, published = Store(tmp_path / "store"), []
+    first = Record("train", 1, {}, {}, {"step/2": Output("a" * 32, 1)})
+
+    class There(Nothing):
+        expect = drop_blob = staticmethod(lambda key: None)
+
+        def fetch(self, key: str, roles: Any) -> Shared:
+            store.put_record(key, first)
+            return Shared(first, {})
+
+    builder: Any = SimpleNamespace(
+        store=store, state=None, away=SimpleNamespace(remote=There()),
+        publish_early=lambda found, role, output: published.append(output),
+    )  # fmt: skip
+    found: Any = SimpleNamespace(key="k" * 32, job=SimpleNamespace(name="train:p0", snapshots=["step/2"]))
+    Making(builder, found).hear_away({"event": "saved", "role": "step/2", "digest": "b" * 32, "size": 1}, "k" * 32)
+    assert published == [first.outputs["step/2"]]
 
 
 def test_who_leaves_keeps_the_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

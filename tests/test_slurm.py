@@ -301,6 +301,7 @@ def test_folders_of_jobs_of_long_ago_are_removed(local: World):
         folder / "not-ours",
     ):
         os.utime(path, (long_ago, long_ago))
+    (folder / "young-1/written").symlink_to("a file that is gone by the time one looks at it")
     local.over(local.submit())
     assert {path.name for path in folder.iterdir()} == {"young-1", "not-ours", local.handles[0].split()[1]}
 

@@ -23,13 +23,14 @@ from lorabuild.remotes.transport import Unreachable
 from lorabuild.workers.pool import log_name
 
 PAUSE_SECONDS = 0.2  # between two polls of an executor that had nothing to tell and did not wait itself
+ANEW_SECONDS = 7 * 86400.0  # how long a job of a build that was killed counts as what `-a` asks for now
 LEAVING_SECONDS = 3.0  # in which a second Ctrl-C cancels what runs there
 
 
 @dataclass(frozen=True)
 class Order:
     """One job to be built. `collect` brings what it has made into the store, by the name of its record, and returns what
-    is still missing; it raises Damaged and Unreachable."""
+    is still missing; it raises Unreachable, and Damaged for what it has dropped, so that another try makes it again."""
 
     spec: Mapping[str, Any]  # but for its record
     pack: Pack
@@ -132,9 +133,11 @@ class Away:
         return len(notes)
 
     def tidy(self, on_record: Callable[[str], bool]) -> None:
-        """Forget notes of jobs that are done."""
+        """Forget notes of jobs that are done. Of one that is built anew the key was on record before: the next `-a` asks."""
         for key in self.handles.noted():
-            if on_record(key):
+            note = self.handles.read(key)
+            anew = note is not None and note.record != key and time.time() - note.since < ANEW_SECONDS
+            if on_record(key) and not anew:
                 self.handles.drop(key)
 
     def _build(self, order: Order) -> Event:
@@ -151,8 +154,7 @@ class Away:
             if last and last["event"] == "done":
                 try:
                     missing = order.collect(record)
-                except Damaged as error:  # there, of what it has made: that is made again
-                    self.remote.drop(record)
+                except Damaged as error:
                     why = str(error)
                 else:
                     why = f"it has not made {', '.join(missing)}"
@@ -165,7 +167,11 @@ class Away:
             if attempt < tries:
                 order.warn(f"{why or 'lost'} ({self.kind} {note.handle}); begun again, {attempt + 1} of {tries}")
             note = None
-        raise JobError(f"begun {tries} times with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}")
+        for digest in damaged:  # of the right size, so that the next build would not upload it
+            self.remote.drop_blob(digest)
+        raise JobError(
+            f"begun {tries} time{'s' * (tries > 1)} with {self.kind}, and not done: {why or 'lost'}{self._last_line(name)}"
+        )
 
     def _found(self, order: Order) -> Note | None:
         """The note of this job, if it is under way already."""

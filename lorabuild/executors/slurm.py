@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,10 @@ class Submitit:
         """Remove, once, the folders of jobs that were over long ago."""
         swept, self._swept = self._swept, True
         for folder in () if swept else self.folder.glob("*/"):
-            newest = max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)
-            if (folder / PLAN).exists() and time.time() - newest > OLD_S:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # its job is at work, or another driver removes it: files come and go
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if (folder / PLAN).exists() and time.time() - newest > OLD_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refresh(folder: Path) -> None:

@@ -25,6 +25,7 @@ BLOB          {"digest": xxh3-128, "size": bytes, "sha256"}
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,3 +57,5 @@ def check(spec: Mapping[str, Any], stages: Mapping[str, Stage]) -> None:
         )
     if key_of_spec(spec) != spec["key"]:
         raise JobError(f"{spec['name']}: the spec is damaged: it is not of key {spec['key']}")
+    if not re.fullmatch(rf"{spec['key']}(/anew/[0-9a-f]+)?", spec["record"]):  # it becomes the name of a folder
+        raise JobError(f"{spec['name']}: the spec is damaged: {spec['record']!r} is no record of its key")

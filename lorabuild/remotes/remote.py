@@ -22,7 +22,14 @@ DIGEST, SHA256 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 
 
 class Damaged(Exception):
-    """What is held under a key, there or here, is not what it should be; one line says what is wrong. None of it is spread."""
+    """What is held under a key, there or here, is not what it should be; one line says what is wrong. None of it is spread.
+
+    `blob`: the digest of the blob that it is about, if it is about one.
+    """
+
+    def __init__(self, line: str, blob: str | None = None):
+        super().__init__(line)
+        self.blob = blob
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,10 @@ class Remote:
         try:
             part = self.folder.download(_blob_name(output.digest), self.store.parts, output.size)
         except FileNotFoundError:
-            raise Damaged(f"blob {output.digest}: gone") from None
+            raise Damaged(f"blob {output.digest}: gone", output.digest) from None
         try:
             if not (whole(part, output) and sha256_from(part) == sha256):
-                raise Damaged(f"blob {output.digest}: damaged")
+                raise Damaged(f"blob {output.digest}: damaged", output.digest)
             self.store.put(part)
             self.received += output.size
         finally:
@@ -163,9 +170,12 @@ class Remote:
         with self._mutex:
             self._names.add(_record_name(key))
 
-    def drop(self, key: str) -> None:
-        """Forget the record of `key`, there and here: what it names is damaged."""
+    def drop(self, key: str, blob: str | None = None) -> None:
+        """Forget the record of `key`, there and here, and there the `blob` that is damaged: who makes it again uploads
+        none that is there with the right size."""
         self.folder.remove(_record_name(key))
+        if blob:
+            self.drop_blob(blob)
         self.store.drop_record(key)
         with self._mutex:
             self._names.discard(_record_name(key))

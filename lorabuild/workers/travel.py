@@ -58,7 +58,7 @@ class Travelling:
         part = empty_folder(self.folder / "arriving")
         try:
             for name, one in manifest["files"].items():
-                self._bring(one, part / Path(name).name)
+                self._bring(one, part / name)
         except (FileNotFoundError, ValueError) as error:
             print(f"the state in the store is of no use: {error}")
             return
@@ -140,8 +140,10 @@ class Travelling:
     def _manifest(self) -> dict[str, Any] | None:
         try:
             found = json.loads(self.remote.read(self._name(MANIFEST)))
-            return found if isinstance(found["serial"], int) and isinstance(found["files"], dict) else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            files = {name: {"name": str(one["name"]), "size": int(one["size"]), "sha256": one["sha256"]}
+                     for name, one in found["files"].items()}  # fmt: skip
+            return {"serial": int(found["serial"]), "files": files} if all(map(_plain, files)) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _bring(self, one: Mapping[str, Any], path: Path) -> None:
@@ -166,3 +168,8 @@ class Travelling:
 
     def _name(self, name: str) -> str:
         return f"{LAYOUT}/state/{self.record.replace('/', '.')}/{name}".rstrip("/")
+
+
+def _plain(name: str) -> bool:
+    """Is it a file's name, and no path that leads anywhere?"""
+    return Path(name).name == name not in ("", "..")
