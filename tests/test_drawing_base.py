@@ -290,7 +290,7 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     said: list[str] = []
     settings = Settings(
         tmp_path, pictures=12, held=4, captions=1, vae_steps=2, vae_batch=2, decoder_steps=2, text_steps=2, text_batch=2,
-        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5, 0.5), processes=1,
+        unet_steps=2, unet_batch=2, cure=Cure(0.5, 0.5, 0.3, 0.5, 0.5, 0.5), processes=1,
         effort=Effort(captions=2, held=4, updates=2, steps=2, drawn=1),
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"text_encoder\.weights: not there yet"):

@@ -28,8 +28,10 @@ BEYOND = set(
         "glob-without-a-block",
         "matrix-name-taken",
         "matrix-of-a-source",
+        "matrix-part-of-another",
         "matrix-rivals",
         "matrix-same",
+        "matrix-same-of-two",
         "matrix-too-many",
         "matrix-two-names",
         "missing-threshold",
@@ -96,6 +98,7 @@ SPELLED = """
 [matrix] | thr = [-3.2, -3.9] | keep = [["TE"], ["OUT01", "IN*"]] | recipe.unet_lr = [1e-4, 3e-4]
 [matrix] | "recipe.seed" = [1, 2] | network_args.conv_dim = [2, 4] | optimizer_type = ["clybw"]
 [matrix.recipe] | optimizer_args.weight_decay = [0.1, 0.2] | network_args.dropout = [0.1]
+[matrix] | phases = [[{ max_train_steps = 5 }], [{ max_train_steps = 3 }, { max_train_steps = 2 }]]
 [matrix] | optimizer_args = [["weight_decay=0.1"], { weight_decay = 0.2 }]
 """.strip().splitlines()
 

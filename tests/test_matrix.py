@@ -60,6 +60,7 @@ def takes(job: Job) -> set[str]:
         ({"chop.keep": ["TE", "OUT01"]}, "keep-te-out01"),
         ({"chop.keep": ["TE", "IN*"]}, "keep-te-in-b17a48"),
         ({"chop.keep": []}, "keep-none"),
+        ({"recipe.optimizer_args.a/B": 1}, "a-b1"),
         ({"resize.allow_empty": True, "chop.allow_empty": False}, "resize-allow_empty-true_chop-allow_empty-false"),
     ],
 )
@@ -130,6 +131,17 @@ def test_the_projects_own_recipe_in_a_sweep_is_its_own_training(files: Files):
     assert takes(found["resize:ember@unet_lr3e-4"]) == {"spectrum:ember"}
 
 
+def test_a_project_that_trains_nothing_decomposes_its_file_once_whatever_is_swept(files: Files):
+    files.write("projects/ember/a.safetensors", "")
+    files.write(
+        "projects/ember/lora.toml",
+        "[project]\nbase = 'tiny'\nsource = 'a.safetensors'\n[resize]\nthr = -3\n[matrix]\nsave_precision = ['bf16', 'float']\n",
+    )
+    found = jobs_of(load(files.root))
+    assert [name for name in found if name.startswith("spectrum")] == ["spectrum:ember"]
+    assert takes(found["resize:ember@save_precision-bf16"]) == {"spectrum:ember"}
+
+
 def test_a_sweep_of_blocks_shares_each_resize(files: Files):
     found = jobs(files, "thr = [-3.2]\nkeep = [['TE'], ['OUT01'], []]\nchop.allow_empty = [true]")
     assert {name for name in own(found) if name.startswith("resize:")} == {"resize:ember@thr-3.2"}
@@ -198,6 +210,26 @@ def test_arguments_are_swept_by_their_own_names(files: Files):
     assert recipe["seed"] == 7 and found.settings["recipe"]["seed"] != 7
 
 
+def test_phases_are_swept_whole(files: Files):
+    found = project(files, "phases = [[{max_train_steps = 9}], [\n{max_train_steps = 5}, {max_train_steps = 2}]]")
+    assert [[one["max_train_steps"] for one in of["recipe"]["phases"]] for of in found.variants.values()] == [
+        [9],
+        [5, 2],
+    ]
+    assert [of["recipe"]["max_train_steps"] for of in found.variants.values()] == [9, 7]
+
+
+def test_what_clashes_with_a_recipes_matrix_is_told_with_both_places(files: Files):
+    files.write("recipes/low.toml", "[matrix]\nthr = [-3.2]\n")
+    for key, said in {
+        "resize.thr": "swept twice (recipes/low.toml:2); to replace its list",
+        "size": "swept, too (recipes/low.toml:2)",
+    }.items():
+        files.write("projects/ember/lora.toml", f"extends = 'low'\n{GOOD}[matrix]\n{key} = [3]\n")
+        (problem,) = files.mistakes()
+        assert problem.line == 7 and said in problem.message
+
+
 def test_a_recipe_may_have_a_matrix_and_the_manifest_has_the_last_word(files: Files):
     files.write("recipes/low.toml", "[matrix]\nthr = [-3.2]\nunet_lr = [1e-4]\n")
     found = files.project("extends = 'low'\n" + GOOD + "[resize]\nthr = -3.5\n[matrix]\nthr = [-3.9]\n")
@@ -210,6 +242,9 @@ def test_why_names_the_line_of_the_value(files: Files):
     assert whence.key("ember@unet_lr1e-4_thr-3.9", "resize.thr") == ("projects/ember/lora.toml", 14)
     assert whence.key("ember@unet_lr1e-4", "recipe.unet_lr") == ("projects/ember/lora.toml", 16)
     assert whence.key("ember@unet_lr1e-4_thr-3.9", "chop.keep") == ("projects/ember/lora.toml", 10)
+    repository = load(files.root)
+    files.write("projects/ember/lora.toml", GOOD + BEFORE + "[matrix]\nthr = [-3.2]\nunet_lr = [1e-4]\n")
+    assert Whence(repository).key("ember@unet_lr1e-4_thr-3.9", "resize.thr") is None, "edited since: no traceback"
 
 
 def test_a_sweep_is_remembered_whole(files: Files):

@@ -122,6 +122,12 @@ def test_the_held_out_loss_is_plotted_over_each_value_of_the_recipe(tmp_path: Pa
     assert [line["name"] for line in over_seed["lines"]] == ["unet_lr 1e-5", "unet_lr 1e-4"]
 
 
+def test_columns_that_there_are_not_are_not_explained(files: ProjectFiles, tmp_path: Path):
+    bare = variants(tmp_path, [{"recipe.unet_lr": rate} for rate in (1e-4, 1e-5)], [0.9, 0.8])
+    said = "Error: what the resize loses"
+    assert said in render_project(files) and said not in render_project(bare)
+
+
 def test_losses_of_other_objectives_are_not_compared_without_a_word(tmp_path: Path):
     found = sweep.data(variants(tmp_path, [{"recipe.loss_type": one} for one in ("l2", "huber")], [0.9, 0.5]))
     assert found["objective"] == ["loss_type"]

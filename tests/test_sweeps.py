@@ -138,6 +138,9 @@ def test_variants_are_exported_and_compared_by_what_they_are_made_of(stage: Stag
     told = json.loads(diff.out)
     assert {row["key"] for row in told["settings"]} == {"chop.keep.OUT01"}
     assert {row["job"] for row in told["artifacts"]} == {"chop"}, "the rest of both is the same"
+    unknown = stage.world.lorabuild("diff", "p0", "p0@unet_lr1e-3", **stage.env)
+    (line,) = unknown.err.strip().splitlines()
+    assert line.startswith("p0@unet_lr1e-3: no such variant"), "a training of a sweep is none"
 
 
 def test_a_lock_with_a_sweep_is_pulled(stage: Stage, tmp_path: Path):

@@ -58,11 +58,12 @@ def check_project(layers: Sequence[Layer], bases: Mapping[str, Any] | None, part
 
 def _listed(fault: Fault) -> Fault:
     """A value of [matrix] that should be a list itself: a list of lists was expected, as its user did not know."""
-    key, sign, _ = fault.problem.message.partition(": expected a list, got ")
+    key, sign, told = fault.problem.message.partition(": expected a list")
+    sign = sign and told.startswith((", got ", " of tables: "))
     if not sign or not key.startswith(f"{MATRIX}."):
         return fault
     short = key.rpartition(".")[2]
-    examples = {"keep": '[["TE"], ["TE", "OUT01"]]', "vector": "[[1, 0, …], [1, 1, …]]"}
+    examples = {"keep": '[["TE"], ["TE", "OUT01"]]', "phases": "[[{ … }], [{ … }, { … }]]"}
     said = f"{key}: each value is a list itself, so a list of lists was expected: {short} = {examples.get(short, '[[…], […]]')}"
     return replace(fault, problem=replace(fault.problem, message=said))
 
@@ -89,11 +90,19 @@ def _same(
         if axis and axis.key not in problems:
             place = merged.place((*axis.path, axis.values.index(point[axis.key])))
             key = ".".join(map(str, axis.path))
-            said = f"{shown(other[axis.key])} and {shown(point[axis.key])} come to the same files"
+            said = f"{_said(other, point, varied)} and {_said(point, other, varied)} come to the same files"
             if axis.key.startswith("recipe.") and variants[name]["project"]["source"]:
                 said += ": nothing is trained here (project.source)"
             problems[axis.key] = Problem(place.layer.file, place.line, f"{key}: {said}")
     return list(problems.values())
+
+
+def _said(point: Mapping[str, Any], other: Mapping[str, Any], varied: Sequence[Axis]) -> str:
+    """The values in which a combination differs from another; by their keys if they are several."""
+    differing = [axis for axis in varied if point[axis.key] != other[axis.key]]
+    if len(differing) == 1:
+        return shown(point[differing[0].key])
+    return ", ".join(f"{axis.short} = {shown(point[axis.key])}" for axis in differing)
 
 
 def _identity(settings: Mapping[str, Any]) -> str:

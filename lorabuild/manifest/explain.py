@@ -105,9 +105,14 @@ def _unknown(path: KeyPath, value: Any, model: type[Table]) -> str:
         return why
     if later_key(_name(table), key):
         return "not supported yet"
-    if owner := _owner(key, model):
-        return f"unknown {what} here (it belongs to {owner})"
-    return f"unknown {what}{near_miss(key, table.model_fields)}"
+    near, owner = near_miss(key, table.model_fields), _owner(key, model)
+    if not owner:
+        return f"unknown {what}{near}"
+    return (
+        f"unknown {what}{near}; {owner} has one of this name"
+        if near
+        else f"unknown {what} here (it belongs to {owner})"
+    )
 
 
 def _name(table: type[Table]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorabuild.errors import Problem, near_miss
 from lorabuild.hashing import digest_json
-from lorabuild.manifest.keys import CLASS_OF
+from lorabuild.manifest.keys import CLASS_OF, IN_ORDER
 from lorabuild.manifest.layers import KeyPath
 from lorabuild.manifest.merge import EXCLUSIVE, VARYING, Merged, Place, overlay
 from lorabuild.names import quoted
@@ -67,10 +67,9 @@ def axes(merged: Merged) -> tuple[list[Axis], list[Problem]]:
         written = ".".join(str(part) for part in path[1:])
         key, said = _meant(written)
         said = said or _values_fault(key, value)
-        if not said and key in found:
-            said = f"{key} is swept twice"
-        if not said:
-            said = _rival(key, found)
+        other = found.get(key) or _rival(key, found)
+        if not said and other:
+            said = _clash(key, path, other, merged)
         if said:
             problems.append(_problem(merged, path, said))
         else:
@@ -122,7 +121,10 @@ def part_name(point: Mapping[str, Any], tables: Sequence[str]) -> str:
 
 
 def swept(merged: Merged, point: Mapping[str, Any], found: Sequence[Axis]) -> Merged:
-    """The project with the values of a combination laid over its own, as a later layer would."""
+    """The project with the values of a combination laid over its own, as a later layer would.
+
+    Raises ValueError if one of them is not among the values of its key.
+    """
     values = {key: value for key, value in merged.values.items() if key not in (MATRIX, "variants")}
     result = Merged(deepcopy(values), dict(merged.origin))
     tables: dict[str, Any] = {}
@@ -135,9 +137,7 @@ def swept(merged: Merged, point: Mapping[str, Any], found: Sequence[Axis]) -> Me
         overlay(result.values[table], result.origin, above, (table,), where)
     for axis in found:
         if axis.key in point:
-            at = next(
-                number for number, one in enumerate(axis.values) if one is point[axis.key] or one == point[axis.key]
-            )
+            at = axis.values.index(point[axis.key])
             _point_to(result.origin, tuple(axis.key.split(".")), merged.place((*axis.path, at)))
     return result
 
@@ -169,7 +169,7 @@ def is_swept(key: str) -> str:
 
 def sweepable() -> list[str]:
     """All keys that [matrix] takes, with their tables."""
-    return [key for key in CLASS_OF if _table(key) in TABLES and not is_swept(key)]
+    return [*(key for key in CLASS_OF if _table(key) in TABLES and not is_swept(key)), *IN_ORDER]
 
 
 # what a key means
@@ -209,7 +209,7 @@ def _meant(written: str) -> tuple[str, str]:
 
 def _is_key(key: str) -> bool:
     """Is it a key of a table that is swept, or an argument of one that takes any?"""
-    if CLASS_OF.get(key) is not None:
+    if key in CLASS_OF or key in IN_ORDER:
         return _table(key) in TABLES
     return key.startswith(tuple(f"{table}." for table in ARGUMENTS))
 
@@ -227,14 +227,24 @@ def _values_fault(key: str, value: Any) -> str:
     return "" if value else f"an empty list: it has to have a value, as in {short} = [1]; or leave the key out"
 
 
-def _rival(key: str, found: Mapping[str, Axis]) -> str:
-    """A swept key that says the same in other words; then each would take the place of the other."""
+def _rival(key: str, found: Mapping[str, Axis]) -> Axis | None:
+    """A swept key that says the same in other words, or a part of it; then each would take the place of the other."""
     table, _, name = key.rpartition(".")
-    for group in EXCLUSIVE.get(table, ()):
-        for other in group if name in group else ():
-            if f"{table}.{other}" in found:
-                return f"{other} is swept, too, and each takes the place of the other: sweep one, make [variants] of the other"
-    return ""
+    rivals = {f"{table}.{other}" for group in EXCLUSIVE.get(table, ()) if name in group for other in group} | {table}
+    return next((axis for other, axis in found.items() if other in rivals or _table(other) == key), None)
+
+
+def _clash(key: str, path: KeyPath, other: Axis, merged: Merged) -> str:
+    """What is said of a key that cannot be swept beside another, which may be another file's."""
+    place = merged.place(other.path)
+    where = f"{place.layer.file}:{place.line}"
+    if key == other.key:
+        alike = "; to replace its list, write the key as it stands there"
+        return f"{key} is swept twice ({where}){alike if place.layer != merged.place(path).layer else ''}"
+    return (
+        f"{other.short} is swept, too ({where}), and each takes the place of the other: "
+        "sweep one, make [variants] of the other"
+    )
 
 
 def _twice(axis: Axis, merged: Merged) -> Iterator[Problem]:
@@ -262,9 +272,10 @@ def _problem(merged: Merged, path: KeyPath, said: str) -> Problem:
 
 def _short(point: Mapping[str, Any]) -> dict[str, str]:
     """Key -> its name in a variant's: without its table, unless two tables have it."""
-    names = [key.rpartition(".")[2] for key in point]
+    names = [_slug(key.rpartition(".")[2]) for key in point]
     return {
-        key: name if names.count(name) == 1 else key.replace(".", "-") for key, name in zip(point, names, strict=True)
+        key: name if names.count(name) == 1 else _slug(key.replace(".", "-"))
+        for key, name in zip(point, names, strict=True)
     }
 
 

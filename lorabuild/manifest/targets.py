@@ -89,6 +89,8 @@ def _alike(project: Project, settings: Settings, stage: str) -> bool:
 
 def _trained_alike(project: Project, settings: Settings) -> bool:
     own, shared = settings["recipe"], project.settings["recipe"]
+    if project.settings["project"]["source"]:
+        return True  # nothing is trained: all start from the same file
     return own == shared or result_keys(settings, "recipe") == result_keys(project.settings, "recipe")
 
 

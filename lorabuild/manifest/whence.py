@@ -78,7 +78,7 @@ class Whence:
             try:
                 whole = merge(self._layers(name))
                 self._merged[target] = self._varied(name, whole, changed) if changed else whole
-            except (ConfigError, KeyError):  # edited since the jobs were made of it
+            except (ConfigError, KeyError, ValueError):  # edited since the jobs were made of it
                 self._merged[target] = Merged({}, {})
         return self._merged[target]
 

@@ -39,6 +39,7 @@ class Side:
 def present(engine: Engine, name: str, variant: str) -> Side:
     """A project of the working folder: what it has built, and where that is stale, what its lock says of the last time."""
     project = _project(load(engine.root, engine.state), name)
+    settings = _settings_of(project, variant)
     lines = read(project.folder / NAME) or {}
     jobs = named_jobs(engine.jobs, name)
     found = recorded(engine, jobs)
@@ -47,7 +48,7 @@ def present(engine: Engine, name: str, variant: str) -> Side:
         warn(f"not built as it stands now, compared as built last: {', '.join(behind)}")
     chosen = _chosen({job: line for job, line in lines.items() if job in jobs} | made, project, variant)
     inputs = found[f"dataset:{name}"].inputs if f"dataset:{name}" in found else {}
-    return Side(_settings_of(project, variant), chosen, _images_of(engine, chosen), _names(engine, chosen, inputs))
+    return Side(settings, chosen, _images_of(engine, chosen), _names(engine, chosen, inputs))
 
 
 def past(engine: Engine, revision: str, name: str, variant: str) -> Side:
@@ -62,10 +63,11 @@ def past(engine: Engine, revision: str, name: str, variant: str) -> Side:
             project = _project(load(root, engine.state), name)
         except ConfigError as error:
             raise ConfigError(*(Problem(f"{revision}:{p.file}", p.line, p.message) for p in error.problems)) from None
+        settings = _settings_of(project, variant)
         lock = (project.folder / NAME).relative_to(root).as_posix()
         lines = dict(rows((objects.file(commit, lock) or b"").decode(errors="replace")))
     chosen = _chosen(lines, project, variant)
-    return Side(_settings_of(project, variant), chosen, _images_of(engine, chosen), _names(engine, chosen, {}))
+    return Side(settings, chosen, _images_of(engine, chosen), _names(engine, chosen, {}))
 
 
 def _check_out(ours: Path, root: Path, objects: git.Objects, commit: str, revision: str, name: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from lorabuild.nn.noise import generator
 from lorabuild.nn.objective import STEPS, add_noise, alphas_cumprod
@@ -31,7 +32,8 @@ class Cure:
 
     `alone`: share of the run at whose beginning level 1's transformers are left out. `left_out`: share of the updates
     after that in which they are. `branch`, `exit`: how level 2 starts (`levels.start`). `skipless`: share of the samples
-    for which levels 0 and 1 hand nothing across. All 0 is the prototype's way.
+    for which levels 0 and 1 hand nothing across. `taught`: weight of a loss of level 2's own, that a linear layer, thrown
+    away afterwards, tells the clean latents in half their size from what it hands up. All 0 is the prototype's way.
     """
 
     alone: float = 0.4
@@ -39,6 +41,7 @@ class Cure:
     branch: float = 0.3
     exit: float = 0.5
     skipless: float = 0.0
+    taught: float = 0.0
 
     def leaves_out(self, seed: int, step: int, steps: int) -> bool:
         if step < self.alone * steps:
@@ -77,6 +80,8 @@ def train(
 ) -> None:
     """Min-SNR-weighted error of the noise; the loss is measured on `held`. `of`: see `learn`."""
     device, weights = next(unet.parameters()).device, min_snr_weights()
+    head = nn.Conv2d(unet.config.block_out_channels[-1], samples.latents.shape[1], 1).to(device)
+    handed_up: list[Tensor] = []
 
     def loss_at(step: int) -> Tensor:
         draw = generator(seed, "unet", step)
@@ -93,15 +98,20 @@ def train(
             without_skips(unet, skips) if cure.skipless else nullcontext(),
         ):
             error = errors(unet, latents, noise, timesteps, hidden, pooled)
-        return (error * weights[timesteps].to(device)).mean()
+        own = (head(handed_up.pop()) - avg_pool2d(latents, 2).to(device)).square().mean()
+        handed_up.clear()
+        return (error * weights[timesteps].to(device)).mean() + cure.taught * own
 
     def measure() -> str:
         whole = validation(unet, held)
         with bypassed(unet, *LEVEL2):
             without = validation(unet, held)
+        handed_up.clear()
         return f"validation {whole:.4f}, without level 2 {without:.4f} ({without / whole - 1:+.1%})"
 
-    learn("unet", folder, {"unet": unet}, loss_at, plan, log, measure, of)
+    hook = unet.up_blocks[0].register_forward_hook(lambda module, given, found: handed_up.append(found))
+    learn("unet", folder, {"unet": unet, "head": head}, loss_at, plan, log, measure, of)
+    hook.remove()
 
 
 def errors(unet: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
