@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 BUCKET = "shared"
-ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error</Message></Error>"
+ANSWERS = {  # what S3 says: that it is not well, and that it is asked too much
+    "500": (
+        "500 Internal Server Error",
+        b"<Error><Code>InternalError</Code><Message>We encountered an error</Message></Error>",
+    ),
+    "503": (
+        "503 Slow Down",
+        b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+    ),
+}
 Fault = Callable[[str, str], str | None]  # method, path -> name of what goes wrong, if anything
 
 
@@ -18,7 +27,7 @@ def healthy(method: str, path: str) -> None:
 
 
 class S3:
-    """`fault` says what goes wrong with a request: "500", "cut", "slow", "corrupt" (the protocol's own
+    """`fault` says what goes wrong with a request: "500", "503", "cut", "slow", "corrupt" (the protocol's own
     checksum tells) or "corrupt unnoticed"; `requests` are all that came."""
 
     def __init__(self, port: int, app: Callable):
@@ -49,9 +58,10 @@ class S3:
         method, path = environ["REQUEST_METHOD"], f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
         self.requests.append((method, path))
         fault = self.fault(method, path)
-        if fault == "500":
-            start_response("500 Internal Server Error", [("Content-Length", str(len(ERROR)))])
-            return [ERROR]
+        if fault in ANSWERS:
+            status, body = ANSWERS[fault]
+            start_response(status, [("Content-Length", str(len(body)))])
+            return [body]
         if fault == "slow":
             time.sleep(60)  # longer than anybody waits
         if fault not in ("cut", "corrupt", "corrupt unnoticed"):

@@ -319,7 +319,7 @@ def test_a_store_that_is_away_for_a_while_is_asked_again(tmp_path: Path, s3: S3,
     told: list[str] = []
     folder = PatientFolder(s3.url(tmp_path.name), told.append)
     folder.upload("a", b"bytes")
-    s3.fails("500", times=20)
+    s3.fails("503", times=20)
     assert folder.read("a") == b"bytes" and len(told) == 1
     s3.fails("500")
     monkeypatch.setattr("lorabuild.remotes.patient.PATIENCE_SECONDS", 0.1)

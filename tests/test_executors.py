@@ -304,7 +304,7 @@ def test_a_store_that_answers_503_for_a_while_costs_time_alone(stage: standin.St
     build = away.start()
     stage.wait_for("begin", 4)  # the training
     until = time.monotonic() + 5
-    s3.fault = lambda method, path: "500" if time.monotonic() < until else None
+    s3.fault = lambda method, path: "503" if time.monotonic() < until else None
     out, _ = build.communicate(timeout=200)
     assert build.returncode == 0 and "it is asked again" in out, out
     assert away.sent() == ["latents:p0", "train:p0"] and len(stage.lines("begin")) == len(set(
