@@ -208,13 +208,14 @@ def jobs_of(repository: Repository) -> dict[str, Job]:
 
 
 def targets(jobs: Mapping[str, Job], projects: Iterable[str]) -> dict[str, list[str]]:
-    """What a user can name: each job, each stage with its jobs, each project with its own, if it has any."""
+    """What a user can name: each job, each stage with its jobs, each project with its own, if it has any, and of these those
+    of a variant: `ember@mini`."""
     found: dict[str, list[str]] = {project: [] for project in projects}
     for name, job in jobs.items():
         found[name] = [name]
-        found.setdefault(job.stage, []).append(name)
-        if job.project:
-            found.setdefault(job.project, []).append(name)
+        groups = {job.stage, job.project, job.target} if job.project else {job.stage}
+        for group in groups:
+            found.setdefault(group, []).append(name)
     return found
 
 

@@ -105,7 +105,8 @@ def _make(home: Path) -> None:
     shutil.copytree(REPOSITORY / "recipes", world.root / "recipes")
     for name, like in (("ember", "ember"), ("blueprint", "blueprint"), ("style-x", "blueprint")):
         text = (REPOSITORY / f"projects/{like}/lora.toml").read_text()
-        world.write(f"projects/{name}/lora.toml", f'{text}\n[samples]\nprompts = "prompts.txt"\n')
+        variant = "[variants.mini.resize]\nthr = -2\n" if name == "ember" else ""
+        world.write(f"projects/{name}/lora.toml", f'{text}\n[samples]\nprompts = "prompts.txt"\n\n{variant}')
         world.write(f"projects/{name}/prompts.txt", "ember, sitting --w 64 --h 64 --s 2\n")
         for number in range(2):
             world.picture(f"projects/{name}/images/{number}.png", number + len(name), (128, 128))

@@ -64,6 +64,16 @@ def test_a_value_that_is_removed_takes_its_files_and_lines_along(stage: Stage):
     assert files(stage) == before
 
 
+def test_a_variant_is_a_target_with_all_that_it_needs(stage: Stage):
+    said(stage, "\n[matrix]\nthr = [-3.4, -3.6]\nunet_lr = [1e-3]\n")
+    assert stage.doit("p0@unet_lr1e-3_thr-3.4").built == {
+        "train:p0@unet_lr1e-3", "spectrum:p0@unet_lr1e-3", "resize:p0@unet_lr1e-3_thr-3.4", "chop:p0@unet_lr1e-3_thr-3.4"
+    }  # fmt: skip
+    assert "p0@" not in stage.doit("list").out and "p0@unet_lr1e-3_thr-3.6" in stage.doit("list", "--all").out.split()
+    near = stage.doit("p0@unet_lr1e-3_thr-3.5")
+    assert near.code == 2 and "did you mean" in near.err
+
+
 def test_the_order_of_values_is_nothing(stage: Stage):
     said(stage, "\n[matrix]\nthr = [-3.9, -3.20]\n")
     assert stage.doit().events == []

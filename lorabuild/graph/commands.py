@@ -71,6 +71,10 @@ class List(Command, DoitList):
         self.jobs_of(args)
         return super().execute(params, args)
 
+    def _list_all(self, include_subtasks: bool) -> list[Any]:
+        """A sweep's variants are many: they are listed with the jobs."""
+        return [one for one in super()._list_all(include_subtasks) if include_subtasks or "@" not in one.name]
+
 
 def _verb(name: str) -> type[DoitCommand]:
     """A verb of ours as a command of doit: `doit plan` is `lorabuild plan`. It opens the repository by itself."""

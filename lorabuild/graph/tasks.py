@@ -47,7 +47,7 @@ def engine() -> Engine:
 
 
 def task_lorabuild() -> Iterator[dict[str, Any]]:
-    """Every job as a task `stage:target`, every stage and every project as a group."""
+    """Every job as a task `stage:target`, every stage, project and variant as a group."""
     current = engine()
     for stage in STAGES.values():
         yield {"basename": stage.name, "name": None, "doc": _summary(stage.run)}
@@ -61,13 +61,10 @@ def task_lorabuild() -> Iterator[dict[str, Any]]:
             "clean": [(clean, [name])],
             "io": {"capture": False},
         }
-    for project in current.projects:
-        yield {
-            "basename": project,
-            "actions": None,
-            "task_dep": targets(current.jobs, current.projects)[project],
-            "doc": f"all of {project}",
-        }
+    known = targets(current.jobs, current.projects)
+    variants = {job.target for job in current.jobs.values() if job.project and job.target != job.project}
+    for group in [*current.projects, *sorted(variants)]:
+        yield {"basename": group, "actions": None, "task_dep": known[group], "doc": f"all of {group}"}
     yield {
         "basename": REPORT,
         "actions": None,
