@@ -326,11 +326,11 @@ def test_a_base_that_changes_while_it_is_measured_is_measured_again(started: Wor
     monkeypatch.chdir(started.root)
     with opened(started.root, writing=True, building=False) as engine:
         found = engine.assess("norms:real")
-        Engine._unchanged(engine, found)
+        Engine.unchanged(engine, found)
         data = bytearray(path.read_bytes())
         data[-200_000:-100_000] = bytes(100_000)  # in the U-Net or beside it: some component is another now
         middle = len(data) // 2
         data[middle : middle + 100_000] = bytes(100_000)
         path.write_bytes(data)
         with pytest.raises(InputChanged):
-            Engine._unchanged(engine, found)
+            Engine.unchanged(engine, found)
