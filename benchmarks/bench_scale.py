@@ -270,8 +270,17 @@ class _Forgetful:
         pass
 
 
-def world(projects: int, seed: int) -> World:
-    """The jobs that lorabuild makes of so many manifests, with durations of a seeded spread."""
+def recorded(logs: Sequence[Path]) -> dict[str, list[float]]:
+    """Stage -> how long its jobs took, by run logs of real builds."""
+    found: dict[str, list[float]] = {}
+    for line in (json.loads(line) for log in logs for line in log.read_text().splitlines()):
+        if line["event"] == "built":
+            found.setdefault(line["job"].partition(":")[0], []).append(line["seconds"])
+    return found
+
+
+def world(projects: int, seed: int, times: Mapping[str, Sequence[float]] | None = None) -> World:
+    """The jobs that lorabuild makes of so many manifests, with durations of a seeded spread, or drawn from recorded ones."""
     chance = random.Random(seed)
 
     def between(low: float, high: float) -> float:
@@ -287,7 +296,8 @@ def world(projects: int, seed: int) -> World:
             (folder / "lora.toml").write_text(MANIFEST.format(number=number, steps=steps[f"train:p{number:02}"]))
         repository = load(Path(name), _Forgetful())
         jobs = jobs_of(repository)
-    seconds = {
+    drawn = {name: chance.choice(times[job.stage]) for name, job in jobs.items()} if times else {}
+    seconds = drawn or {
         name: steps[name] * between(*STEP_SECONDS) if name in steps else between(*SPREAD[job.stage])
         for name, job in jobs.items()
     }
@@ -339,10 +349,12 @@ def bound(one: World, gpus: int) -> float:
     return max(max(map(end, one.jobs)), head + work / gpus + tail)
 
 
-def order(projects: int, gpus: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def order(
+    projects: int, gpus: Sequence[int], seeds: Sequence[int], times: Mapping[str, Sequence[float]] | None = None
+) -> list[dict[str, Any]]:
     """A row a number of GPUs: the part of the ideal that is reached, of several worlds the least, by what is known before."""
     rows = []
-    worlds = [world(projects, seed) for seed in seeds]
+    worlds = [world(projects, seed, times) for seed in seeds]
     for count in gpus:
         reached = {how: min(bound(one, count) / makespan(one, count, how)[0] for one in worlds) for how in ORDERS}
         rows.append({"gpus": count, "hours": bound(worlds[0], count) / 3600, **reached})
@@ -367,6 +379,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--projects", type=int, default=20)
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
     parser.add_argument("--worlds", type=int, default=5, help="spreads of durations")
+    parser.add_argument("--recorded", type=Path, nargs="+", default=[], help="run logs, whose stage times are taken")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     said: dict[str, Any] = {}
@@ -377,7 +390,7 @@ def main(args: Sequence[str] | None = None) -> int:
         said["overhead"] = [vars(one) for one in costs]
         print("" if options.json else costs_shown(costs))
     if "order" in options.parts:
-        said["order"] = order(options.projects, options.gpus, range(options.worlds))
+        said["order"] = order(options.projects, options.gpus, range(options.worlds), recorded(options.recorded))
         missed = any(row["recorded"] < WANTED for row in said["order"])
         print("" if options.json else order_shown(said["order"]))
     if options.json:
