@@ -88,6 +88,16 @@ def rewrite(path: Path, data: bytes, parts: Path) -> None:
         target.chmod(mode)
 
 
+def tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a log, what is no UTF-8 of them replaced; empty where there is no such file."""
+    try:
+        with open(path, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def remove_leftovers(path: Path, parts: Path) -> None:
     """Remove from the folder `parts` what was to become `path` and nobody writes any more: its writer was killed."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}{re.escape(PART)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lorabuild.executors.protocol import Event
+from lorabuild.files import tail
 
 SPEC, PLAN, LOG = "spec.json", "job.json", "log.txt"
 TAIL = 64 * 1024  # bytes of a log that are looked at for its last lines
@@ -61,12 +62,6 @@ class Reader:
         return found
 
 
-def tail(path: Path, lines: int) -> list[str]:
+def last_lines(path: Path, count: int) -> list[str]:
     """The last lines of a text file; none where there is no file."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return text.splitlines()[-lines:]
+    return tail(path, TAIL).splitlines()[-count:]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from lorabuild.executors.protocol import LAST, Event, Resources, Status
+from lorabuild.files import tail
 from lorabuild.workers.pool import Pool
 
 TAIL_BYTES = 1 << 14
@@ -57,7 +58,7 @@ class Local:
 
     def logs(self, handle: str) -> str:
         log = self._pool.logs.get(handle)
-        return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if log and log.exists() else ""
+        return tail(log, TAIL_BYTES) if log else ""
 
     def _begin(self, job: _Running) -> list[Event]:
         """Take a slot as soon as there is one; what is to be said of it."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from lorabuild import __version__
 from lorabuild.executors.protocol import LAST, ending
+from lorabuild.files import tail
 from lorabuild.signals import ended_by
 
 GRACE_SECONDS = 30.0  # for a worker that was told to stop: one micro-batch, the writing and the upload of a state
@@ -70,7 +71,7 @@ class NodeJob:
             "events": [event for event in events if over or event["event"] not in LAST],
             "over": over,
             "how": self._how,
-            "log": self._log if over else _tail(self._folder / "log"),
+            "log": self._log if over else tail(self._folder / "log", TAIL_BYTES),
             "where": self._where,
         }
 
@@ -110,7 +111,7 @@ class NodeJob:
         code = process.wait()
         if ending(self._events) is None:
             self._how = f"its worker on {self._where} ended without a last word: {ended_by(code)}"
-        self._log = _tail(self._folder / "log")
+        self._log = tail(self._folder / "log", TAIL_BYTES)
         warden.communicate()  # its input is closed: it clears away
         self.over.set()
 
@@ -162,16 +163,6 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass  # nobody is left
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - TAIL_BYTES))
-            return log.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _address() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorabuild.executors.attempts import LOG, PLAN, SPEC, Reader, tail
+from lorabuild.executors.attempts import LOG, PLAN, SPEC, Reader, last_lines
 from lorabuild.executors.clusters import MINUTES, Cluster, Settings
 from lorabuild.executors.processes import Debug, Local
 from lorabuild.executors.protocol import Event, Resources, Status, ending
@@ -110,8 +110,10 @@ class Submitit:
     def logs(self, handle: str) -> str:
         """Of the worker's own log, and behind it what Slurm and submitit wrote: a setup line that failed, a module that lacks."""
         job = self._job(handle)
-        outer = [line for line in tail(job.folder / f"{job.job_id}_0_log.err", 20) if "submitit WARNING" not in line]
-        return "\n".join([*tail(job.folder / LOG, 40), *outer])
+        outer = [
+            line for line in last_lines(job.folder / f"{job.job_id}_0_log.err", 20) if "submitit WARNING" not in line
+        ]
+        return "\n".join([*last_lines(job.folder / LOG, 40), *outer])
 
     def _job(self, handle: str) -> _Job:
         if handle not in self._jobs:

@@ -56,9 +56,8 @@ class ErrandLine:
         self._stop = self._asks = False
         self.saved: Callable[[Event], None] = lambda event: None
         self.leave: Callable[[], Event] = lambda: {"event": "stopped", "kept": ""}
-        inbox, self._outbox = (
-            socket.socketpair()
-        )  # Python writes a signal's number to it, whatever the main thread is at
+        # Python writes a signal's number to it, whatever the main thread is at
+        inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         for one in STOPS:
