@@ -17,7 +17,7 @@ from test_ray import WORKER, lives, spec, told_by, until
 from world import HEAVY, LONGER, World
 
 from lorabuild.errors import JobError
-from lorabuild.executors.protocol import Resources
+from lorabuild.executors.protocol import Resources, Status
 from lorabuild.executors.rays import Rays
 
 pytestmark = [
@@ -121,7 +121,7 @@ def test_what_no_node_has_is_one_line_at_once(rays: Rays, on: Cluster, tmp_path:
 def test_who_is_stopped_keeps_its_state_and_who_waits_leaves_the_queue(rays: Rays):
     running = [rays.submit(spec("/nowhere", key=key), ONE) for key in ("one", "two")]
     for handle in running:
-        told_by(rays, handle, "running")
+        begun(rays, handle)
     waiting = rays.submit(spec("/nowhere", key="three"), ONE)
     status = rays.poll(waiting)
     assert (status.state, status.text) == ("waiting", f"for {CPUS} CPU" + "s" * (CPUS > 1))
@@ -133,6 +133,11 @@ def test_who_is_stopped_keeps_its_state_and_who_waits_leaves_the_queue(rays: Ray
         assert events[-1] == {"event": "stopped", "kept": "step 3"}
         rays.cancel(handle)  # nothing any more
     told_by(rays, rays.submit(spec(key="four"), ONE), "ended")  # the processors are free again
+
+
+def begun(rays: Rays, handle: str) -> Status:
+    """Once the worker itself has spoken: only then does it listen to who stops it."""
+    return until(lambda: (status := rays.poll(handle)).events and status)
 
 
 def through_ray(world: World, on: Cluster, remote: Path) -> World:
@@ -164,7 +169,7 @@ def test_a_training_whose_node_is_lost_ends_on_another_in_the_same_bytes(
     there = dict.fromkeys((HEAD, OTHER), "")
     for number in range(2):  # so that the training begins on the node that is no head
         handle = rays.submit(spec("/nowhere", key=f"fills{number}"), ONE)
-        there[told_by(rays, handle, "running")[0].text.removeprefix("on ")] = handle
+        there[begun(rays, handle).text.removeprefix("on ")] = handle
     rays.cancel(there[OTHER])
     told_by(rays, there[OTHER], "ended")
     driver = subprocess.Popen(

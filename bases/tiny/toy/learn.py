@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -25,14 +25,15 @@ class Plan:
     warmup: int = 50
     floor: float = 0.02  # of the rate, at the end
     averaging: float = 0.998  # share of the average that an update leaves
+    matrices: float = 0.0  # rate of Muon for the weights of layers; 0: all is AdamW's
     betas: tuple[float, float] = (0.9, 0.98)
     save_every: int = 100
     tell_every: int = 50
 
-    def rate_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to `floor`."""
+    def share_at(self, step: int) -> float:
+        """Of the rates: linear warm-up, then half a cosine down to `floor`."""
         wave = 0.5 * (1 + cos(pi * min(1.0, step / self.steps)))
-        return self.rate * min(1.0, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * wave)
+        return min(1.0, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * wave)
 
 
 def learn(
@@ -54,7 +55,7 @@ def learn(
     named = {
         f"{key}.{n}": p for key, module in modules.items() for n, p in module.named_parameters() if p.requires_grad
     }
-    optimizer = torch.optim.AdamW(named.values(), plan.rate, betas=plan.betas, weight_decay=0.0)
+    optimizer = _Optimizer(named.values(), plan)
     averages = {n: p.detach().clone() for n, p in named.items()}
     path, step = folder / f"{name}.state", 0
     if path.exists():
@@ -63,13 +64,10 @@ def learn(
     began, running = time.monotonic(), None
     first = step
     while step < plan.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate_at(step)
         loss = loss_at(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(plan.share_at(step))
         step += 1
         with torch.no_grad():
             kept = min(plan.averaging, (1 + step) / (10 + step))  # the first weights are soon forgotten
@@ -87,6 +85,39 @@ def learn(
     with torch.no_grad():
         for n, parameter in named.items():
             parameter.copy_(averages[n])
+
+
+class _Optimizer:
+    """AdamW; for the weights of layers, where `plan` has a rate for them, Muon, which sees each as [out, all the rest]."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], plan: Plan) -> None:
+        parameters = list(parameters)
+        layers = [p for p in parameters if plan.matrices and p.dim() > 1]
+        self.flat = [(p, nn.Parameter(p.detach().view(len(p), -1))) for p in layers]  # the same memory
+        rest = [p for p in parameters if not plan.matrices or p.dim() <= 1]
+        self.rates = [plan.rate, plan.matrices]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, plan.rate, betas=plan.betas, weight_decay=0.0)
+        ]
+        if layers:
+            self.parts.append(torch.optim.Muon([flat for _, flat in self.flat], plan.matrices, weight_decay=0.0))
+
+    def step(self, share: float) -> None:
+        """By gradients, which are spent, at this share of the rates."""
+        for own, flat in self.flat:
+            flat.grad = None if own.grad is None else own.grad.view(len(own), -1)
+            own.grad = None
+        for part, rate in zip(self.parts, self.rates, strict=False):
+            part.param_groups[0]["lr"] = rate * share
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
 
 
 class averaged:
@@ -108,7 +139,7 @@ class averaged:
 
 
 def _save(
-    path: Path, of: str, step: int, named: Mapping[str, Tensor], averages: Any, optimizer: torch.optim.Optimizer
+    path: Path, of: str, step: int, named: Mapping[str, Tensor], averages: Any, optimizer: _Optimizer
 ) -> None:
     weights = {name: parameter.detach() for name, parameter in named.items()}
     state = {"of": of, "step": step, "weights": weights, "averages": averages, "optimizer": optimizer.state_dict()}
@@ -119,7 +150,7 @@ def _save(
 
 @torch.no_grad()
 def _load(
-    path: Path, of: str, named: Mapping[str, Tensor], averages: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path, of: str, named: Mapping[str, Tensor], averages: dict[str, Tensor], optimizer: _Optimizer
 ) -> int:
     """The step at which to go on: 0 where the state is of something else."""
     state = torch.load(path, map_location="cpu", weights_only=True)
