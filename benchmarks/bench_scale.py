@@ -3,7 +3,8 @@
 `overhead`: a repository with many variants of one chop, a stand-in of 0 s; `doit chop` of N of them and of one, each through an
 executor, from nothing. What one job more takes is told beside what the machine asks for a process, and submitit's local
 executor and Ray for an empty job of their own. `order`: 20 projects on 1 to 32 GPUs by the real dispatcher, tasks, threads and
-slots under a virtual clock (virtual.py), beside a bound that no order can be below.
+slots under a virtual clock (virtual.py), beside a bound that no order can be below; with durations of a seeded spread, and with
+those that real builds of small projects left in their run logs (recorded/). Exit code 1: under 90 % of the bound.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from lorabuild.workers.slots import Slots
 HERE = Path(__file__).resolve().parent
 WANTED = 0.9  # of the ideal
 GPUS = (1, 2, 4, 8, 16, 32)
+RECORDED = HERE / "recorded/tiny.jsonl"  # run logs of real builds of the tutorial's projects, on two cores
 KINDS = {"local": "a process", "slurm": "submitit's local executor", "ray": "Ray"}
 
 # overhead
@@ -374,13 +376,17 @@ def order(
     rows = []
     worlds = [world(projects, seed, times) for seed in seeds]
     for count in gpus:
-        reached = {how: min(bound(one, count) / makespan(one, count, how)[0] for one in worlds) for how in ORDERS}
-        rows.append({"gpus": count, "hours": bound(worlds[0], count) / 3600, **reached})
+        least = [bound(one, count) for one in worlds]
+        reached = {
+            how: min(floor / makespan(one, count, how)[0] for one, floor in zip(worlds, least, strict=True))
+            for how in ORDERS
+        }
+        rows.append({"gpus": count, "hours": least[0] / 3600, **reached})
     return rows
 
 
 def order_shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"| GPUs | bound, hours | {' | '.join(ORDERS)} |", "|---|---|---|---|---|"]
+    lines = [f"| GPUs | bound, hours | {' | '.join(ORDERS)} |", "|---" * (2 + len(ORDERS)) + "|"]
     lines += [
         f"| {row['gpus']} | {row['hours']:.2f} | {' | '.join(f'{row[how]:.1%}' for how in ORDERS)} |" for row in rows
     ]
@@ -397,7 +403,13 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--projects", type=int, default=20)
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
     parser.add_argument("--worlds", type=int, default=5, help="spreads of durations")
-    parser.add_argument("--recorded", type=Path, nargs="+", default=[], help="run logs, whose stage times are taken")
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        nargs="+",
+        default=[RECORDED],
+        help="run logs, whose stage times the second table of order takes",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(args)
     said: dict[str, Any] = {}
@@ -408,9 +420,10 @@ def main(args: Sequence[str] | None = None) -> int:
         said["overhead"] = [vars(one) for one in costs]
         print("" if options.json else costs_shown(costs))
     if "order" in options.parts:
-        said["order"] = order(options.projects, options.gpus, range(options.worlds), recorded(options.recorded))
-        missed = any(row["recorded"] < WANTED for row in said["order"])
-        print("" if options.json else order_shown(said["order"]))
+        for name, times in (("order", None), ("order, recorded times", recorded(options.recorded))):
+            said[name] = order(options.projects, options.gpus, range(options.worlds), times)
+            missed |= any(row["recorded"] < WANTED for row in said[name])
+            print("" if options.json else f"{name}\n\n{order_shown(said[name])}\n")
     if options.json:
         print(json.dumps(said, indent=1))
     return int(missed)
