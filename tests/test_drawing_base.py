@@ -17,6 +17,7 @@ from toy.draw.render import SIZE, render
 from toy.gate import Effort
 from toy.learn import Plan, learn
 from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers, without_skips
+from toy.muon import Muon, orthogonal
 from toy.pictures import picture, plain, strange_style, stranger
 from toy.stages import ASSET, SIZE_LIMIT, STAGES, Settings, _arrays
 from toy.text import SHORT, conditions, labelled
@@ -154,11 +155,12 @@ def test_conditions_are_those_of_lorabuild():
 # training
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path):
+@pytest.mark.parametrize("matrices", [0.0, 0.2])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, matrices: float):
     def trained(name: str, *stops: int) -> torch.Tensor:
         for steps in stops:
             torch.manual_seed(1)
-            layer, plan = torch.nn.Linear(3, 3), Plan(6, 0.1, warmup=2, save_every=2)
+            layer, plan = torch.nn.Linear(3, 3), Plan(6, 0.1, warmup=2, matrices=matrices, save_every=2)
             target = [torch.full((2, 3), float(step)) for step in range(7)]
 
             def loss_at(step: int, layer=layer, target=target, steps=steps) -> torch.Tensor:
@@ -175,6 +177,35 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path):
     whole = trained("whole", 6)
     assert torch.equal(trained("stopped", 3, 5, 6), whole)
     assert not torch.equal(trained("short", 4), whole)
+
+
+def test_muon_moves_all_directions_of_a_matrix_alike_and_matrices_of_one_shape_as_each_by_itself():
+    draw = torch.Generator().manual_seed(0)
+    for shape in ((5, 12, 8), (5, 8, 12)):
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=draw)))
+        assert found.min() > 0.5 and found.max() < 1.4
+    weights = [
+        torch.randn(4, 3, 3, 3, generator=draw),
+        *torch.randn(2, 6, 2, generator=draw),
+        torch.randn(4, 27, generator=draw),
+    ]
+    gradients = [torch.randn(one.shape, generator=draw) for one in weights]
+
+    def moved(*numbers: int) -> list[torch.Tensor]:
+        ones = [torch.nn.Parameter(weights[number].clone()) for number in numbers]
+        optimizer = Muon(ones, 0.1)
+        for _ in range(2):
+            for one, number in zip(ones, numbers, strict=True):
+                one.grad = gradients[number].clone()
+            optimizer.step()
+        return [one.detach() - weights[number] for one, number in zip(ones, numbers, strict=True)]
+
+    together = moved(0, 1, 2, 3)
+    for number, one in enumerate(together):
+        torch.testing.assert_close(one, moved(number)[0], atol=2e-3, rtol=0.02)  # bfloat16
+    assert together[1].norm() == pytest.approx(
+        2 * 0.1 * 3**0.5 * 2**0.5, rel=0.3
+    )  # two steps, 6 x 2, two values of one
 
 
 def test_a_state_of_something_else_is_not_gone_on_from(tmp_path: Path):
@@ -295,12 +326,12 @@ def test_all_stages_run_and_untrained_weights_do_not_pass_the_gate(tmp_path: Pat
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"text_encoder\.weights: not there yet"):
         STAGES["trial"](settings, said.append)
-    for name in ("look", "vae", "text", "trial", "unet", "pack"):
+    for name in ("look", "vae", "decoder", "text", "trial", "unet", "pack"):
         STAGES[name](settings, said.append)
     metadata = read_header(tmp_path / ASSET).metadata
     assert metadata["license"] == "MIT" and "U-Net 2" in metadata["training"]
     first = (tmp_path / ASSET).read_bytes()
-    for name in ("vae", "text", "unet", "pack"):
+    for name in ("vae", "decoder", "text", "unet", "pack"):
         STAGES[name](settings, said.append)
     assert (tmp_path / ASSET).read_bytes() == first, "what is done is not done again"
     with pytest.raises(SystemExit, match="does not pass"):

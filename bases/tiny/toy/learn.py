@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toy.muon import Muon
+
 Log = Callable[[str], None]
 
 
@@ -88,35 +90,28 @@ def learn(
 
 
 class _Optimizer:
-    """AdamW; for the weights of layers, where `plan` has a rate for them, Muon, which sees each as [out, all the rest]."""
+    """AdamW; for the weights of layers, where `plan` has a rate for them, Muon."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], plan: Plan) -> None:
         parameters = list(parameters)
         layers = [p for p in parameters if plan.matrices and p.dim() > 1]
-        self.flat = [(p, nn.Parameter(p.detach().view(len(p), -1))) for p in layers]  # the same memory
         rest = [p for p in parameters if not plan.matrices or p.dim() <= 1]
-        self.rates = [plan.rate, plan.matrices]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, plan.rate, betas=plan.betas, weight_decay=0.0)
-        ]
+        self.parts = [(torch.optim.AdamW(rest, plan.rate, betas=plan.betas, weight_decay=0.0), plan.rate)]
         if layers:
-            self.parts.append(torch.optim.Muon([flat for _, flat in self.flat], plan.matrices, weight_decay=0.0))
+            self.parts.append((Muon(layers, plan.matrices), plan.matrices))
 
     def step(self, share: float) -> None:
         """By gradients, which are spent, at this share of the rates."""
-        for own, flat in self.flat:
-            flat.grad = None if own.grad is None else own.grad.view(len(own), -1)
-            own.grad = None
-        for part, rate in zip(self.parts, self.rates, strict=False):
+        for part, rate in self.parts:
             part.param_groups[0]["lr"] = rate * share
             part.step()
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+        return [part.state_dict() for part, _ in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
+        for (part, _), state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
 
@@ -138,9 +133,7 @@ class averaged:
             parameter.copy_(self.own[name])
 
 
-def _save(
-    path: Path, of: str, step: int, named: Mapping[str, Tensor], averages: Any, optimizer: _Optimizer
-) -> None:
+def _save(path: Path, of: str, step: int, named: Mapping[str, Tensor], averages: Any, optimizer: _Optimizer) -> None:
     weights = {name: parameter.detach() for name, parameter in named.items()}
     state = {"of": of, "step": step, "weights": weights, "averages": averages, "optimizer": optimizer.state_dict()}
     part = path.with_suffix(".part")
@@ -149,9 +142,7 @@ def _save(
 
 
 @torch.no_grad()
-def _load(
-    path: Path, of: str, named: Mapping[str, Tensor], averages: dict[str, Tensor], optimizer: _Optimizer
-) -> int:
+def _load(path: Path, of: str, named: Mapping[str, Tensor], averages: dict[str, Tensor], optimizer: _Optimizer) -> int:
     """The step at which to go on: 0 where the state is of something else."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["of"] != of:

@@ -31,6 +31,7 @@ WHITENED_ON = 1024  # pictures
 ASSET, GATE_FOLDER = "tiny-drawing.safetensors", "base"
 SHEET_COLUMNS, PALETTE = 10, 128
 SIZE_LIMIT = 9_000_000  # bytes of the asset
+TEXT_RATE = 3e-3  # of AdamW
 LOOSE = 0.05  # of a validation caption's tags are left out
 
 
@@ -50,34 +51,46 @@ class Settings:
     text_batch: int = 48
     unet_steps: int = 10000
     unet_batch: int = 48
-    rate: float = 2e-3
+    rate: float = 4e-3  # of AdamW
+    matrices: float = 2e-2  # of Muon
     cure: unet.Cure = field(default_factory=unet.Cure)
     effort: Effort = field(default_factory=Effort)
     device: str = "cpu"
     processes: int = 2
 
     def plan(self, steps: int, **changes: Any) -> Plan:
-        return Plan(steps, self.rate, warmup=min(50, steps), save_every=min(steps, 100), **changes)
+        """For the VAE and the U-Net."""
+        return Plan(
+            steps, self.rate, matrices=self.matrices, warmup=min(50, steps), save_every=min(steps, 100), **changes
+        )
 
 
 def run_vae(settings: Settings, log: Log) -> None:
-    """Encoder and decoder, then white latents, then the decoder alone -> vae.weights."""
+    """Encoder and decoder, then white latents -> vae.weights."""
     pixels, held = _pixels(settings), _held_pixels(settings)
     network = made("vae", settings.seed).to(settings.device)
     folder, seed, batch = settings.folder, settings.seed, settings.vae_batch
-    vae.train_whole(network, folder, pixels, held, seed, batch, settings.plan(settings.vae_steps), log)
+    vae.train_whole(network, folder, pixels, held, seed, batch, settings.plan(settings.vae_steps, averaging=0.99), log)
     before = vae.psnr(network, held)
     vae.whiten(network, pixels[:WHITENED_ON])
     log(f"vae: PSNR {before:.2f} dB, with white latents {vae.psnr(network, held):.2f} dB")
-    vae.train_decoder(network, folder, pixels, held, seed, batch, settings.plan(settings.decoder_steps), log)
     _save(settings, "vae", network)
+
+
+def run_decoder(settings: Settings, log: Log) -> None:
+    """The decoder alone, while the U-Net may learn from what the encoder gives -> decoder.weights, the whole VAE."""
+    pixels, held = _pixels(settings), _held_pixels(settings)
+    network = _loaded(settings, "vae")
+    plan = settings.plan(settings.decoder_steps, averaging=0.99)
+    vae.train_decoder(network, settings.folder, pixels, held, settings.seed, settings.vae_batch, plan, log)
+    _save(settings, "decoder", network)
 
 
 def run_text(settings: Settings, log: Log) -> None:
     """Both text encoders -> text_encoder.weights, text_encoder_2.weights."""
     te1, te2 = (made(name, settings.seed + n).to(settings.device) for n, name in enumerate(TEXT_ENCODERS))
     text.prepare(te1, te2)
-    plan = Plan(settings.text_steps, 1.5 * settings.rate, min(50, settings.text_steps), averaging=0.99, save_every=100)
+    plan = Plan(settings.text_steps, TEXT_RATE, min(50, settings.text_steps), averaging=0.99, save_every=100)
     text.train(te1, te2, settings.folder, settings.seed, settings.text_batch, plan, log)
     for name, encoder in zip(TEXT_ENCODERS, (te1, te2), strict=True):
         _save(settings, name, encoder)
@@ -129,7 +142,8 @@ def _trained_unet(settings: Settings, name: str, latents: Tensor, held: Tensor, 
 
 def run_pack(settings: Settings, log: Log) -> None:
     """All weights -> one file. Raises SystemExit where it is too large."""
-    weights = {component: _arrays(component, _loaded(settings, component)) for component in configs()}
+    made_by = {component: "decoder" if component == "vae" else component for component in configs()}
+    weights = {component: _arrays(component, _loaded(settings, component, of)) for component, of in made_by.items()}
     path = settings.folder / ASSET
     write_pack(path, configs(), weights, card.card(settings))
     size = path.stat().st_size
@@ -173,7 +187,7 @@ def run_examples(settings: Settings, log: Log) -> None:
 
 
 STAGES: dict[str, Callable[[Settings, Log], None]] = {
-    "look": run_look, "examples": run_examples, "vae": run_vae, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
+    "look": run_look, "examples": run_examples, "vae": run_vae, "decoder": run_decoder, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
 }  # fmt: skip
 BY_DEFAULT = tuple(name for name in STAGES if name not in ("look", "examples", "trial"))
 
@@ -210,9 +224,9 @@ def _save(settings: Settings, component: str, network: nn.Module) -> None:
     torch.save({k: v.cpu() for k, v in network.state_dict().items()}, settings.folder / f"{component}.weights")
 
 
-def _loaded(settings: Settings, component: str) -> nn.Module:
-    """Raises SystemExit where its stage has not run."""
-    path = settings.folder / f"{component}.weights"
+def _loaded(settings: Settings, component: str, of: str = "") -> nn.Module:
+    """With the weights of its own stage, or of another one. Raises SystemExit where that has not run."""
+    path = settings.folder / f"{of or component}.weights"
     if not path.exists():
         raise SystemExit(f"{path}: not there yet: run the stage before")
     network = made(component, settings.seed)
