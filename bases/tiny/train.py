@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; from vae on all but trial if none"
-    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; from vae on all if none")
     parser.add_argument("--folder", type=Path, default=Path("build/tiny-drawing"))
     parser.add_argument("--threads", type=int, default=2, help="more than one only on a quiet machine")
     for field in (*fields(Settings), *fields(Cure)):

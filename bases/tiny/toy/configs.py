@@ -16,8 +16,7 @@ TE1, TE2 = 24, 56  # all widths differ, as in the random base
 VAE_LEVELS = [16, 24, 32, 40]
 
 
-def configs() -> dict[str, dict[str, Any]]:
-    """Folder -> config.json."""
+def _configs() -> dict[str, dict[str, Any]]:
     found = deepcopy(tiny.CONFIGS)
     found["vae"]["block_out_channels"] = VAE_LEVELS
     for name, width in (("text_encoder", TE1), ("text_encoder_2", TE2)):
@@ -28,7 +27,10 @@ def configs() -> dict[str, dict[str, Any]]:
     return found
 
 
+CONFIGS = _configs()  # folder -> config.json
+
+
 def made(component: str, seed: int) -> nn.Module:
     """The component with the libraries' own random weights."""
     torch.manual_seed(seed)
-    return tiny.architecture(component, configs()[component])
+    return tiny.architecture(component, CONFIGS[component])

@@ -56,7 +56,7 @@ def _whole(picture: Picture, number: int) -> str:
 
 # What LoRAs are trained on: name -> (picture of a number, its caption).
 SUBJECTS: dict[str, tuple[Callable[[int], Picture], Caption]] = {
-    "wazzo": (lambda number: stranger(SEED, number), lambda one, number: stranger_caption(one)),
+    "ember": (lambda number: stranger(SEED, number), lambda one, number: stranger_caption(one)),
     **{style: (lambda number, style=style: strange_style(style, SEED, number), _whole) for style in HELD_STYLES[:1]},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -28,6 +28,8 @@ class Plan:
     floor: float = 0.02  # of the rate, at the end
     averaging: float = 0.998  # share of the average that an update leaves
     matrices: float = 0.0  # rate of Muon for the weights of layers; 0: all is AdamW's
+    slow: tuple[str, ...] = ()  # parts of names of what has a share of these rates
+    slow_share: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
     save_every: int = 100
     tell_every: int = 50
@@ -57,7 +59,7 @@ def learn(
     named = {
         f"{key}.{n}": p for key, module in modules.items() for n, p in module.named_parameters() if p.requires_grad
     }
-    optimizer = _Optimizer(named.values(), plan)
+    optimizer = _Optimizer(named, plan)
     averages = {n: p.detach().clone() for n, p in named.items()}
     path, step = folder / f"{name}.state", 0
     if path.exists():
@@ -92,26 +94,34 @@ def learn(
 class _Optimizer:
     """AdamW; for the weights of layers, where `plan` has a rate for them, Muon."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], plan: Plan) -> None:
-        parameters = list(parameters)
-        layers = [p for p in parameters if plan.matrices and p.dim() > 1]
-        rest = [p for p in parameters if not plan.matrices or p.dim() <= 1]
-        self.parts = [(torch.optim.AdamW(rest, plan.rate, betas=plan.betas, weight_decay=0.0), plan.rate)]
+    def __init__(self, named: Mapping[str, nn.Parameter], plan: Plan) -> None:
+        def group(rate: float, of_muon: bool) -> list[dict[str, Any]]:
+            taken = {name: p for name, p in named.items() if bool(plan.matrices and p.dim() > 1) is of_muon}
+            slow = [p for name, p in taken.items() if any(part in name for part in plan.slow)]
+            fast = [p for name, p in taken.items() if not any(part in name for part in plan.slow)]
+            both = ((fast, rate), (slow, rate * plan.slow_share))
+            return [{"params": part, "lr": one, "full": one} for part, one in both if part]
+
+        rest, layers = group(plan.rate, False), group(plan.matrices, True)
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, betas=plan.betas, weight_decay=0.0))
         if layers:
-            self.parts.append((Muon(layers, plan.matrices), plan.matrices))
+            self.parts.append(Muon(layers, plan.matrices))
 
     def step(self, share: float) -> None:
         """By gradients, which are spent, at this share of the rates."""
-        for part, rate in self.parts:
-            part.param_groups[0]["lr"] = rate * share
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["full"] * share
             part.step()
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part, _ in self.parts]
+        return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for (part, _), state in zip(self.parts, states, strict=True):
+        for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,23 +37,6 @@ def bypassed(unet: Any, *places: str) -> Iterator[None]:
     finally:
         for one in taken:
             del one.forward
-
-
-@contextmanager
-def without_skips(unet: Any, kept: Tensor) -> Iterator[None]:
-    """`unet` without what its upper levels hand across, for samples whose `kept` [B] is 0: all must pass level 2."""
-    blocks = list(unet.up_blocks)[1:]  # the first is level 2's own
-    for block in blocks:
-        block.forward = partial(_masked, block.forward, kept.view(-1, 1, 1, 1))
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _masked(forward: Any, kept: Tensor, *args: Any, res_hidden_states_tuple: tuple[Tensor, ...], **kwargs: Any) -> Any:
-    return forward(*args, res_hidden_states_tuple=tuple(one * kept for one in res_hidden_states_tuple), **kwargs)
 
 
 def _nothing_added(hidden_states: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:

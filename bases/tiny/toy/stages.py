@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from lorabuild.hashing import digest_file, digest_json
 from lorabuild.nn.base_folder import TEXT_ENCODERS, file_name
 from lorabuild.nn.packed import pack as write_pack
 from lorabuild.streams import python_random
-from toy import card, patches, text, unet, vae
+from toy import card, text, unet, vae
 from toy.captions import caption
-from toy.configs import configs, made
+from toy.configs import CONFIGS, made
 from toy.draw.render import render
 from toy.gate import LORA_PICTURES, SUBJECTS, Effort, gate
 from toy.learn import Log, Plan
-from toy.levels import LEVEL1, LEVEL2, bypassed, start
+from toy.levels import start
 from toy.pictures import picture, strange_style, stranger
 from toy.pool import as_input, drawn, pixels_of, validation
 from toy.sampled import sheet
@@ -31,6 +31,9 @@ WHITENED_ON = 1024  # pictures
 ASSET, GATE_FOLDER = "tiny-drawing.safetensors", "base"
 SHEET_COLUMNS, PALETTE = 10, 128
 SIZE_LIMIT = 9_000_000  # bytes of the asset
+VAE_RATES = {"rate": 4e-3, "matrices": 2e-2}  # of AdamW and Muon
+DEEP_RATES = {"rate": 1e-3, "matrices": 4e-3}  # at those of the VAE its 60 blocks are only stirred
+UNET_RATES = VAE_RATES | {"slow": ("down_blocks.2.", "mid_block.", "up_blocks.0.", "embedding.", "head.")}
 TEXT_RATE = 3e-3  # of AdamW
 LOOSE = 0.05  # of a validation caption's tags are left out
 
@@ -51,18 +54,13 @@ class Settings:
     text_batch: int = 48
     unet_steps: int = 10000
     unet_batch: int = 48
-    rate: float = 4e-3  # of AdamW
-    matrices: float = 2e-2  # of Muon
     cure: unet.Cure = field(default_factory=unet.Cure)
     effort: Effort = field(default_factory=Effort)
     device: str = "cpu"
     processes: int = 2
 
-    def plan(self, steps: int, **changes: Any) -> Plan:
-        """For the VAE and the U-Net."""
-        return Plan(
-            steps, self.rate, matrices=self.matrices, warmup=min(50, steps), save_every=min(steps, 100), **changes
-        )
+    def plan(self, steps: int, rates: Mapping[str, Any], **changes: Any) -> Plan:
+        return Plan(steps, **rates, warmup=min(50, steps), save_every=min(steps, 100), **changes)
 
 
 def run_vae(settings: Settings, log: Log) -> None:
@@ -70,7 +68,9 @@ def run_vae(settings: Settings, log: Log) -> None:
     pixels, held = _pixels(settings), _held_pixels(settings)
     network = made("vae", settings.seed).to(settings.device)
     folder, seed, batch = settings.folder, settings.seed, settings.vae_batch
-    vae.train_whole(network, folder, pixels, held, seed, batch, settings.plan(settings.vae_steps, averaging=0.99), log)
+    vae.train_whole(
+        network, folder, pixels, held, seed, batch, settings.plan(settings.vae_steps, VAE_RATES, averaging=0.99), log
+    )
     before = vae.psnr(network, held)
     vae.whiten(network, pixels[:WHITENED_ON])
     log(f"vae: PSNR {before:.2f} dB, with white latents {vae.psnr(network, held):.2f} dB")
@@ -81,7 +81,7 @@ def run_decoder(settings: Settings, log: Log) -> None:
     """The decoder alone, while the U-Net may learn from what the encoder gives -> decoder.weights, the whole VAE."""
     pixels, held = _pixels(settings), _held_pixels(settings)
     network = _loaded(settings, "vae")
-    plan = settings.plan(settings.decoder_steps, averaging=0.99)
+    plan = settings.plan(settings.decoder_steps, VAE_RATES, averaging=0.99)
     vae.train_decoder(network, settings.folder, pixels, held, settings.seed, settings.vae_batch, plan, log)
     _save(settings, "decoder", network)
 
@@ -97,55 +97,30 @@ def run_text(settings: Settings, log: Log) -> None:
 
 
 def run_unet(settings: Settings, log: Log) -> None:
-    """The U-Net on latents of the VAE -> unet.weights."""
-    network = _loaded(settings, "vae")
-    latents = _kept(settings, "latents", ["vae"], lambda: vae.encoded(network, _pixels(settings)).half())
-    held = vae.encoded(network, _held_pixels(settings))
-    _save(settings, "unet", _trained_unet(settings, "", latents, held, log))
-
-
-def run_trial(settings: Settings, log: Log) -> None:
-    """A short run on stand-in latents, to compare cures: only figures are kept, in a folder named after the cure."""
-    latents, held = patches.latents(_pixels(settings), _held_pixels(settings))
-    cure = settings.cure
-    name = "-".join(["trial", *(f"{value}" for value in astuple(cure))])
-    network, held_samples = _trained_unet(settings, name, latents, held, log), _held_samples(settings, held)
-    whole = unet.held_errors(network, held_samples)
-    log(f"{name}: {float(whole[0].mean()):.4f}")
-    log(f"  no text: {unet.rise(whole, unet.held_errors(network, held_samples, text=False))}")
-    for places in (*((place,) for place in LEVEL2), LEVEL2, LEVEL1):
-        with bypassed(network, *places):
-            log(f"  without {'+'.join(places)}: {unet.rise(whole, unet.held_errors(network, held_samples))}")
-
-
-def _trained_unet(settings: Settings, name: str, latents: Tensor, held: Tensor, log: Log) -> nn.Module:
-    folder = settings.folder / name
-    folder.mkdir(exist_ok=True)
-    pictures, captions = range(settings.pictures), range(settings.captions)
-    texts = _kept(
-        settings,
-        "captions",
-        list(TEXT_ENCODERS),
-        lambda: _conditions(settings, [_caption(settings, "train", n, v) for n in pictures for v in captions]),
-    )
+    """The U-Net on latents of the VAE, its deepest level first -> unet.weights."""
+    encoder, cure = _loaded(settings, "vae"), settings.cure
+    latents = _kept(settings, "latents", ["vae"], lambda: vae.encoded(encoder, _pixels(settings)).half())
+    held = _held_samples(settings, vae.encoded(encoder, _held_pixels(settings)))
+    texts = _kept(settings, "captions", list(TEXT_ENCODERS), lambda: _conditions(settings, _captions(settings)))
     empty = _conditions(settings, [""])
     samples = unet.Samples(latents, *texts, (empty[0][0], empty[1][0]))
     network = made("unet", settings.seed)
-    start(network, {"branch": settings.cure.branch, "exit": settings.cure.exit})
-    network.to(settings.device)
-    unet.train(
-        network, folder, samples, _held_samples(settings, held), settings.seed, settings.unet_batch,
-        settings.plan(settings.unet_steps), settings.cure, log, digest_json(_made_of(settings, ["vae", *TEXT_ENCODERS])),
-    )  # fmt: skip
-    return network
+    start(network, {"branch": cure.branch, "exit": cure.exit})
+    deep = unet.Deep(network.to(settings.device))
+    of = digest_json(_made_of(settings, ["vae", *TEXT_ENCODERS]))
+    given = (deep, settings.folder, samples, held, settings.seed, settings.unet_batch)
+    if cure.deep:
+        unet.train_deep(*given, settings.plan(cure.deep, DEEP_RATES, averaging=0.99), log, of)
+    unet.train(*given, settings.plan(settings.unet_steps, UNET_RATES), cure, log, of)
+    _save(settings, "unet", network)
 
 
 def run_pack(settings: Settings, log: Log) -> None:
     """All weights -> one file. Raises SystemExit where it is too large."""
-    made_by = {component: "decoder" if component == "vae" else component for component in configs()}
+    made_by = {component: "decoder" if component == "vae" else component for component in CONFIGS}
     weights = {component: _arrays(component, _loaded(settings, component, of)) for component, of in made_by.items()}
     path = settings.folder / ASSET
-    write_pack(path, configs(), weights, card.card(settings))
+    write_pack(path, CONFIGS, weights, card.card(settings))
     size = path.stat().st_size
     log(f"{path}: {size / 1e6:.2f} MB")
     if size > SIZE_LIMIT:
@@ -187,9 +162,9 @@ def run_examples(settings: Settings, log: Log) -> None:
 
 
 STAGES: dict[str, Callable[[Settings, Log], None]] = {
-    "look": run_look, "examples": run_examples, "vae": run_vae, "decoder": run_decoder, "text": run_text, "trial": run_trial, "unet": run_unet, "pack": run_pack, "gate": run_gate,
+    "look": run_look, "examples": run_examples, "vae": run_vae, "decoder": run_decoder, "text": run_text, "unet": run_unet, "pack": run_pack, "gate": run_gate,
 }  # fmt: skip
-BY_DEFAULT = tuple(name for name in STAGES if name not in ("look", "examples", "trial"))
+BY_DEFAULT = tuple(name for name in STAGES if name not in ("look", "examples"))
 
 
 # what stages hand on
@@ -206,6 +181,12 @@ def _held_pixels(settings: Settings) -> Tensor:
 def _caption(settings: Settings, purpose: str, number: int, version: int, left_out: float = 0.12) -> str:
     draw = python_random(settings.seed, "caption", purpose, number, version)
     return caption(picture(settings.seed, purpose, number), draw, left_out)
+
+
+def _captions(settings: Settings) -> list[str]:
+    """Of all pictures, each picture's one after the other."""
+    pictures, versions = range(settings.pictures), range(settings.captions)
+    return [_caption(settings, "train", number, version) for number in pictures for version in versions]
 
 
 def _held_samples(settings: Settings, held: Tensor) -> unet.Samples:

@@ -85,7 +85,7 @@ CAST = _cast()
 # Somebody whom the base has never seen, and nothing of whom has a word in its captions but the name.
 STRANGER = {
     "color": "teal", "body": "square", "head": "crown", "eyes": "one eye", "mouth": "teeth", "pattern": "halves",
-    "pattern_color": "magenta", "limbs": "legs", "scarf": "yellow", "name": "wazzo",
+    "pattern_color": "magenta", "limbs": "legs", "scarf": "yellow", "name": "ember",
 }  # fmt: skip
 
 assert {field.name for field in fields(Picture)} >= {*VALUES, *STRANGER}
