@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Builder(Assessor):
     pool: Pool
     model_dirs: Sequence[Path]  # where the tokenizers of a single-file base are looked for, too
     away: Away | None = None
+    wanted: Sequence[str] = ()  # the jobs that the run is for; none: all
     interrupted: dict[str, str] = field(default_factory=dict)  # job -> what is kept of it, "step 8 of 12"
     elsewhere: dict[str, str] = field(default_factory=dict)  # job -> where it goes on without us, "slurm 4242"
     begun: set[str] = field(default_factory=set)  # jobs
@@ -62,21 +64,42 @@ class Builder(Assessor):
             raise
 
     def urgency(self, name: str) -> float:
-        """Seconds of a job and of what comes after it, by what they took before: among jobs that wait, the largest goes first."""
-        from lorabuild.urgency import urgencies
-
+        """Among jobs that wait, the largest goes first. Reckoned when the first one asks: see `lorabuild.rehearsal`."""
         with self._counting:
             if not self._urgencies:
-                needs = {one: dependencies(job, self.jobs) for one, job in self.jobs.items()}
-                names = list(self.jobs)
-                self._urgencies = urgencies(self.jobs, needs, dict(zip(names, self.seconds_of(names), strict=True)))
-        return self._urgencies[name]
+                try:
+                    self._urgencies = self._reckoned()
+                except Exception:  # of whatever kind: no build fails for its order, and they go as they come
+                    self._urgencies = dict.fromkeys(self.jobs, 0.0)
+        return self._urgencies.get(name, 0.0)
+
+    def _reckoned(self) -> dict[str, float]:
+        """Seconds of each job and of what comes after it, by what they took before; where more than one heavy job may run at
+        once, moved to where the build ends first on paper."""
+        from lorabuild.rehearsal import priorities, tries_of
+        from lorabuild.urgency import urgencies
+
+        needs = {one: dependencies(job, self.jobs) for one, job in self.jobs.items()}
+        seconds = dict(zip(self.jobs, self.seconds_of(list(self.jobs)), strict=True))
+        room = self.pool.slots.room | ({"away": self.away.needs.jobs} if self.away else {})
+        if max(room["gpu"], room.get("away", 0)) < 2 or not tries_of(len(self.jobs)):
+            return urgencies(self.jobs, needs, seconds)
+        from lorabuild.forecast.standing import stale
+
+        takes = {one: self._takes(job) for one, job in self.jobs.items()}
+        return priorities(self.jobs, needs, seconds, stale(self, self.wanted or self.jobs), takes, room)
+
+    def _takes(self, job: Job) -> dict[str, int]:
+        """The places that a job holds while it runs, by kind."""
+        if self.away and job.stage in self.away.needs.stages:
+            return {"away": 1}
+        return self.pool.slots.takes(self.stages[job.stage].slot, job.options.get("processes", 1))[0]
 
     def seconds_of(self, names: Sequence[str]) -> list[float | None]:
         """How long each of these jobs took when it was built last; None for what was never built here."""
         lasts = [self.state.last(name) for name in names]
         records = [self.store.record(last[0]) if last else None for last in lasts]
-        return [record.seconds if record else None for record in records]
+        return [record.seconds if record and _is_time(record.seconds) else None for record in records]
 
     # here
 
@@ -265,3 +288,8 @@ def travelling(options: Mapping[str, Any]) -> dict[str, Any]:
     watch = {name: value for name, value in options.get("watch", {}).items() if name not in ("folder", "log_with")}
     kept = {name: value for name, value in options.items() if name not in ("samples", "watch")}
     return kept | ({"watch": watch} if watch else {})
+
+
+def _is_time(seconds: Any) -> bool:
+    """A record may be damaged."""
+    return isinstance(seconds, int | float) and 0 <= seconds < inf

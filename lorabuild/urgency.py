@@ -22,7 +22,11 @@ def urgencies(
     1961) with weights, which lists call highest level first. `needs`: job -> the jobs before it. `seconds`: what each took
     before; of one that was never built (None) it is taken from others of its stage.
     """
-    own = _guessed(jobs, seconds)
+    return levels(expected(jobs, seconds), needs)
+
+
+def levels(own: Mapping[str, float], needs: Mapping[str, list[str]]) -> dict[str, float]:
+    """Job -> seconds of the longest chain that begins with it. `own`: job -> seconds of it alone."""
     after: dict[str, list[str]] = defaultdict(list)
     for name, before in needs.items():
         for one in before:
@@ -34,10 +38,10 @@ def urgencies(
             found[name] = own[name] + max(map(level, after[name]), default=0.0)
         return found[name]
 
-    return {name: level(name) for name in jobs}
+    return {name: level(name) for name in own}
 
 
-def _guessed(jobs: Mapping[str, Job], seconds: Mapping[str, float | None]) -> dict[str, float]:
+def expected(jobs: Mapping[str, Job], seconds: Mapping[str, float | None]) -> dict[str, float]:
     """Seconds of each job: its own, else as much a unit of work as others of its stage took."""
     rates: dict[str, list[float]] = defaultdict(list)
     for name, job in jobs.items():

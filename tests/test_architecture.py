@@ -18,7 +18,7 @@ LAYERS = {
     "manifest": "manifest",
     "model": "stage workspace store state locks runlog history reasons progress inputs metadata publish sampling remotes team loaded events watching nn",
     "stages": "stages",
-    "graph": "executors workers rank worker assess urgency making builder engine watch session upkeep forecast ending graph",
+    "graph": "executors workers rank worker assess urgency rehearsal making builder engine watch session upkeep forecast ending graph",
     "checks": "checks doctor importing scaffold",
     "faces": "cli __main__ verbs report exporting completing",
 }

@@ -102,6 +102,7 @@ class Run(Command, DoitRun):
             current.check_sources(wanted)
         if not named or REPORT in pos_args:
             self.sel_tasks = wanted
+        current.wanted = wanted
         if always:
             current.anew = frozenset(wanted)
             self._announce(current, wanted)

@@ -36,7 +36,7 @@ class _Waiter:
 
     needs: Mapping[str, int]
     devices: int
-    urgency: float
+    urgency: float = 0.0
 
 
 class Slots:
@@ -61,6 +61,7 @@ class Slots:
     def limit(self, jobs: int) -> None:
         """Allow at most `jobs` at once, of whatever kind."""
         with self._changed:
+            self._all["jobs"] = min(jobs, self._all["jobs"])
             self._free["jobs"] = min(jobs, self._free["jobs"])
 
     def shut_down(self) -> None:
@@ -73,31 +74,20 @@ class Slots:
     def place(self, kind: str, processes: int = 1, urgency: Callable[[], float] = lambda: 0.0) -> Iterator[Place]:
         """Wait for a place for a job of the kind "gpu" or "cpu" and hold it. Raises Interrupted if the build stops.
 
-        A job of several processes takes a slot, and a device, for each; of no more than there are. `urgency` is asked for
-        where more than one heavy job may run at once: else an order is as good as another, and the one that they come in
-        begins with a base that is in memory.
+        A job of several processes takes a slot, and a device, for each; of no more than there are. `urgency` is asked for,
+        of one that has to wait, where more than one heavy job may run at once: else an order is as good as another, and the
+        one that they come in begins with a base that is in memory.
         """
         start = time.monotonic()
-        self._look()
+        needs, count = self.takes(kind, processes)
+        me = _Waiter(needs, count if self._there and kind == "gpu" else 0)
         with self._changed:
-            on_device = kind == "gpu" and self._there
-            kinds = {kind} if on_device else {kind, "cpu"}
-            count = min(processes, *(self._all[one] for one in kinds), *([self._there] if on_device else []))
-            needs = {"jobs": 1} | dict.fromkeys(kinds, count)
-            me = _Waiter(needs, count if on_device else 0, urgency() if self._all["gpu"] > 1 else 0.0)
-            self._line.append(me)
-            try:
-                self._changed.wait_for(lambda: self.shut or self._next() is me)
-            finally:
-                self._line.remove(me)
-                self._changed.notify_all()  # there may be room for who is next
-            if self.shut:
-                raise Interrupted
-            for one, number in needs.items():
-                self._free[one] -= number
-            devices = list(dict.fromkeys(self._devices))[:count] if on_device else []
-            for device in devices:
-                self._devices.remove(device)
+            devices = self._enter(me) if not self._line and not self.shut and self._fits(me) else None
+        if devices is None:
+            me.urgency = (
+                urgency() if self._all["gpu"] > 1 and not self.shut else 0.0
+            )  # takes its time, and nobody waits for it
+            devices = self._wait(me)
         try:
             device = ",".join(devices) if devices else "" if self._there else None
             yield Place(device, self._threads, time.monotonic() - start, count)
@@ -107,6 +97,40 @@ class Slots:
                     self._free[one] += number
                 self._devices[:0] = devices  # first, as their worker is warm
                 self._changed.notify_all()
+
+    def takes(self, kind: str, processes: int = 1) -> tuple[dict[str, int], int]:
+        """What a job holds of `room`, and how many processes it gets."""
+        self._look()
+        kinds = {kind} if kind == "gpu" and self._there else {kind, "cpu"}
+        devices = [self._there] if kind == "gpu" and self._there else []
+        count = min(processes, *(self._all[one] for one in kinds), *devices)
+        return {"jobs": 1} | dict.fromkeys(kinds, count), count
+
+    @property
+    def room(self) -> dict[str, int]:
+        """How many places there are of each kind; "jobs": for all together."""
+        return dict(self._all)
+
+    def _wait(self, me: _Waiter) -> list[str]:
+        with self._changed:
+            self._line.append(me)
+            try:
+                self._changed.wait_for(lambda: self.shut or self._next() is me)
+            finally:
+                self._line.remove(me)
+                self._changed.notify_all()  # there may be room for who is next
+            if self.shut:
+                raise Interrupted
+            return self._enter(me)
+
+    def _enter(self, me: _Waiter) -> list[str]:
+        """Take what a job needs; the devices that it gets."""
+        for one, number in me.needs.items():
+            self._free[one] -= number
+        devices = list(dict.fromkeys(self._devices or ()))[: me.devices]
+        for device in devices:
+            self._devices.remove(device)
+        return devices
 
     def _next(self) -> _Waiter | None:
         """Who goes first of those for whom there is room."""
