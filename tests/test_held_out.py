@@ -203,7 +203,6 @@ def test_base_and_trained_have_the_trainings_own_losses_and_one_file_is_measured
     assert measured.run(resized=all_of_it, chopped=nothing).notes["measured"] == 0
 
 
-@pytest.mark.slow
 def test_so_it_is_of_pictures_held_back_with_frozen_text_encoders(tmp_path: Path):
     held_back = {"text_encoder_lr": 0.0, "validation_split": 0.5, "save_precision": "fp32"}
     job, workspace = training(tmp_path, recipe=MEASURED | held_back)
