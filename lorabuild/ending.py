@@ -11,6 +11,8 @@ from typing import Any
 from lorabuild.colours import EVENTS, paint
 from lorabuild.engine import Engine
 from lorabuild.progress import megabytes
+from lorabuild.publish import published_path
+from lorabuild.sampling.held_out import lines, read
 
 HEAD = ("project", "stage", "result", "time", "size")
 NUMBERS = (3, 4)
@@ -48,6 +50,7 @@ def facts(current: Engine, seconds: float, removed: Iterable[Path] = ()) -> dict
             "why": line["why"],
             "bytes": _bytes(current, line["job"]),
             "log": _log(current, line["job"]) if line["event"] == "failed" else None,
+            **({"held_out": told} if (told := _measured(current, line["job"], line["event"])) else {}),
         }
         for line in current.log.lines
     ]
@@ -63,6 +66,19 @@ def facts(current: Engine, seconds: float, removed: Iterable[Path] = ()) -> dict
         "removed": [str(path.relative_to(current.root)) for path in removed],
         "seconds": round(seconds, 3),
     }
+
+
+def held_out(current: Engine) -> list[str]:
+    """A line for each project whose held-out loss was measured in this run, or came back from the store."""
+    found = [(line["job"], _measured(current, line["job"], line["event"])) for line in current.log.lines]
+    return [said for job, told in found if told for said in lines(_name(job)[0], told)]
+
+
+def held_out_of(current: Engine, project: str) -> dict[str, Any] | None:
+    """What stands in build/ of a project's held-out loss; None where it is not drawn, or not measured."""
+    job = current.jobs.get(f"samples:{project}")
+    path = published_path(current.root, job, "samples.json") if job else None
+    return read(path) if job and path and path in current.state.published_by(job.name) else None
 
 
 def table(jobs: Sequence[Ended], width: int, height: int, colours: bool) -> list[str]:
@@ -131,6 +147,11 @@ def _bytes(current: Engine, job: str) -> int | None:
         return None
     sizes = [path.stat().st_size for path in current.state.published_by(job) if path.is_file()]
     return sum(sizes) if sizes else sum(output.size for output in found.outputs.values())
+
+
+def _measured(current: Engine, job: str, event: str) -> dict[str, Any] | None:
+    stage, _, target = job.partition(":")
+    return held_out_of(current, target) if stage == "samples" and event != "failed" else None
 
 
 def _log(current: Engine, job: str) -> str | None:

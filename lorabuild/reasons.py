@@ -38,7 +38,10 @@ RENAMED = Reason("file", "", "files were swapped or renamed")
 BESIDE = {
     "resize.header_kib": "[project]: longer or shorter texts in the file's header, which counts for resize.size",
     "told": "other metadata of the source, or tags of the data set, in the file's header, which counts for resize.size",
+    "held_out.learns_text": "text encoders are trained, or no longer: captions are encoded otherwise for the held-out loss",
+    "held_out.trainings": "[variants]: a training's recipe, which the held-out loss of its files is measured by",
 }
+SWITCHED = ("held_out",)  # tables of parameters that another setting adds, which tells of it: samples.held_out
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], few: int = FEW) -> list[Reason]:
@@ -50,6 +53,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], few: int = FEW) -> l
     if old["version"] != new["version"]:
         found.append(Reason("version", "", f"stage version: {old['version']} -> {new['version']}"))
     for table in sorted({*old["params"], *new["params"]}):
+        if table in SWITCHED and not (table in old["params"] and table in new["params"]):
+            continue
         found += _values(table, old["params"].get(table, {}), new["params"].get(table, {}), few)
     roles = old["inputs"].keys() & new["inputs"].keys()
     found += _continued(old, new)

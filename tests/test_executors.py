@@ -573,7 +573,7 @@ def test_pictures_and_a_checkpoint_in_one_file_come_out_the_same(tmp_path: Path)
     here.project(steps=2)
     manifest = here.root / "projects/ember/lora.toml"
     text = manifest.read_text().replace('base = "tiny"', 'base = "own"')
-    manifest.write_text(f'{text}\n[samples]\nprompts = "p.txt"\nsample_every_n_steps = 2\n')
+    manifest.write_text(f'{text}\n[samples]\nprompts = "p.txt"\nsample_every_n_steps = 2\nheld_out = true\n')
     here.write("projects/ember/p.txt", "ember, red --s 2 --w 64 --h 64\n")
     here.write("lorabuild.toml", '[bases.own]\nfile = "models/own.safetensors"\n')
     (here.root / "models").mkdir()

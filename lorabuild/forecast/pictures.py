@@ -13,6 +13,7 @@ from lorabuild.errors import UserError
 from lorabuild.forecast.outlook import Outlook
 from lorabuild.header import read_header
 from lorabuild.lora.chopping import Blocks
+from lorabuild.sampling.measuring import INPUTS
 from lorabuild.stage import Artifact, File, TextFile, is_family
 
 WHOLE = ("resized", "trained", "source")  # whose blocks are drawn: the first of these that there is
@@ -66,7 +67,9 @@ def pictures(engine: Engine, outlook: Outlook, before: Mapping[str, Outlook]) ->
 def _columns(engine: Engine, name: str, before: Mapping[str, Outlook]) -> tuple[int, bool]:
     """How many files are drawn with, the base among them, and whether that is known: of snapshots the training tells."""
     count, exact = 1, True
-    for item in engine.jobs[name].inputs.values():
+    for role, item in engine.jobs[name].inputs.items():
+        if role in INPUTS:  # of the held-out loss
+            continue
         if isinstance(item, Artifact) and is_family(item.role):
             maker = before[item.job]
             exact = exact and maker.found is not None

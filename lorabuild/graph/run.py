@@ -15,7 +15,7 @@ from typing import Any
 from doit.cmd_run import Run as DoitRun
 
 from lorabuild.colours import coloured, paint, terminal
-from lorabuild.ending import ended, facts, go_on, table
+from lorabuild.ending import ended, facts, go_on, held_out, table
 from lorabuild.engine import Engine
 from lorabuild.errors import UsageError
 from lorabuild.graph.books import Reporter
@@ -148,6 +148,8 @@ class Run(Command, DoitRun):
             size = shutil.get_terminal_size()
             for line in table(ended(current), size.columns, size.lines, coloured()):
                 print(line)
+        for line in held_out(current):
+            print(line)
         print(summary(current.counts, seconds) if not code or current.failures else "stopped")
         for line in _failures(current):
             print(paint(line, "red") if coloured() else line)

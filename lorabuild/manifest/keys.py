@@ -76,7 +76,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "check": {"presentation": "levels"},
     "chop": {"result": "keep weights vector vector_style allow_empty"},
     "samples": {
-        "result": "prompts sample_sampler parity blocks_ablation",  # of the stage samples; a training's key has none of them
+        "result": "prompts sample_sampler parity blocks_ablation held_out",  # of the stage samples; a training's key has none of them
         "presentation": "sample_every_n_steps sample_every_n_epochs sample_at_first",
     },
 }

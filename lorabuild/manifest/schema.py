@@ -65,6 +65,8 @@ class Manifest(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Manifest:
+        if self.samples and self.samples.held_out and self.project.source:
+            raise Misfit("samples.held_out", "a LoRA that is not trained here (project.source) has no held-out loss")
         if self.resize and self.project.source and self.resize.step != "last":
             raise Misfit("resize.step", "a LoRA that is not trained here (project.source) has no steps")
         if self.resize and self.resize.step != "last":

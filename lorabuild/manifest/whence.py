@@ -43,6 +43,7 @@ class Whence:
 
         `inner` names what differs in it, if it is a table. None for what nobody wrote: a default.
         """
+        name = name.removeprefix("held_out.")  # "held_out.recipe": the recipe, as a measurement reads it
         table, _, rest = name.partition(".")
         merged = self._of(target)
         if table == "base":  # a setting of the base, in lorabuild.toml

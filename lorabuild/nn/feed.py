@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lorabuild.nn.base import DTYPES
-from lorabuild.nn.batches import MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
+from lorabuild.nn.base import DTYPES, Base
+from lorabuild.nn.batches import Data, MicroBatch, captions_of, held_out_batches, held_out_count, micro_batch
 from lorabuild.nn.text import caption_ids
 from lorabuild.nn.text_ahead import TextAhead
 from lorabuild.training.order import Sample, micro_batches
@@ -42,21 +42,12 @@ class Feed:
 
     def ready(self, batch: MicroBatch) -> MicroBatch:
         """The batch on the device, its captions as tokens, or encoded already where that is always the same."""
-        if self.known_texts and batch.hidden is None:
-            hidden, pooled = self.known_texts(batch.captions)
-            batch = replace(batch, hidden=hidden, pooled=pooled)
-        elif not self.known_texts and batch.ids is None:
-            weighted = self.training.recipe.get("weighted_captions", False)
-            settings = self.training.data.dataset["settings"]
-            ids, emphasis = caption_ids(self.training.base, batch.captions, settings, weighted)
-            batch = replace(batch, ids=ids, emphasis=emphasis)
-        return batch.on(self.training.device)
+        training = self.training
+        return ready(batch, training.base, training.data.dataset, training.recipe, training.device, self.known_texts)
 
     def held_out(self) -> list[MicroBatch]:
         """Those that the held-out loss is of."""
-        recipe, held_back = self.training.recipe, self.training.held_back
-        data, count = held_back or self.training.data, held_out_count(held_back, recipe)
-        return held_out_batches(data, recipe, validation_seed(recipe), count)
+        return held_out(self.training.data, self.training.held_back, self.training.recipe)
 
     def _known_texts(self) -> TextAhead:
         training, recipe = self.training, self.training.recipe
@@ -74,3 +65,27 @@ class Feed:
         rest = (recipe["max_train_steps"] - done) * accumulate
         for number, (epoch, samples) in enumerate(islice(dealt, rest)):
             yield from captions_of(data, recipe, seed, epoch, samples, done + number // accumulate)
+
+
+def ready(
+    batch: MicroBatch,
+    base: Base,
+    dataset: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    device: str,
+    known_texts: TextAhead | None = None,
+) -> MicroBatch:
+    """The batch on the device, its captions as tokens, or encoded by `known_texts`."""
+    if known_texts and batch.hidden is None:
+        hidden, pooled = known_texts(batch.captions)
+        batch = replace(batch, hidden=hidden, pooled=pooled)
+    elif not known_texts and batch.ids is None:
+        weighted = recipe.get("weighted_captions", False)
+        ids, emphasis = caption_ids(base, batch.captions, dataset["settings"], weighted)
+        batch = replace(batch, ids=ids, emphasis=emphasis)
+    return batch.on(device)
+
+
+def held_out(data: Data, held_back: Data | None, recipe: Mapping[str, Any]) -> list[MicroBatch]:
+    """The micro-batches that a training's held-out loss is of: of what is held back from `data`, if anything is."""
+    return held_out_batches(held_back or data, recipe, validation_seed(recipe), held_out_count(held_back, recipe))

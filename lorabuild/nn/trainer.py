@@ -14,19 +14,18 @@ from torch import Tensor
 from lorabuild.errors import Interrupted, JobError
 from lorabuild.lora.adapter_shape import trained_parts as trained_parts
 from lorabuild.nn.adapter import Adapter
-from lorabuild.nn.base import DTYPES, Base
+from lorabuild.nn.base import Base
 from lorabuild.nn.batches import Data, MicroBatch
 from lorabuild.nn.feed import Feed
 from lorabuild.nn.flat import Flat
 from lorabuild.nn.loss_scale import LossScale
+from lorabuild.nn.losses import mean_loss, sample_losses
 from lorabuild.nn.objective import Objective, plain
 from lorabuild.nn.optimizers import averaged, finish, grouped, make, rates_now, restore
 from lorabuild.nn.optimizers import state as optimizer_state
 from lorabuild.nn.parallel import Alone, Ranks, part_of
-from lorabuild.nn.present import present
 from lorabuild.nn.resume import State, StateFile
 from lorabuild.nn.schedule import Rates
-from lorabuild.nn.text import conditions_of
 from lorabuild.training.order import Sample, micro_batches
 from lorabuild.training.validation import points
 
@@ -202,8 +201,8 @@ class _Loop:
         """
         self.training.adapter.measuring()
         with averaged(self.optimizer):
-            losses = [self._losses(batch, self.yardstick) for batch in self.feed.held_out()]
-        loss = _finite(f"step {self.step}: the held-out loss", torch.cat(losses).mean().item())
+            mean = mean_loss(self.feed.held_out(), lambda batch: self._losses(batch, self.yardstick))
+        loss = _finite(f"step {self.step}: the held-out loss", mean)
         step = {"step": self.step} if when == "during" else {}
         return {"event": "held_out", "when": when, **step, "loss": _rounded(loss)}
 
@@ -230,25 +229,10 @@ class _Loop:
         return found | {"lr": dict.fromkeys(LOGGED, 0.0) | found["lr"]}
 
     def _losses(self, batch: MicroBatch, objective: Objective) -> Tensor:
-        """The loss of each sample [B]. Noise is added in float32, as the loss is taken in float32."""
-        base, device = self.training.base, self.training.device
-        dtype = DTYPES[self.training.recipe["mixed_precision"]]
-        batch = self.feed.ready(batch)
-        noisy, target = objective.noisy(batch)
-        with torch.autocast(device, dtype, enabled=dtype.itemsize < 4):
-            hidden, pooled = self._conditions(batch)
-            conditions = {"text_embeds": pooled, "time_ids": batch.sizes}
-            prediction = base.unet(noisy.to(dtype), batch.timesteps, hidden, added_cond_kwargs=conditions).sample
-        return objective.losses(prediction, target, batch)
-
-    def _conditions(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(hidden states, pooled), by the text encoders where they are trained, or an adapter's dropout is on them."""
-        if batch.hidden is not None and batch.pooled is not None:
-            return batch.hidden, batch.pooled
-        base, adapter = self.training.base, self.training.adapter
-        learns = torch.is_grad_enabled() and adapter.trains_text
-        with torch.set_grad_enabled(learns), present([base.te1, base.te2], self.training.device):
-            return conditions_of(base, batch.ids, batch.emphasis)
+        """The loss of each sample [B], with the adapter as it is."""
+        training, batch = self.training, self.feed.ready(batch)
+        precision, learns_text = training.recipe["mixed_precision"], training.adapter.trains_text
+        return sample_losses(training.base, batch, objective, precision, training.device, learns_text)
 
     def _limit_norms(self) -> dict[str, Any]:
         """scale_weight_norms, and what of it goes into the log, by sd-scripts' names."""

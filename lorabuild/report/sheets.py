@@ -9,6 +9,7 @@ from typing import Any
 from lorabuild.errors import UserError
 from lorabuild.report.files import ProjectFiles
 from lorabuild.report.pictures import FOLDER, Picture, Thumbnails, prompts, read_pictures, settings_line, title
+from lorabuild.sampling.held_out import read
 
 TITLE = "Contact sheet"
 LIBRARIES = ("viewer.css", "viewer.js")
@@ -22,7 +23,7 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
     if pictures is None:
         if not files.settings.get("samples"):
             return None
-        return {"note": "never", "columns": [], "rows": [], "why": [], "linked": 0}
+        return {"note": "never", "columns": [], "rows": [], "why": [], "linked": 0, "held_out": []}
     thumbnails = Thumbnails(files.name)
     drawn = {picture.role: picture for picture in pictures if picture.role.partition("/")[0] not in PARTS}
     roles = list(dict.fromkeys([*drawn, *wanted(files)]))
@@ -43,7 +44,14 @@ def data(files: ProjectFiles) -> dict[str, Any] | None:
         "rows": rows,
         "why": list(state.why) if state else [],
         "linked": thumbnails.linked,
+        "held_out": [{"title": title(role), "role": role, **one} for role, one in _held_out(files).items()],
     }
+
+
+def _held_out(files: ProjectFiles) -> dict[str, dict[str, Any]]:
+    """What was measured of each file; empty where it was not asked for."""
+    path = files.path("samples")
+    return (read(path) if path else None) or {}
 
 
 def beside(files: ProjectFiles) -> dict[str, Path | bytes]:

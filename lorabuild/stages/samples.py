@@ -15,8 +15,10 @@ from lorabuild.loaded import device_of, load_base
 from lorabuild.lora.chopping import Blocks
 from lorabuild.manifest.bases import base_params, clip_skip_of
 from lorabuild.manifest.sources import source_path
-from lorabuild.manifest.targets import makers
+from lorabuild.manifest.targets import maker, makers
 from lorabuild.sampling.differences import differences, pairs
+from lorabuild.sampling.held_out import Meter
+from lorabuild.sampling.measuring import INPUTS, RECIPE, data_inputs, measuring
 from lorabuild.sampling.pictures import COMPONENTS, Painter, settings_of, sheet
 from lorabuild.sampling.samples import prompt_file, sampling, too_long
 from lorabuild.stage import Artifact, Component, File, Input, Job, Stage
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from lorabuild.nn.base import Base
     from lorabuild.workspace import Progress, Workspace
 
+Made = Mapping[
+    str, tuple[str, str, str]
+]  # role -> stage and whose job of it makes the file; whose training it comes from
 WITHOUT, ALONE = "without", "only"  # of a block: the LoRA without it, and nothing but it
 SHEET_SIDE, STRIP_SIDE = 512, 256  # pixels of a picture in the sheet, and in the strip, which has many
 
@@ -38,6 +43,8 @@ def jobs(repository: Repository) -> Iterable[Job]:
         if found := sampling(repository, project):
             base = settings["project"]["base"]
             drawn = {key: value for key, value in settings["recipe"].items() if key in RECIPE}
+            made, measures = _made(project), found.get("held_out")
+            trainers = {role: trainer for role, (_, _, trainer) in made.items()}
             yield Job(
                 name=f"samples:{name}",
                 params={
@@ -45,22 +52,23 @@ def jobs(repository: Repository) -> Iterable[Job]:
                     "dataset": {"resolution": found["size"]},
                     "recipe": drawn,
                     "base": base_params(repository, base),
+                    **({"held_out": measuring(project, trainers)} if measures else {}),
                 },
                 inputs={
                     "prompts": prompt_file(repository, project),
                     **{component: Component(base, component) for component in COMPONENTS},
-                    **_weights(name, project),
+                    **_weights(name, project, made),
+                    **(data_inputs(name) if measures else {}),
                 },
                 outputs=["samples.json", "samples/"],
                 options={"prompts": found["shown"]},
             )
 
 
-SHAPING = ("sample_sampler", "parity", "blocks_ablation")  # of [samples], for this stage
-RECIPE = ("seed", "mixed_precision", "zero_terminal_snr")  # what shapes a picture, too
+SHAPING = ("sample_sampler", "parity", "blocks_ablation", "held_out")  # of [samples], for this stage
 
 
-def _weights(name: str, project: Project) -> dict[str, Input]:
+def _weights(name: str, project: Project, made: Made) -> dict[str, Input]:
     """Role -> LoRA, of all that the project makes: "trained", "step/10", "resized", "mini/chopped", …
 
     Of a variant's training the last weights alone: its snapshots would be more pictures than one can look at.
@@ -75,11 +83,20 @@ def _weights(name: str, project: Project) -> dict[str, Input]:
         else:
             steps = [step for step in known_steps(project) if step % every == 0]
             found |= {f"step/{step}": Artifact(f"train:{name}", f"step/{step}") for step in steps}
+    for role, (stage, owner, _) in made.items():
+        found[role] = Artifact(f"{stage}:{owner}", "weights")
+    return found
+
+
+def _made(project: Project) -> Made:
+    """Of all but snapshots."""
+    found = {}
     made = [("resize", "resized"), ("chop", "chopped")]
-    for stage, role in made if source else [("train", "trained"), *made]:
-        for owner in makers(project, stage, None if stage == "train" else stage):
+    for stage, role in made if source_path(project) else [("train", "trained"), *made]:
+        for owner, users in makers(project, stage, None if stage == "train" else stage).items():
             variant = owner.partition("@")[2]
-            found[f"{variant}/{role}" if variant else role] = Artifact(f"{stage}:{owner}", "weights")
+            trainer = maker(project, next(iter(users)), "train")
+            found[f"{variant}/{role}" if variant else role] = (stage, owner, trainer)
     return found
 
 
@@ -106,7 +123,7 @@ class Column:
 def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     """Write a PNG for each prompt and LoRA, `sheet.png` of all but the steps, `strip.png` of the steps, and samples.json.
 
-    Each picture is a piece: what a training drew, or another job, is found again. Raises JobError, at the prompt's line,
+    Each picture is a piece: what a training drew, or another job, is found again; so is each held-out loss. Raises JobError, at the prompt's line,
     for a picture that is not finite, and Interrupted between two steps of a picture.
     """
     data = workspace.read(workspace.path("prompts"), workspace.digests["prompts"])
@@ -114,9 +131,9 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
     found = parse_prompts(data, file)
     for problem in found.warnings:
         workspace.warn(str(problem))
-    recipe, prompts = job.params["recipe"], found.prompts
+    recipe, prompts, clip_skip = job.params["recipe"], found.prompts, clip_skip_of(job.params["base"])
     samples = {**job.params["samples"], "size": job.params["dataset"]["resolution"]}
-    told = job.params["base"]["prediction_type"], clip_skip_of(job.params["base"])
+    told = job.params["base"]["prediction_type"], clip_skip
     settings = [settings_of(one, index, samples, recipe, *told) for index, one in enumerate(prompts)]
     columns = list(_columns(workspace))
     if job.params["samples"].get("blocks_ablation"):
@@ -127,7 +144,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if workspace.stopping():
             raise Interrupted(f"{done} of {total} pictures")
 
-    painter = _painter(workspace, recipe, clip_skip_of(job.params["base"]), stepped)
+    painter = _painter(workspace, recipe, clip_skip, stepped)
     tokens = _tokens(workspace, prompts, file)
     pictures: dict[str, list[bytes]] = {}
     for column in columns:
@@ -148,13 +165,27 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         for column in columns
         for number, one in enumerate(settings)
     ]
-    workspace.output("samples.json").write_bytes(canonical_json({"pictures": drawn}) + b"\n")
     workspace.note(drawn=painter.drawn, reused=total - painter.drawn)
+    written: dict[str, Any] = {"pictures": drawn}
+    if "held_out" in job.params:
+        meter = Meter(workspace, job.params, clip_skip, painter.base, painter.device)
+        written["held_out"] = meter.all(_files(columns), progress)
+        workspace.note(measured=meter.measured)
+    workspace.output("samples.json").write_bytes(canonical_json(written) + b"\n")
+
+
+def _files(columns: Iterable[Column]) -> dict[str, tuple[str, Path]]:
+    """The files that are measured, with their digests: all but snapshots, which the training itself measures."""
+    return {
+        column.role: (column.digest, column.path)
+        for column in columns
+        if column.digest and column.path and column.of is None and not column.role.startswith("step/")
+    }
 
 
 def _columns(workspace: Workspace) -> Iterator[Column]:
     """The base, the steps in their order, then what was trained and what was made of it; variants last."""
-    roles = [role for role in workspace.digests if role not in (*COMPONENTS, "prompts")]
+    roles = [role for role in workspace.digests if role not in (*COMPONENTS, *INPUTS, "prompts")]
     order = ("source", "trained", "resized", "chopped")
     yield Column("base")
     for role in sorted(roles, key=lambda role: _place(role, order)):

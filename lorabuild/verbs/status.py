@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorabuild.colours import coloured
+from lorabuild.ending import held_out_of
 from lorabuild.engine import Engine
 from lorabuild.forecast.outlook import Outlook, outlooks
 from lorabuild.names import STAGES
+from lorabuild.sampling.held_out import lines
 from lorabuild.verbs.common import megabytes
 from lorabuild.verbs.parser import Parser
 from lorabuild.verbs.reading import reading, table
@@ -24,7 +26,9 @@ A table of all projects (and variants) and stages, with the size of what stands 
   stale    a build would make it anew or bring it from the store; or may, by what comes out before it
   missing  a file in build/ is gone; a build brings it back
   never    it was never built here
-  fails    it cannot be built: `lorabuild why TARGET` says why"""
+  fails    it cannot be built: `lorabuild why TARGET` says why
+
+With held_out = true in [samples], a line below says what each file of a project keeps of what the training gained."""
 
 FRESH, STALE, MISSING, NEVER, FAILS = "fresh", "stale", "missing", "never", "fails"
 COLOURS = {FRESH: "green", STALE: "yellow", MISSING: "yellow", NEVER: "dim", FAILS: "red"}
@@ -39,6 +43,7 @@ class Row:
     name: str
     states: Mapping[str, str]
     size: int
+    held_out: Mapping[str, Any] | None = None  # what samples.json of a project tells of it
 
 
 def parser() -> Parser:
@@ -56,7 +61,7 @@ def main(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(_facts(rows, counts, total), indent=2))
     elif rows:
-        print("\n".join(_table(rows, counts, total)))
+        print("\n".join([*_table(rows, counts, total), *_held_out(rows)]))
     else:
         print("no projects/**/lora.toml here")
     return 0
@@ -73,7 +78,10 @@ def _rows(engine: Engine) -> list[Row]:
         sizes[row] += _size(engine, name)
     kinds = ("projects", "bases")
     order = sorted(rows, key=lambda row: (kinds.index(row[0]), _by_value(row[1])))
-    return [Row(*row, rows[row], sizes[row]) for row in order]
+    return [
+        Row(*row, rows[row], sizes[row], held_out_of(engine, row[1]) if "samples" in rows[row] else None)
+        for row in order
+    ]
 
 
 def state_of(engine: Engine, outlook: Outlook) -> str:
@@ -111,8 +119,17 @@ def _facts(rows: Sequence[Row], counts: Mapping[str, int], total: int) -> dict[s
     """The object of --json."""
     kinds: dict[str, dict[str, Any]] = {"projects": {}, "bases": {}}
     for row in rows:
-        kinds[row.kind][row.name] = {"stages": dict(row.states), "bytes": row.size}
+        measured = {"held_out": row.held_out} if row.held_out else {}
+        kinds[row.kind][row.name] = {"stages": dict(row.states), "bytes": row.size, **measured}
     return kinds | {"total": {"states": dict(counts), "bytes": total}}
+
+
+def _held_out(rows: Sequence[Row]) -> Iterator[str]:
+    """What each project's files keep of what it learnt, as it was measured last."""
+    for row in rows:
+        state = row.states.get("samples")
+        earlier = "" if state == FRESH else f" (measured before; the samples are {state})"
+        yield from (f"{line}{earlier}" for line in (lines(row.name, row.held_out) if row.held_out else ()))
 
 
 def _table(rows: Sequence[Row], counts: Mapping[str, int], total: int) -> list[str]:

@@ -35,6 +35,11 @@ class SamplesTable(Table):
         "Draw each prompt without each block of the resized LoRA (or the trained one), and with each block alone: twice as "
         "many pictures a prompt as it has blocks.",
     )
+    held_out: bool = off(
+        False,
+        "Measure the held-out loss, as the training's log has it, of the base, the trained, and each resized and chopped "
+        "file: how much of the gain each keeps.",
+    )
 
     @model_validator(mode="after")
     def _one_interval(self) -> SamplesTable:
