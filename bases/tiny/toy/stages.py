@@ -44,16 +44,16 @@ class Settings:
 
     folder: Path
     seed: int = 0
-    pictures: int = 20000
+    pictures: int = 16000
     held: int = 256
     captions: int = 2  # of each picture
-    vae_steps: int = 8000
-    vae_batch: int = 12
-    decoder_steps: int = 3000
-    text_steps: int = 2000
-    text_batch: int = 48
-    unet_steps: int = 10000
-    unet_batch: int = 48
+    vae_steps: int = 3000
+    vae_batch: int = 8
+    decoder_steps: int = 1000
+    text_steps: int = 1200
+    text_batch: int = 32
+    unet_steps: int = 6000
+    unet_batch: int = 32
     cure: unet.Cure = field(default_factory=unet.Cure)
     effort: Effort = field(default_factory=Effort)
     device: str = "cpu"

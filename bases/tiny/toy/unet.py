@@ -36,8 +36,8 @@ class Cure:
     run proper. All 0 is the prototype's way.
     """
 
-    deep: int = 1000
-    alone: float = 0.4
+    deep: int = 600
+    alone: float = 0.35
     left_out: float = 0.3
     branch: float = 0.3
     exit: float = 0.5
