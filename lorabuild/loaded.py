@@ -19,7 +19,7 @@ def device_of(options: Mapping[str, Any], recipe: Mapping[str, Any], workspace: 
 
     device = options.get("device", "cpu")
     if device != "cpu" and not torch.cuda.is_available():
-        workspace.warn(f"device {device} is not there: training on the CPU")
+        workspace.warn(f"device {device} is not there: the CPU does it")
         device = "cpu"
     if device == "cpu" and recipe["mixed_precision"] == "fp16":
         raise JobError('recipe.mixed_precision: "fp16" needs a GPU; on a CPU use "bf16" or "no"')

@@ -356,3 +356,35 @@ def test_a_chop_redraws_what_it_made_and_a_prompts_mistake_is_told_at_once(built
     built.manifest()
     assert "removed build/ember/samples/00-base.png: no longer wanted" in built.doit().out
     assert not (built.root / "build/ember/samples").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_pictures_are_drawn_on_the_device_that_the_job_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
+    seen: dict[str, Any] = {}
+
+    def painter(workspace: Workspace, digests: Any, base: Any, vae: Any, device: Any, stepped: Any) -> None:
+        device()
+        seen["device"] = device()  # asked for each picture, told once
+        raise JobError("far enough")
+
+    monkeypatch.setattr("lorabuild.stages.samples.Painter", painter)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ember\n")
+    said: list[str] = []
+    workspace = Workspace(
+        tmp_path / "staging",
+        tmp_path,
+        tmp_path,
+        {"prompts": prompts},
+        {"prompts": digest_file(prompts)},
+        warn=said.append,
+    )
+    (job,) = SAMPLES.jobs(project(recipe={"max_train_steps": 2, **RECIPE}, samples=TABLE))
+    job = Job(job.name, job.params, {}, job.outputs, options={"prompts": "prompts.txt", "device": "cuda"})
+    with pytest.raises(JobError, match="far enough"):
+        SAMPLES.run(job, workspace, lambda *told: None)
+    assert (seen["device"], len(said)) == (("cuda", 0) if there else ("cpu", 1)), said

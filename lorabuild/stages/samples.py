@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def run(job: Job, workspace: Workspace, progress: Progress) -> None:
         if workspace.stopping():
             raise Interrupted(f"{done} of {total} pictures")
 
-    painter = _painter(workspace, recipe, clip_skip, stepped)
+    painter = _painter(workspace, job.options, recipe, clip_skip, stepped)
     tokens = _tokens(workspace, prompts, file)
     pictures: dict[str, list[bytes]] = {}
     for column in columns:
@@ -233,12 +234,15 @@ def _file(number: int, column: Column) -> str:
     return f"{number:02}-{column.name}.png"
 
 
-def _painter(workspace: Workspace, recipe: Mapping[str, Any], clip_skip: int, stepped: Any) -> Painter:
-    """Loads nothing before the first picture has to be drawn."""
+def _painter(
+    workspace: Workspace, options: Mapping[str, Any], recipe: Mapping[str, Any], clip_skip: int, stepped: Any
+) -> Painter:
+    """Loads nothing before the first picture has to be drawn. `options` tell the device, as those of a training do."""
     loaded: list[Base] = []
 
+    @cache
     def device() -> str:
-        return device_of({}, recipe, workspace)
+        return device_of(options, recipe, workspace)
 
     def base() -> Base:
         if not loaded:
