@@ -16,7 +16,7 @@ from toy.configs import CONFIGS, TE1, TE2, made
 from toy.draw.render import SIZE, render
 from toy.gate import Effort
 from toy.learn import Plan, learn
-from toy.levels import LEVEL1, LEVEL2, PLACES, bypassed, start, transformers
+from toy.levels import LEVEL1, LEVEL2, bypassed, start, transformers
 from toy.muon import Muon, orthogonal
 from toy.pictures import picture, plain, strange_style, stranger
 from toy.stages import ASSET, SIZE_LIMIT, STAGES, Settings, _arrays
@@ -269,15 +269,11 @@ def test_each_picture_comes_once_an_epoch():
     assert seen[:10] != seen[10:] != sorted(seen[10:])
 
 
-def test_level_1_is_left_out_at_first_and_now_and_then_and_so_is_what_stands_around_the_middle():
-    cure = Cure(alone=0.4, left_out=0.3, spared=0.2)
+def test_level_1_is_left_out_at_first_and_now_and_then():
+    cure = Cure(alone=0.4, left_out=0.3)
     told = [cure.leaves_out(0, step, 1000) for step in range(1000)]
-    without = {place: [place in one for one in told] for place in PLACES}
-    assert (
-        without["down1"] == without["up1"] and all(without["down1"][:400]) and 130 < sum(without["down1"][400:]) < 230
-    )
-    assert 150 < sum(without["up0"]) < 250 and 60 < sum(without["down2"]) < 140 and not any(without["mid"])
-    assert not any(Cure(alone=0, left_out=0, spared=0).leaves_out(0, step, 10) for step in range(10))
+    assert all(told[:400]) and 130 < sum(told[400:]) < 230
+    assert not any(Cure(alone=0, left_out=0).leaves_out(0, step, 10) for step in range(10))
 
 
 def test_the_deep_part_alone_says_and_learns_what_it_does_in_a_whole_pass():

@@ -197,7 +197,7 @@ def test_what_goes_wrong_in_foretelling_costs_the_order_and_not_the_build(root: 
 def test_what_is_away_has_places_of_its_own(root: Path):
     with opened(root, writing=False, building=False) as engine:
         with_places(engine, 1)
-        engine.away = SimpleNamespace(needs=SimpleNamespace(stages={"train"}, jobs=3))  # type: ignore[assignment]
+        engine.away = SimpleNamespace(needs=SimpleNamespace(stages={"train"}, jobs=3))  # type: ignore[assignment]  # all that the builder asks of it
         taken = {name: engine._takes(engine.jobs[name]) for name in ("train:moss", "latents:moss", "chop:moss")}
         assert taken == {"train:moss": {"away": 1}, "latents:moss": HEAVY, "chop:moss": LIGHT}
         engine.anew = frozenset(engine.jobs)

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from lorabuild.nn.base import Base
     from lorabuild.workspace import Progress, Workspace
 
-Made = Mapping[
-    str, tuple[str, str, str]
-]  # role -> stage and whose job of it makes the file; whose training it comes from
+# role -> stage and whose job of it makes the file; whose training it comes from
+Made = Mapping[str, tuple[str, str, str]]
 WITHOUT, ALONE = "without", "only"  # of a block: the LoRA without it, and nothing but it
 SHEET_SIDE, STRIP_SIDE = 512, 256  # pixels of a picture in the sheet, and in the strip, which has many
 

@@ -84,9 +84,8 @@ class Slots:
         with self._changed:
             devices = self._enter(me) if not self._line and not self.shut and self._fits(me) else None
         if devices is None:
-            me.urgency = (
-                urgency() if self._all["gpu"] > 1 and not self.shut else 0.0
-            )  # takes its time, and nobody waits for it
+            # It takes its time, and nobody waits for it.
+            me.urgency = urgency() if self._all["gpu"] > 1 and not self.shut else 0.0
             devices = self._wait(me)
         try:
             device = ",".join(devices) if devices else "" if self._there else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,27 +32,21 @@ class Cure:
 
     `deep`: updates before all others, of level 2 and the way down to it alone (`train_deep`). `alone`: share of the run
     proper at whose beginning level 1's transformers are left out. `left_out`: share of the updates after that in which
-    they are. `spared`: share of all updates in which those of level 2's way up are, and half as often those of its way
-    down: else its middle has nothing to do. `branch`, `exit`: how level 2 starts (`levels.start`). `taught`: weight of what
-    `train_deep` minimises in the run proper. All 0 is the prototype's way.
+    they are. `branch`, `exit`: how level 2 starts (`levels.start`). `taught`: weight of what `train_deep` minimises in the
+    run proper. All 0 is the prototype's way.
     """
 
     deep: int = 600
     alone: float = 0.35
     left_out: float = 0.3
-    spared: float = 0.0  # 0.3 undid what the rest had done (docs/log.md)
     branch: float = 0.3
     exit: float = 0.5
     taught: float = 0.1
 
-    def leaves_out(self, seed: int, step: int, steps: int) -> list[str]:
-        """The places (`levels.PLACES`) whose transformers have no part in update `step`."""
-        draw = python_random(seed, "left out", step)
-        chances = {place: 1.0 if step < self.alone * steps else self.left_out for place in LEVEL1}
-        first, second, third = draw.random(), draw.random(), draw.random()
-        drawn = dict.fromkeys(LEVEL1, first) | {"up0": second, "down2": third}
-        chances |= {"up0": self.spared, "down2": self.spared / 2}
-        return [place for place, chance in chances.items() if drawn[place] < chance]
+    def leaves_out(self, seed: int, step: int, steps: int) -> bool:
+        if step < self.alone * steps:
+            return True
+        return python_random(seed, "level 1", step).random() < self.left_out
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ def train(
 
     def loss_at(step: int) -> Tensor:
         given = _draw(samples, seed, step, batch)
-        with bypassed(unet, *cure.leaves_out(seed, step, plan.steps)):
+        with bypassed(unet, *LEVEL1) if cure.leaves_out(seed, step, plan.steps) else nullcontext():
             of_noise, own = deep.both(given)
         return (of_noise * weights[given.timesteps]).mean() + cure.taught * own.mean()
 
